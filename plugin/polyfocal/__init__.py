@@ -1,0 +1,24 @@
+"""polyfocal: the focal-loss family for MMDetection, MMDetection3D and Detectron2.
+
+Importing this package imports torch and nothing of the detection frameworks; their adapters are
+``polyfocal.mmengine`` and ``polyfocal.mmdet``.
+"""
+
+from polyfocal.losses import (
+    CyclicalFocalLoss,
+    FocalLoss,
+    Poly1CrossEntropyLoss,
+    Poly1FocalLoss,
+    PolyNLoss,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CyclicalFocalLoss",
+    "FocalLoss",
+    "Poly1CrossEntropyLoss",
+    "Poly1FocalLoss",
+    "PolyNLoss",
+    "__version__",
+]

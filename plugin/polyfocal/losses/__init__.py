@@ -1,0 +1,15 @@
+"""The losses as modules; the functions behind them are in ``polyfocal.losses.functional``."""
+
+from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.cyclical import CyclicalFocalLoss
+from polyfocal.losses.focal import FocalLoss
+from polyfocal.losses.poly import Poly1CrossEntropyLoss, Poly1FocalLoss, PolyNLoss
+
+__all__ = [
+    "ClassificationLoss",
+    "CyclicalFocalLoss",
+    "FocalLoss",
+    "Poly1CrossEntropyLoss",
+    "Poly1FocalLoss",
+    "PolyNLoss",
+]

@@ -1,0 +1,106 @@
+"""The module behind every loss: the call contract that MMDetection's heads use."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyfocal.errors import UserError
+from polyfocal.losses.functional import PerClass, check_alpha, check_class_weight
+from polyfocal.losses.reduction import check_reduction
+
+
+class ClassificationLoss(nn.Module, ABC):
+    """A loss of logits and targets: ``loss(pred, target, weight, avg_factor)``.
+
+    A subclass gives its hyper-parameters to its function in :meth:`compute`.
+
+    Args:
+        use_sigmoid: one binary problem a class, or one softmax over the classes. Heads choose
+            their number of outputs and their activation by it, and MMDetection's dense heads
+            read it from the config and not from the loss, so it must be written there.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor on the result.
+        alpha, class_weight, ignore_index: see :mod:`polyfocal.losses.functional`.
+
+    Raises:
+        UserError: a value out of its range, or no ``use_sigmoid``.
+    """
+
+    alpha: Tensor | float | None
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        use_sigmoid: bool | None,
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        alpha: PerClass | None = None,
+        class_weight: Sequence[float] | Tensor | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(use_sigmoid, bool):
+            raise UserError(
+                f"{type(self).__name__} has use_sigmoid={use_sigmoid}: write use_sigmoid=True (one"
+                " binary problem a class, as in dense heads) or use_sigmoid=False (softmax) beside"
+                " its type, because heads read that key"
+            )
+        check_reduction(reduction)
+        check_alpha(alpha)
+        check_class_weight(class_weight)
+        self.use_sigmoid = use_sigmoid
+        self.reduction = reduction
+        self.loss_weight = loss_weight
+        self.ignore_index = ignore_index
+        # Not persistent: a checkpoint trained with this loss loads in a model that has another.
+        self._per_class("class_weight", class_weight)
+        self._per_class("alpha", alpha)
+
+    def _per_class(self, name: str, value: PerClass | None) -> None:
+        if value is None or isinstance(value, int | float):
+            setattr(self, name, value)
+        else:
+            value = torch.as_tensor(value, dtype=torch.float32)
+            self.register_buffer(name, value, persistent=False)
+
+    @abstractmethod
+    def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
+        """The loss function of this module with its hyper-parameters.
+
+        Args:
+            pred, target, weight: as in :meth:`forward`.
+            common: ``use_sigmoid``, ``class_weight``, ``ignore_index``, ``reduction`` and
+                ``avg_factor``, to hand on.
+        """
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor:
+        """The weighted and reduced loss times ``loss_weight``.
+
+        Args:
+            pred: logits, (N, C) or (N, K).
+            target: labels (N,) or soft targets of the logits' shape.
+            weight, avg_factor: see :mod:`polyfocal.losses.reduction`.
+            reduction_override: takes the place of ``reduction`` for this call.
+            ignore_index: takes the place of the module's for this call.
+        """
+        return self.loss_weight * self.compute(
+            pred,
+            target,
+            weight,
+            use_sigmoid=self.use_sigmoid,
+            class_weight=self.class_weight,
+            ignore_index=self.ignore_index if ignore_index is None else ignore_index,
+            reduction=self.reduction if reduction_override is None else reduction_override,
+            avg_factor=avg_factor,
+        )

@@ -1,0 +1,106 @@
+"""What weights, ``ignore_index`` and ``reduction`` mean, once, for every loss.
+
+With l the unreduced loss, ``(N, C)`` in the sigmoid form and ``(N,)`` in the softmax form, and w the
+product of all weights below (1 where there is none):
+
+===========  ===========================  ====================================================
+reduction    without ``avg_factor``       with ``avg_factor`` a
+===========  ===========================  ====================================================
+``none``     w l, l's shape               w l, l's shape; a is not used
+``sum``      sum(w l)                     refused, as in MMDetection
+``mean``     sum(w l) / (entries that     sum(w l) / (a + eps), eps = 1.2e-7 (float32's),
+             are not ignored, at least    as in MMDetection
+             1)
+===========  ===========================  ====================================================
+
+==================  ===========================================================================
+``weight``          sigmoid: ``(N,)`` or ``(N, 1)`` a row, ``(N, C)`` or ``(N * C,)`` an entry;
+                    softmax: ``(N,)``
+``class_weight``    sigmoid: ``(C,)``, weighs column c, its positives and its negatives;
+                    softmax: one a column, weighs a row by its class (by sum_k y_k w_k for
+                    soft targets)
+``ignore_index``    rows with this integer label are exactly 0, gradient included
+==================  ===========================================================================
+"""
+
+import torch
+from torch import Tensor
+
+from polyfocal.errors import UserError
+
+REDUCTIONS = ("none", "mean", "sum")
+_EPS = torch.finfo(torch.float32).eps
+
+
+def check_reduction(reduction: str, avg_factor: object = None) -> None:
+    """Raises UserError for an unknown reduction, or for 'sum' with an ``avg_factor``."""
+    if reduction not in REDUCTIONS:
+        raise UserError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+    if reduction == "sum" and avg_factor is not None:
+        raise UserError("avg_factor is given with reduction='sum': expected 'mean' or 'none'")
+
+
+def expand_weight(weight: Tensor, loss: Tensor) -> Tensor:
+    """The weight in a shape that broadcasts over ``loss`` row by row or entry by entry.
+
+    Raises:
+        UserError: any other shape, or a dtype that is neither floating point, integer nor bool.
+    """
+    if weight.is_complex():
+        raise UserError(f"weight has dtype {weight.dtype}: expected floating point")
+    weight = weight.to(loss.dtype)
+    if weight.shape == loss.shape:
+        return weight
+    if loss.dim() == 2:
+        rows, columns = loss.shape
+        if weight.shape == (rows,):
+            return weight.unsqueeze(1)
+        if weight.shape == (rows, 1):
+            return weight
+        if weight.shape == (rows * columns,):
+            return weight.view(rows, columns)
+    allowed = "(N,), (N, 1), (N, C) or (N * C,)" if loss.dim() == 2 else "that of the loss"
+    raise UserError(
+        f"weight has shape {tuple(weight.shape)}: expected {allowed} for a loss of shape"
+        f" {tuple(loss.shape)}"
+    )
+
+
+def reduce_loss(
+    loss: Tensor,
+    weight: Tensor | None,
+    keep: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | float | None,
+) -> Tensor:
+    """Weighs and reduces as the tables of this module say.
+
+    Args:
+        loss: the unreduced loss.
+        weight: broadcasts over ``loss``.
+        keep: (N,) bool, False for the rows to ignore; None for none of them.
+        reduction: 'none', 'mean' or 'sum'.
+        avg_factor: a number or a tensor of one element.
+    """
+    if weight is not None:
+        loss = loss * weight
+    if keep is not None:
+        keep = keep.unsqueeze(1) if loss.dim() == 2 else keep
+        loss = torch.where(keep, loss, 0.0)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    if avg_factor is not None:
+        if isinstance(avg_factor, Tensor):
+            if avg_factor.numel() != 1:
+                raise UserError(
+                    f"avg_factor has shape {tuple(avg_factor.shape)}: expected one number"
+                )
+            avg_factor = avg_factor.detach().reshape(()).to(loss.dtype)
+        return total / (avg_factor + _EPS)
+    if keep is None:
+        return total / max(loss.numel(), 1)
+    columns = loss.shape[1] if loss.dim() == 2 else 1
+    return total / (keep.sum() * columns).clamp_min(1)

@@ -1,0 +1,24 @@
+"""MMDetection adapter. Importing it registers the losses and what heads need around them.
+
+``custom_imports=dict(imports=['polyfocal.mmdet'])`` makes ``type='Poly1FocalLoss'`` work in any
+config; ``type='polyfocal.Poly1FocalLoss'`` works without it.
+"""
+
+try:
+    import mmdet  # noqa: F401
+    import mmengine  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("mmdet", "mmcv", "mmengine"):
+        raise
+    raise ImportError(
+        f"polyfocal.mmdet needs MMDetection, and {error.name} is not installed: pip install"
+        " 'polyfocal[mmdet]', after torch and mmcv as the README says"
+    ) from None
+
+import polyfocal.mmengine  # noqa: F401
+from polyfocal.mmdet import placement
+from polyfocal.mmdet.heads import MaskLoss, RoILoss
+
+placement.watch()
+
+__all__ = ["MaskLoss", "RoILoss"]

@@ -1,0 +1,102 @@
+"""The two places of MMDetection that a loss does not fit as it is: RoI classifiers and masks."""
+
+from typing import Any
+
+import torch
+from mmdet.models.losses import accuracy
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor, nn
+
+from polyfocal.errors import UserError
+from polyfocal.losses import ClassificationLoss
+from polyfocal.registry import MODELS
+
+
+def _build(adapter: str, loss: dict[str, Any], why: str) -> ClassificationLoss:
+    """The inner loss of an adapter, which must be one of ours in its sigmoid form."""
+    built = MMDET_MODELS.build(loss)
+    if not isinstance(built, ClassificationLoss):
+        raise UserError(
+            f"{adapter} holds a {type(built).__name__}: expected a loss of polyfocal, for instance"
+            " type='polyfocal.Poly1FocalLoss'"
+        )
+    if not built.use_sigmoid:
+        raise UserError(f"{adapter} holds a {type(built).__name__} of softmax form: {why}")
+    return built
+
+
+@MODELS.register_module()
+@MMENGINE_MODELS.register_module()
+class RoILoss(nn.Module):
+    """A sigmoid loss as ``loss_cls`` of a BBoxHead, such as Shared2FCBBoxHead or Cascade R-CNN's.
+
+    A BBoxHead ignores ``use_sigmoid``: it makes C + 1 outputs and takes their softmax at test
+    time. With this adapter it makes C outputs, one a class, and takes their sigmoid in training
+    statistics, in the refinement of cascades and at test time alike, with a last column,
+    1 - max_k p_k, as the background's score. A softmax loss needs no adapter there.
+
+    Args:
+        loss: config of a sigmoid loss of this package.
+
+    Example:
+        >>> loss_cls = dict(
+        ...     type='polyfocal.RoILoss',
+        ...     loss=dict(type='polyfocal.FocalLoss', use_sigmoid=True))
+    """
+
+    custom_cls_channels = True
+    custom_activation = True
+    custom_accuracy = True
+
+    def __init__(self, loss: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss = _build("RoILoss", loss, "a BBoxHead takes it without an adapter")
+
+    def get_cls_channels(self, num_classes: int) -> int:
+        """Outputs of the classifier: one a class."""
+        return num_classes
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        """Scores (N, C + 1), the background last, of logits (N, C)."""
+        scores = cls_score.sigmoid()
+        if scores.shape[1] == 0 or scores.shape[0] == 0:
+            return scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
+        return torch.cat([scores, 1 - scores.amax(dim=1, keepdim=True)], dim=1)
+
+    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Top-1 accuracy in percent, background included, under the key 'acc'."""
+        return {"acc": accuracy(self.get_activation(cls_score), labels)}
+
+    def forward(self, cls_score: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The inner loss of logits (N, C) and labels (N,) in [0, C]."""
+        return self.loss(cls_score, labels, *args, **kwargs)
+
+
+@MODELS.register_module()
+@MMENGINE_MODELS.register_module()
+class MaskLoss(nn.Module):
+    """A sigmoid loss as ``loss_mask`` of FCNMaskHead, pixel by pixel.
+
+    FCNMaskHead gives its loss the masks' class labels where other heads give weights; this adapter
+    takes the mask of each object's own class, (N, H, W) of (N, C, H, W), and averages over pixels.
+
+    Args:
+        loss: config of a sigmoid loss of this package. Poly1CrossEntropyLoss with epsilon=0 is
+            the stock mask loss.
+
+    Example:
+        >>> loss_mask = dict(
+        ...     type='polyfocal.MaskLoss',
+        ...     loss=dict(type='polyfocal.Poly1CrossEntropyLoss', epsilon=1.0, use_sigmoid=True))
+    """
+
+    def __init__(self, loss: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss = _build("MaskLoss", loss, "masks of classes do not compete, write use_sigmoid=True")
+
+    def forward(self, mask_preds: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (N, C, H, W), masks (N, H, W) in [0, 1] and labels (N,); C may be 1."""
+        rows = torch.arange(len(labels), device=labels.device)
+        # (1,), as MMDetection's own mask loss returns it.
+        return self.loss(mask_preds[rows, labels], mask_targets)[None]

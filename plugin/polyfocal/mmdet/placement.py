@@ -1,0 +1,93 @@
+"""Refuses, while a model is built, a loss in a head that would silently train something else.
+
+A head assigns its loss to an attribute, and torch tells about that: a module registration hook
+sees the head and the loss together at the only moment when both are known and nothing has run.
+"""
+
+from mmdet.models.dense_heads import GFLHead, RTMDetHead, TOODHead, YOLOV3Head
+from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.hooks import RemovableHandle
+
+from polyfocal.errors import UserError
+from polyfocal.losses import ClassificationLoss
+from polyfocal.mmdet.heads import MaskLoss, RoILoss
+
+# They hand (labels, quality scores) to their loss, made for Quality Focal Loss.
+_QUALITY_HEADS = (GFLHead, RTMDetHead, TOODHead)
+
+_watching: RemovableHandle | None = None
+
+
+def watch() -> None:
+    """From now on, checks every loss of this package when a head takes it."""
+    global _watching
+    if _watching is None:
+        _watching = register_module_module_registration_hook(check)
+
+
+def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
+    """Raises UserError where ``head.<name> = loss`` would build a wrong model.
+
+    Args:
+        head: the module that takes the loss.
+        name: of the attribute.
+        loss: what it is given; anything but a loss of this package is let through.
+    """
+    if not isinstance(loss, ClassificationLoss | RoILoss | MaskLoss):
+        return
+    if isinstance(head, RoILoss | MaskLoss):
+        return
+    where, what = f"{type(head).__name__}.{name}", type(loss).__name__
+    if isinstance(head, FCNMaskHead):
+        if not isinstance(loss, MaskLoss):
+            raise UserError(
+                f"{where} is a {what}: a mask head passes labels where other heads pass weights;"
+                f" write dict(type='polyfocal.MaskLoss', loss=dict(type='polyfocal.{what}',"
+                " use_sigmoid=True, ...))"
+            )
+        return
+    if isinstance(loss, MaskLoss):
+        raise UserError(f"{where} is a MaskLoss: expected one in loss_mask of an FCNMaskHead only")
+    if isinstance(head, BBoxHead):
+        _check_bbox_head(head, where, loss)
+        return
+    if isinstance(loss, RoILoss):
+        raise UserError(
+            f"{where} is a RoILoss, which is for BBoxHeads: give {type(head).__name__} the inner"
+            f" loss, {type(loss.loss).__name__}, itself"
+        )
+    if isinstance(head, _QUALITY_HEADS) and name == "loss_cls":
+        raise UserError(
+            f"{where} is a {what}: {type(head).__name__} gives its loss pairs of labels and"
+            " quality scores, which only QualityFocalLoss takes; use ATSSHead or RetinaHead"
+        )
+    if isinstance(head, YOLOV3Head) and not loss.use_sigmoid:
+        raise UserError(f"{where} is a softmax {what}: it takes a sigmoid loss, use_sigmoid=True")
+    expects_sigmoid = getattr(head, "use_sigmoid_cls", None)
+    if name == "loss_cls" and expects_sigmoid is not None and expects_sigmoid != loss.use_sigmoid:
+        raise UserError(
+            f"{where} is a {what} with use_sigmoid={loss.use_sigmoid}, but the head was made for"
+            f" use_sigmoid={expects_sigmoid}: write use_sigmoid={expects_sigmoid} in the loss's"
+            " config, where the head reads it"
+        )
+
+
+def _check_bbox_head(head: BBoxHead, where: str, loss: ClassificationLoss | RoILoss) -> None:
+    # DIIHead (Sparse R-CNN) is the one BBoxHead that asks its loss for use_sigmoid.
+    takes_sigmoid = isinstance(head, DIIHead)
+    if isinstance(loss, RoILoss):
+        if takes_sigmoid:
+            raise UserError(
+                f"{where} is a RoILoss: {type(head).__name__} takes a sigmoid loss without an"
+                f" adapter, give it {type(loss.loss).__name__} itself"
+            )
+    elif loss.use_sigmoid and not takes_sigmoid:
+        what = type(loss).__name__
+        raise UserError(
+            f"{where} is a sigmoid {what}, but a BBoxHead takes the softmax of C + 1 outputs at"
+            f" test time: write dict(type='polyfocal.RoILoss', loss=dict(type='polyfocal.{what}',"
+            " use_sigmoid=True, ...)), or use_sigmoid=False"
+        )

@@ -1,0 +1,153 @@
+"""The tiny profile: the architecture of a config, small enough to train on a CPU in minutes.
+
+One set of rules serves every detector, by walking its config: the backbone becomes a ResNet-18 from
+scratch, every channel width and every number of samples becomes a quarter, every stack of layers at
+most two deep, the pictures small, and the recipe one that works without pretrained weights.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from polyfocal.errors import UserError
+
+MAX_SIDE = 320
+"""Longest side of a picture in pixels where the data set's own pictures are larger."""
+
+_SHRINK = 4
+_WIDTHS = frozenset(
+    {
+        "in_channels",
+        "out_channels",
+        "feat_channels",
+        "conv_out_channels",
+        "fc_out_channels",
+        "embed_dims",
+        "feedforward_channels",
+        "num_feats",
+    }
+)
+_DEPTHS = frozenset({"stacked_convs", "num_convs", "num_layers"})
+_MAX_DEPTH = 2
+_RESNET18_CHANNELS = (64, 128, 256, 512)
+
+
+def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
+    """Change a detector's config, in place, to its CPU-sized version.
+
+    Nothing is downloaded: the weights start from scratch.
+
+    Args:
+        cfg: An MMDetection 3.x config with a model on a ResNet-like backbone.
+        side: Longest side in pixels to which pictures are resized, keeping their ratio.
+
+    Raises:
+        UserError: The model has no backbone whose stages ResNet-18 could take over.
+    """
+    _shrink_model(cfg.model)
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        cfg[loader].update(batch_size=8, num_workers=1, persistent_workers=True)
+        for dataset in leaf_datasets(cfg[loader].dataset):
+            dataset.pipeline = _pipeline(dataset.pipeline, side, train=loader.startswith("train"))
+    # The schedulers have no end of their own: they follow train_cfg.max_epochs, whoever sets it.
+    cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=8, val_interval=4)
+    cfg.param_scheduler = [
+        ConfigDict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100),
+        ConfigDict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, eta_min=0),
+    ]
+    cfg.optim_wrapper = ConfigDict(
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+        clip_grad=dict(max_norm=10, norm_type=2),
+    )
+    # Scaling the rate means scaling it from this recipe's batch, not from the original's.
+    cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=8)
+    # Two, so that a run killed while it writes one can resume from the other.
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 2
+    cfg.default_hooks.logger.interval = 10
+    for key in ("tta_model", "tta_pipeline"):
+        cfg.pop(key, None)
+
+
+def walk(node: Any) -> Iterator[ConfigDict]:
+    """Every dictionary in a config tree, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        for value in list(node.values()):
+            yield from walk(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from walk(value)
+
+
+def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets that read annotations, inside whatever wrappers a config puts around them."""
+    return (node for node in walk(dataset) if "ann_file" in node)
+
+
+def _shrink_model(model: ConfigDict) -> None:
+    backbone = model.get("backbone")
+    if backbone is None or "out_indices" not in backbone:
+        raise UserError(
+            f"the tiny profile puts a ResNet-18 in the place of the backbone; the model "
+            f"{model.get('type')!r} has no backbone with out_indices."
+        )
+    stages = tuple(backbone.out_indices)
+    if "encoder" in model:
+        # The detection transformers leave their head's width to its default.
+        model.bbox_head.setdefault("embed_dims", 256)
+    del model.backbone
+    for node in walk(model):
+        for key, value in node.items():
+            if key in _WIDTHS and isinstance(value, int):
+                node[key] = value // _SHRINK
+            elif key in _DEPTHS:
+                node[key] = min(value, _MAX_DEPTH)
+        if "init_cfg" in node:
+            node.init_cfg = None
+    model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
+    model.backbone = ConfigDict(
+        type="ResNet",
+        depth=18,
+        num_stages=4,
+        out_indices=stages,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        style="pytorch",
+        init_cfg=None,
+    )
+    # A caffe backbone's unscaled input belongs to its pretrained weights.
+    model.data_preprocessor.update(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    )
+    for cfg in ("train_cfg", "test_cfg"):
+        for key, node in _items(model.get(cfg)):
+            if key == "sampler" and "num" in node:
+                node.num //= _SHRINK
+            elif key in ("rpn", "rpn_proposal") and "max_per_img" in node:
+                node.max_per_img //= _SHRINK
+
+
+def _items(node: Any) -> Iterator[tuple[str, ConfigDict]]:
+    """Every (key, dictionary) pair in a config tree."""
+    for parent in walk(node):
+        for key, value in parent.items():
+            if isinstance(value, dict):
+                yield key, value
+
+
+def _pipeline(pipeline: list[ConfigDict], side: int, *, train: bool) -> list[ConfigDict]:
+    """Load, resize, flip (train only), pack: what the config loads, at the profile's size."""
+    steps = {step["type"]: step for step in walk(pipeline) if "type" in step}
+    load = steps.get("LoadImageFromFile", ConfigDict(type="LoadImageFromFile"))
+    annotations = steps.get(
+        "LoadAnnotations", ConfigDict(type="LoadAnnotations", with_bbox=True)
+    )
+    resize = ConfigDict(type="Resize", scale=(side, side), keep_ratio=True)
+    if train:
+        flip = [steps["RandomFlip"]] if "RandomFlip" in steps else []
+        return [load, annotations, resize, *flip, ConfigDict(type="PackDetInputs")]
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    return [load, resize, annotations, ConfigDict(type="PackDetInputs", meta_keys=meta_keys)]

@@ -1,0 +1,131 @@
+"""What a person sees while a model trains: a bar on a terminal, plain lines elsewhere, no dumps."""
+
+import logging
+import sys
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from polyfocal.errors import UserError
+
+_LOSS_WINDOW = 50  # iterations over which the shown losses are averaged
+
+
+class ConsoleRunner(Runner):
+    """A Runner whose console is for people.
+
+    The dumps of the config, the environment and the hooks go to the log file only. The console gets
+    warnings and, where it is not a terminal, the lines of the progress log. A model that cannot be
+    built from its config is the config's error.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Make the run's logger, with a console handler that lets only progress through."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_for_people)
+        return logger
+
+    def build_model(self, model: Any) -> Any:
+        """Build the model; bad keywords and values in its config become one sentence.
+
+        Raises:
+            UserError: The model cannot be built from this config.
+        """
+        try:
+            return super().build_model(model)
+        except Exception as error:
+            raise UserError(f"the model cannot be built: {_innermost(error)}") from error
+
+
+class ProgressBarHook(Hook):
+    """A bar with the time left and the running losses; it does nothing where it is no terminal."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            disable=not on_terminal(),
+        )
+
+    def before_train(self, runner: Runner) -> None:
+        """Show the bar; after a resume it starts where the run had stopped."""
+        self._task = self._bar.add_task(
+            "training", total=runner.max_iters, completed=runner.iter, losses=""
+        )
+        self._bar.start()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move the bar on by one iteration."""
+        losses = {
+            name.removeprefix("train/"): buffer.mean(_LOSS_WINDOW)
+            for name, buffer in runner.message_hub.log_scalars.items()
+            if name.startswith("train/") and "loss" in name
+        }
+        self._bar.update(
+            self._task,
+            completed=runner.iter + 1,
+            description=f"epoch {runner.epoch + 1}/{runner.max_epochs}",
+            losses="  ".join(f"{name} {value:.3f}" for name, value in losses.items()),
+        )
+
+    def before_val(self, runner: Runner) -> None:
+        """Show a second bar for the evaluation."""
+        self._val_task = self._bar.add_task("evaluating", total=len(runner.val_dataloader), losses="")
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move the evaluation's bar on by one batch."""
+        self._bar.advance(self._val_task)
+
+    def after_val(self, runner: Runner) -> None:
+        """Take the evaluation's bar away."""
+        self._bar.remove_task(self._val_task)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Leave a line with the mean average precision above the bar."""
+        shown = [f"{k.split('/')[-1]} {v:.3f}" for k, v in (metrics or {}).items() if k[-3:] == "mAP"]
+        if shown:
+            self._bar.print(f"epoch {runner.epoch}: {'  '.join(shown)}")
+
+    def close(self) -> None:
+        """Give the terminal back, also after an interrupted training."""
+        self._bar.stop()
+
+
+def on_terminal() -> bool:
+    """Whether a person is watching standard output."""
+    return sys.stdout.isatty()
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    if record.levelno >= logging.WARNING:
+        return True
+    return record.module == "logger_hook" and not on_terminal()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error

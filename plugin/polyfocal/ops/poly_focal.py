@@ -1,0 +1,161 @@
+"""The polynomial focal family on logits, composed of differentiable torch operations.
+
+One scalar function serves every loss of the family. With p_t the probability of the target,
+
+    f(p_t) = [(1 - xi) (1 - p_t)^gamma + xi (1 + p_t)^gamma_hc] CE
+             + sum_j epsilon_j (1 - p_t)^(gamma + j),    CE = -log p_t,
+
+and one variable serves both activations: p_t = sigmoid(z), where z is the signed logit in the
+sigmoid form and z = x_y - logsumexp_{k != y} x_k in the softmax form. log p_t and log(1 - p_t) are
+then both ``logsigmoid``, exact in either tail, and every power is the exponential of a multiple of
+a logarithm, whose gradient stays finite for any gamma >= 0, gamma < 1 included.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PolyFocal(NamedTuple):
+    """Coefficients of f(p_t); the defaults are cross-entropy."""
+
+    gamma: float = 0.0
+    epsilons: tuple[float, ...] = ()
+    xi: float = 0.0
+    gamma_hc: float = 0.0
+
+    def of_negatives(self) -> "PolyFocal":
+        """The entries with target 0 of the sigmoid form, which take no part in the cycle."""
+        return self._replace(xi=0.0)
+
+
+def _polynomial(
+    poly: PolyFocal,
+    cross_entropy: Tensor,
+    log_pt: Tensor,
+    log_1mpt: Tensor,
+    positive: Tensor | float = 1.0,
+) -> Tensor:
+    """f(p_t), elementwise; ``positive`` scales the weight xi of the high-confidence term."""
+    loss = cross_entropy
+    if poly.gamma > 0:
+        loss = loss * torch.exp(poly.gamma * log_1mpt)
+    if poly.xi > 0:
+        xi = poly.xi * positive
+        high = cross_entropy * torch.exp(poly.gamma_hc * torch.log1p(torch.exp(log_pt)))
+        loss = (1.0 - xi) * loss + xi * high
+    for j, epsilon in enumerate(poly.epsilons, start=1):
+        if epsilon != 0:
+            loss = loss + epsilon * torch.exp((poly.gamma + j) * log_1mpt)
+    return loss
+
+
+def _of_margin(poly: PolyFocal, z: Tensor) -> Tensor:
+    log_pt = F.logsigmoid(z)
+    return _polynomial(poly, -log_pt, log_pt, F.logsigmoid(-z))
+
+
+def sigmoid_poly_focal(
+    logits: Tensor, target: Tensor, poly: PolyFocal, alpha: Tensor | float | None
+) -> Tensor:
+    """Per-class binary losses, not reduced.
+
+    Args:
+        logits: (N, C), or any shape with a target of that shape.
+        target: (N,) int64 in [0, C], C being background; or the logits' shape, in [0, 1].
+        poly: coefficients.
+        alpha: weight of the entries with target 1, (1 - alpha) of those with target 0; a number,
+            one a class (C,), or None for no such weights.
+
+    Returns:
+        The logits' shape.
+    """
+    if target.shape == logits.shape:
+        return _sigmoid_soft(logits, target, poly, alpha)
+    # Nearly every entry is a negative: take all of them as negatives, then put the positives in.
+    loss = _of_margin(poly.of_negatives(), -logits)
+    if alpha is not None:
+        loss = loss * (1.0 - alpha)
+    if logits.shape[0] == 0:
+        return loss
+    foreground = (target != logits.shape[1]).unsqueeze(1)
+    column = torch.where(foreground, target.unsqueeze(1), 0)
+    positive = _of_margin(poly, logits.gather(1, column))
+    if alpha is not None:
+        alpha_y = alpha[column] if isinstance(alpha, Tensor) and alpha.dim() else alpha
+        positive = positive * alpha_y
+    return loss.scatter(1, column, torch.where(foreground, positive, loss.gather(1, column)))
+
+
+def _sigmoid_soft(
+    logits: Tensor, target: Tensor, poly: PolyFocal, alpha: Tensor | float | None
+) -> Tensor:
+    """As above with target y in [0, 1]: p_t = y p + (1 - y)(1 - p), CE the binary cross-entropy."""
+    log_p, log_1mp = F.logsigmoid(logits), F.logsigmoid(-logits)
+    log_y, log_1my = torch.log(target), torch.log1p(-target)
+    loss = _polynomial(
+        poly,
+        -(target * log_p + (1.0 - target) * log_1mp),
+        torch.logaddexp(log_y + log_p, log_1my + log_1mp),
+        torch.logaddexp(log_y + log_1mp, log_1my + log_p),
+        positive=target,
+    )
+    if alpha is not None:
+        loss = loss * (target * alpha + (1.0 - target) * (1.0 - alpha))
+    return loss
+
+
+def softmax_poly_focal(
+    logits: Tensor, target: Tensor, poly: PolyFocal, label_smoothing: float = 0.0
+) -> Tensor:
+    """Single-label losses, not reduced.
+
+    Args:
+        logits: (N, K).
+        target: (N,) int64 in [0, K - 1]; or (N, K) with rows that sum to 1.
+        poly: coefficients.
+        label_smoothing: mass spread evenly over the K classes, in [0, 1); integer targets only,
+            and only where the source of the loss defines it (no epsilons beyond the first with
+            gamma = 0, or the cyclical form).
+
+    Returns:
+        (N,)
+    """
+    if target.shape == logits.shape:
+        return _softmax_soft(logits, target, poly)
+    column = target.unsqueeze(1)
+    # The lowest finite number, not -inf: a single column then still has a finite gradient.
+    others = logits.scatter(1, column, torch.finfo(logits.dtype).min)
+    z = logits.gather(1, column).squeeze(1) - torch.logsumexp(others, dim=1)
+    loss = _of_margin(poly, z)
+    if label_smoothing == 0:
+        return loss
+    # Every class k gets the mass a / K of a target, the labelled one (1 - a) on top of it. The
+    # weight of a class that is not the labelled one is (1 - xi) p_k^gamma + xi, and its
+    # polynomial term is epsilon (1 - p_k).
+    num_classes = logits.shape[1]
+    share = label_smoothing / num_classes
+    log_p = torch.log_softmax(logits, dim=1)
+    smooth = -log_p
+    if poly.gamma > 0:
+        smooth = smooth * ((1.0 - poly.xi) * torch.exp(poly.gamma * log_p) + poly.xi)
+    for epsilon in poly.epsilons:
+        smooth = smooth + epsilon * -torch.expm1(log_p)
+    smooth = smooth.scatter(1, column, 0.0).sum(dim=1)
+    return (1.0 - label_smoothing + share) * loss + share * smooth
+
+
+def _softmax_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
+    """As above with p_t = sum_k y_k p_k and CE = -sum_k y_k log p_k."""
+    log_p = torch.log_softmax(logits, dim=1)
+    tiny = torch.finfo(logits.dtype).tiny
+    p_t = (target * torch.exp(log_p)).sum(dim=1)
+    one_minus_pt = (target * -torch.expm1(log_p)).sum(dim=1)
+    return _polynomial(
+        poly,
+        -(target * log_p).sum(dim=1),
+        torch.log(p_t.clamp_min(tiny)),
+        torch.log(one_minus_pt.clamp_min(tiny)),
+    )
