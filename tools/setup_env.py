@@ -168,7 +168,13 @@ def create_venv() -> None:
     if PYTHON.exists() and "pip" in installed():
         return
     with Step(f"Python environment in {VENV.name}", "some seconds"):
-        venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
+        try:
+            venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise StepFailed(
+                f"    | {error}\nPython's venv module does not work here: install it (on Debian and "
+                "Ubuntu: apt install python3-venv), or name another Python: make PYTHON=... ."
+            ) from error
 
 
 class Step:
@@ -318,7 +324,7 @@ def main() -> int:
     try:
         set_up()
     except StepFailed as failure:
-        print(f"{failure}\nerror: the set-up stopped; the whole output is in {LOG}.")
+        print(f"{failure}\nerror: the set-up stopped." + f" All output: {LOG}" * LOG.exists())
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The next run goes on with the step that was not finished.")
