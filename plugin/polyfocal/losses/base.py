@@ -66,6 +66,13 @@ class ClassificationLoss(nn.Module, ABC):
             value = torch.as_tensor(value, dtype=torch.float32)
             self.register_buffer(name, value, persistent=False)
 
+    def extra_repr(self) -> str:
+        """The settings, in the order of the constructor's keywords."""
+        settings = {
+            k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"
+        }
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
+
     @abstractmethod
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         """The loss function of this module with its hyper-parameters.

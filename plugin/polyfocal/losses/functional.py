@@ -45,9 +45,14 @@ __all__ = [
 PerClass = float | Sequence[float] | Tensor
 
 
+def _is_finite(number: object) -> bool:
+    # A config can hold anything in the place of a number.
+    return isinstance(number, int | float) and math.isfinite(number)
+
+
 def check_gamma(gamma: float, name: str = "gamma") -> None:
     """Raises UserError unless gamma is a finite number >= 0."""
-    if not (math.isfinite(gamma) and gamma >= 0):
+    if not (_is_finite(gamma) and gamma >= 0):
         raise UserError(f"{name}={gamma}: expected a finite number >= 0")
 
 
@@ -56,7 +61,7 @@ def check_epsilons(epsilons: Sequence[float], name: str = "epsilon") -> None:
     if len(epsilons) == 0:
         raise UserError(f"{name} is empty: expected at least one coefficient")
     for j, epsilon in enumerate(epsilons, start=1):
-        if not (math.isfinite(epsilon) and epsilon >= -1 / j):
+        if not (_is_finite(epsilon) and epsilon >= -1 / j):
             which = name if len(epsilons) == 1 else f"{name}[{j - 1}]"
             raise UserError(
                 f"{which}={epsilon}: expected a finite number >= {-1 / j:.4g}, below which the"
@@ -78,7 +83,7 @@ def check_class_weight(class_weight: Sequence[float] | Tensor | None) -> None:
 
 def check_label_smoothing(label_smoothing: float, use_sigmoid: bool, soft: bool = False) -> None:
     """Raises UserError unless label_smoothing is in [0, 1), and 0 where it is not defined."""
-    if not 0 <= label_smoothing < 1:
+    if not (_is_finite(label_smoothing) and 0 <= label_smoothing < 1):
         raise UserError(f"label_smoothing={label_smoothing}: expected a number in [0, 1)")
     if label_smoothing > 0 and (use_sigmoid or soft):
         raise UserError(
@@ -97,8 +102,11 @@ def _check_per_class(name: str, value: PerClass | None, high: float) -> None:
         if value.device.type != "cpu":
             return  # reading it would stop the device; it was checked when the module was built
         value = value.tolist()
-    for number in [value] if isinstance(value, int | float) else value:
-        if not (math.isfinite(number) and 0 <= number <= high):
+    numbers = list(value) if isinstance(value, Sequence) else [value]
+    if not numbers:
+        raise UserError(f"{name} is empty: expected one number a class")
+    for number in numbers:
+        if not (_is_finite(number) and 0 <= number <= high):
             limits = "in [0, 1]" if high == 1 else ">= 0"
             raise UserError(f"{name} holds {number}: expected finite numbers {limits}")
 
@@ -156,7 +164,9 @@ def poly1_focal_loss(
     reduction: str = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    r"""Poly-1 focal loss, :math:`\alpha_t [-(1-p_t)^\gamma \log p_t + \epsilon (1-p_t)^{\gamma+1}]`.
+    r"""Poly-1 focal loss.
+
+    .. math:: L = \alpha_t [-(1 - p_t)^\gamma \log p_t + \epsilon (1 - p_t)^{\gamma + 1}]
 
     alpha_t weighs both terms, so that epsilon = -1 takes away exactly the leading power of the
     focal loss and the loss stays non-negative and monotone in p_t for every epsilon >= -1. Code
@@ -365,17 +375,16 @@ def _loss(
         else:
             loss = softmax_poly_focal(logits, target, poly, label_smoothing)
             scale = _of_rows(per_class, target, soft)
-            if alpha is not None:
-                loss = loss * _of_rows(alpha, target, soft)
+            alpha_t = _of_rows(alpha, target, soft)
+            if alpha_t is not None:
+                loss = loss * alpha_t
         if weight is not None:
             weight = expand_weight(weight, loss)
             scale = weight if scale is None else weight * scale
         return reduce_loss(loss, scale, keep, reduction, avg_factor)  # type: ignore[arg-type]
 
 
-def _of_rows(
-    per_class: Tensor | float | None, target: Tensor, soft: bool
-) -> Tensor | float | None:
+def _of_rows(per_class: Tensor | float | None, target: Tensor, soft: bool) -> Tensor | float | None:
     """The (N,) weights of the rows of a softmax loss, by their targets."""
     if not isinstance(per_class, Tensor):
         return per_class
@@ -401,7 +410,9 @@ def _check_input(
     logits: Tensor, target: Tensor, use_sigmoid: bool, ignore_index: int | None
 ) -> bool:
     """Raises UserError unless target fits logits; returns whether the targets are soft."""
-    got = f"logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}"
+    got = (
+        f"logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}"
+    )
     if not logits.is_floating_point():
         raise UserError(f"got {got}: expected floating-point logits")
     soft = target.shape == logits.shape and (use_sigmoid or logits.dim() == 2)

@@ -1,7 +1,7 @@
 """What weights, ``ignore_index`` and ``reduction`` mean, once, for every loss.
 
-With l the unreduced loss, ``(N, C)`` in the sigmoid form and ``(N,)`` in the softmax form, and w the
-product of all weights below (1 where there is none):
+With l the unreduced loss, ``(N, C)`` in the sigmoid form and ``(N,)`` in the softmax form, and w
+the product of all weights below (1 where there is none):
 
 ===========  ===========================  ====================================================
 reduction    without ``avg_factor``       with ``avg_factor`` a

@@ -7,7 +7,7 @@ from polyfocal.errors import UserError
 
 def check_factor(factor: float) -> None:
     """Raises UserError unless ``factor`` is a finite number >= 1."""
-    if not (math.isfinite(factor) and factor >= 1):
+    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 1):
         raise UserError(f"factor={factor}: expected a finite number >= 1")
 
 

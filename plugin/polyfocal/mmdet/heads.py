@@ -93,10 +93,12 @@ class MaskLoss(nn.Module):
 
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = _build("MaskLoss", loss, "masks of classes do not compete, write use_sigmoid=True")
+        self.loss = _build(
+            "MaskLoss", loss, "masks of classes do not compete, write use_sigmoid=True"
+        )
 
     def forward(self, mask_preds: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits (N, C, H, W), masks (N, H, W) in [0, 1] and labels (N,); C may be 1."""
+        """The loss of logits (N, C, H, W), masks (N, H, W) in [0, 1] and labels (N,)."""
         rows = torch.arange(len(labels), device=labels.device)
         # (1,), as MMDetection's own mask loss returns it.
         return self.loss(mask_preds[rows, labels], mask_targets)[None]

@@ -81,5 +81,3 @@ class ClassStatisticsHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-

@@ -1,0 +1,97 @@
+"""The modules: the call contract, their constructors' errors, what a checkpoint holds of them."""
+
+import copy
+
+import pytest
+import torch
+
+import polyfocal
+from polyfocal.losses import functional
+
+LOSSES = [
+    (polyfocal.FocalLoss, {}, functional.focal_loss, dict(gamma=2.0, alpha=0.25)),
+    (
+        polyfocal.Poly1FocalLoss,
+        dict(epsilon=1.0),
+        functional.poly1_focal_loss,
+        dict(epsilon=1.0, gamma=2.0, alpha=0.25),
+    ),
+    (polyfocal.Poly1CrossEntropyLoss, {}, functional.poly1_cross_entropy, dict(epsilon=-1.0)),
+    (
+        polyfocal.PolyNLoss,
+        dict(epsilons=(1.0, 0.5)),
+        functional.poly_n_loss,
+        dict(epsilons=(1.0, 0.5)),
+    ),
+    (
+        polyfocal.CyclicalFocalLoss,
+        {},
+        functional.cyclical_focal_loss,
+        dict(progress=0.1, alpha=0.25),
+    ),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "function", "defaults"), LOSSES)
+def test_call_contract(cls, settings, function, defaults):
+    torch.manual_seed(0)
+    pred, target, weight = torch.randn(8, 3), torch.randint(0, 4, (8,)), torch.rand(8)
+    loss = cls(use_sigmoid=True, loss_weight=2.0, **settings)
+    if isinstance(loss, polyfocal.CyclicalFocalLoss):
+        loss.set_progress(0.1)
+    value = loss(pred, target, weight, avg_factor=5.0)
+    expected = function(pred, target, weight, use_sigmoid=True, avg_factor=5.0, **defaults)
+    torch.testing.assert_close(value, 2 * expected)
+    none = loss(pred, target, weight, reduction_override="none")
+    assert none.shape == (8, 3)
+    torch.testing.assert_close(loss(pred, target, weight, reduction_override="sum"), none.sum())
+    assert loss.state_dict() == {}
+    assert cls.__name__ in repr(loss) and "loss_weight=2.0" in repr(loss)
+    torch.testing.assert_close(copy.deepcopy(loss)(pred, target, weight, 5.0), value)
+
+
+def test_weights_a_class_follow_the_module_and_stay_out_of_the_checkpoint():
+    loss = polyfocal.FocalLoss(use_sigmoid=True, class_weight=[1.0, 2.0], alpha=[0.25, 0.5])
+    assert loss.state_dict() == {}
+    assert loss.to("meta").class_weight.device.type == "meta"
+
+
+def test_ignore_index_of_one_call():
+    loss = polyfocal.Poly1CrossEntropyLoss()
+    pred = torch.randn(4, 3)
+    labels = torch.tensor([0, 1, 7, 2])
+    kept = loss(pred[[0, 1, 3]], labels[[0, 1, 3]])
+    torch.testing.assert_close(loss(pred, labels, ignore_index=7), kept)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: polyfocal.FocalLoss(), "FocalLoss has use_sigmoid=None: write use_sigmoid=True"),
+        (lambda: polyfocal.FocalLoss(gamma=-1.0, use_sigmoid=True), "gamma=-1.0: expected"),
+        (lambda: polyfocal.Poly1FocalLoss(use_sigmoid=True), "Poly1FocalLoss has no epsilon"),
+        (lambda: polyfocal.Poly1FocalLoss(-2, use_sigmoid=True), "epsilon=-2: expected"),
+        (lambda: polyfocal.Poly1CrossEntropyLoss(epsilon=-1.5), "epsilon=-1.5: expected"),
+        (
+            lambda: polyfocal.Poly1CrossEntropyLoss(use_sigmoid=True, label_smoothing=0.1),
+            "label_smoothing=0.1 is given with use_sigmoid=True",
+        ),
+        (lambda: polyfocal.PolyNLoss((), use_sigmoid=True), "epsilons is empty"),
+        (lambda: polyfocal.CyclicalFocalLoss(factor=0.5, use_sigmoid=True), "factor=0.5"),
+        (lambda: polyfocal.CyclicalFocalLoss(gamma_hc=-1, use_sigmoid=True), "gamma_hc=-1"),
+        (lambda: polyfocal.FocalLoss(alpha=-0.1, use_sigmoid=True), "alpha holds -0.1"),
+        (lambda: polyfocal.FocalLoss(reduction="avg", use_sigmoid=True), "reduction='avg'"),
+        (lambda: polyfocal.FocalLoss(class_weight=[], use_sigmoid=True), "class_weight is empty"),
+        (lambda: polyfocal.FocalLoss(gamma="high", use_sigmoid=True), "gamma=high: expected"),
+        (lambda: polyfocal.FocalLoss(alpha="auto", use_sigmoid=True), "alpha holds a"),
+    ],
+)
+def test_bad_settings_are_refused_when_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_cyclical_loss_says_that_it_has_no_progress():
+    loss = polyfocal.CyclicalFocalLoss(use_sigmoid=True)
+    with pytest.raises(ValueError, match="does not know the training's progress"):
+        loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
