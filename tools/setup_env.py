@@ -172,8 +172,8 @@ def create_venv() -> None:
             venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
         except (OSError, subprocess.CalledProcessError) as error:
             raise StepFailed(
-                f"    | {error}\nPython's venv module does not work here: install it (on Debian and "
-                "Ubuntu: apt install python3-venv), or name another Python: make PYTHON=... ."
+                f"    | {error}\nPython's venv module does not work here: install it (on Debian "
+                "and Ubuntu: apt install python3-venv) or use another one: make PYTHON=..."
             ) from error
 
 
