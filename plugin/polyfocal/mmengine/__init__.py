@@ -1,4 +1,7 @@
-"""MMEngine adapter: the losses in its registry, and the training progress from its MessageHub."""
+"""MMEngine adapter: the losses in its registry, and the training progress from its MessageHub.
+
+Importing it also lets torch >= 2.6 read MMEngine's checkpoints with its ``weights_only`` check on.
+"""
 
 try:
     import mmengine  # noqa: F401
@@ -9,7 +12,10 @@ except ModuleNotFoundError as error:
         "polyfocal.mmengine needs MMEngine, which is not installed: pip install 'polyfocal[mmdet]'"
     ) from None
 
+from polyfocal.mmengine.checkpoint import allow_mmengine_checkpoints
 from polyfocal.mmengine.losses import CyclicalFocalLoss
 from polyfocal.mmengine.statistics import ClassStatisticsHook
+
+allow_mmengine_checkpoints()
 
 __all__ = ["ClassStatisticsHook", "CyclicalFocalLoss"]

@@ -1,0 +1,283 @@
+"""The losses inside whole MMDetection models, against the framework's own losses there."""
+
+import copy
+
+import pytest
+
+pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+import torch
+from mmdet.models.losses import accuracy
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+
+STOCK_FOCAL = dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
+STOCK_CE = dict(type="mmdet.CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
+STOCK_BCE = dict(type="mmdet.CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0)
+
+FOCAL = dict(type="polyfocal.FocalLoss", use_sigmoid=True)
+POLY1_FOCAL = dict(type="polyfocal.Poly1FocalLoss", epsilon=0.0, use_sigmoid=True)
+POLY1_CE = dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=0.0, use_sigmoid=False)
+POLY1_BCE = dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=0.0, use_sigmoid=True)
+POLY_N = dict(
+    type="polyfocal.PolyNLoss", epsilons=(0.0, 0.0), gamma=2.0, alpha=0.25, use_sigmoid=True
+)
+
+CONFIGS = {
+    "retina": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
+    "fcos": "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "atss": "mmdet::atss/atss_r50_fpn_1x_coco.py",
+    "rpn": "mmdet::rpn/rpn_r50_fpn_1x_coco.py",
+    "faster": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "mask": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "cascade": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
+    "deformable": "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+    "dino": "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
+}
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
+
+def heads(model):
+    """The dictionaries of a model's config that hold ``loss_cls``."""
+    name = "rpn_head" if "rpn_head" in model and "roi_head" not in model else "bbox_head"
+    head = model.roi_head.bbox_head if "roi_head" in model else model[name]
+    return head if isinstance(head, list) else [head]
+
+
+def tiny_model(name, loss_cls=None, loss_mask=None):
+    """The installed config's model with a thin ResNet-18 and three classes."""
+    model = copy.deepcopy(get_config(CONFIGS[name]).model)
+    model.backbone.update(depth=18, base_channels=8, init_cfg=None, style="pytorch")
+    channels = [8, 16, 32, 64]
+    model.neck.in_channels = channels[-len(model.neck.in_channels) :]
+    for head in heads(model):
+        if name != "rpn":
+            head.num_classes = 3
+        if loss_cls is not None:
+            head.loss_cls = copy.deepcopy(loss_cls)
+        if "fc_out_channels" in head:
+            head.fc_out_channels = 32
+    if name in ("deformable", "dino"):
+        model.num_queries = 30
+        for part in (model.encoder, model.decoder):
+            part.num_layers = 2
+            part.layer_cfg.ffn_cfg.feedforward_channels = 32
+    if loss_mask is not None:
+        model.roi_head.mask_head.loss_mask = loss_mask
+    if name == "mask":
+        model.roi_head.mask_head.update(num_classes=3, num_convs=1)
+    torch.manual_seed(0)
+    return MODELS.build(model)
+
+
+def batch(model):
+    """Two pictures, prepared as the model wants them; the second has no object."""
+    torch.manual_seed(1)
+    shapes = [[3, 96, 96], [3, 96, 96]]
+    data = demo_mm_inputs(2, shapes, num_classes=3, num_items=[4, 0], with_mask=True)
+    data = model.data_preprocessor(data, training=True)
+    return data["inputs"], data["data_samples"]
+
+
+def losses_and_gradients(model):
+    inputs, samples = batch(model)
+    model.train()
+    torch.manual_seed(2)  # the samplers and the denoising queries draw
+    losses = model.loss(inputs, samples)
+    flat = {k: (sum(v) if isinstance(v, list) else v) for k, v in losses.items()}
+    total = sum(v.sum() for k, v in flat.items() if "loss" in k)
+    total.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in flat.items()}, gradients
+
+
+def assert_same_training(name, stock, ours, stock_mask=None, our_mask=None):
+    """Every term of the loss and the gradient of every parameter are those of the stock model."""
+    expected, expected_gradients = losses_and_gradients(tiny_model(name, stock, stock_mask))
+    found, gradients = losses_and_gradients(tiny_model(name, ours, our_mask))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        # ours is a scalar where a normaliser of shape (1,) makes the stock loss (1,)
+        torch.testing.assert_close(found[key].squeeze(), value.squeeze(), rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for key, gradient in expected_gradients.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4 * scale)
+    assert any(v.abs().sum() > 0 for k, v in expected.items() if "loss_cls" in k or "rpn_cls" in k)
+
+
+@pytest.mark.parametrize("name", ["retina", "fcos", "atss"])
+@pytest.mark.parametrize("ours", [FOCAL, POLY1_FOCAL, POLY_N], ids=lambda c: c["type"])
+def test_dense_head_at_epsilon_0_is_stock_focal(name, ours):
+    assert_same_training(name, STOCK_FOCAL, ours)
+
+
+@pytest.mark.parametrize("name", ["retina", "fcos"])
+def test_dense_head_takes_a_softmax_loss(name):
+    assert_same_training(name, STOCK_CE, POLY1_CE)
+
+
+def test_rpn_at_epsilon_0_is_stock():
+    assert_same_training("rpn", STOCK_BCE, POLY1_BCE)
+
+
+@pytest.mark.parametrize("name", ["faster", "cascade"])
+def test_softmax_loss_in_roi_heads(name):
+    assert_same_training(name, STOCK_CE, POLY1_CE)
+
+
+def test_mask_head_at_epsilon_0_is_stock():
+    stock = dict(type="mmdet.CrossEntropyLoss", use_mask=True, loss_weight=1.0)
+    assert_same_training(
+        "mask", STOCK_CE, POLY1_CE, stock, dict(type="polyfocal.MaskLoss", loss=POLY1_BCE)
+    )
+
+
+@pytest.mark.parametrize("name", ["deformable", "dino"])
+def test_detr_heads_at_epsilon_0_are_stock_focal(name):
+    stock = dict(STOCK_FOCAL, loss_weight=2.0)
+    assert_same_training(name, stock, dict(POLY1_FOCAL, loss_weight=2.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "changes"),
+    [
+        ("retina", POLY1_FOCAL, dict(epsilon=1.0)),
+        ("fcos", POLY1_FOCAL, dict(epsilon=-1.0)),
+        ("faster", POLY1_CE, dict(epsilon=-1.0)),
+    ],
+)
+def test_epsilon_changes_the_classification_loss_only(name, loss, changes):
+    plain, _ = losses_and_gradients(tiny_model(name, loss))
+    poly, _ = losses_and_gradients(tiny_model(name, loss | changes))
+    for key, value in plain.items():
+        if key == "loss_cls":
+            assert (poly[key] - value).item() * changes["epsilon"] > 0
+        else:
+            torch.testing.assert_close(poly[key], value)
+
+
+@pytest.mark.parametrize("name", ["faster", "cascade"])
+def test_roi_adapter_trains_and_predicts_with_the_same_activation(name):
+    model = tiny_model(name, dict(type="polyfocal.RoILoss", loss=FOCAL))
+    box_heads = model.roi_head.bbox_head
+    box_heads = list(box_heads) if isinstance(box_heads, torch.nn.ModuleList) else [box_heads]
+    for head in box_heads:
+        assert head.fc_cls.out_features == 3
+        # Rows must not differ by noise alone: give the classifier something to say.
+        torch.nn.init.normal_(head.fc_cls.weight, std=1.0)
+    found, _ = losses_and_gradients(model)
+    accuracies = [k for k in found if k.endswith("acc")]
+    assert len(accuracies) == len(box_heads)
+    assert all(head.fc_cls.weight.grad.abs().sum() > 0 for head in box_heads)
+    seen = []
+    hook = box_heads[-1].fc_cls.register_forward_hook(lambda *args: seen.append(args[-1].detach()))
+    inputs, samples = batch(model)
+    model.eval()
+    with torch.no_grad():
+        results = model.predict(inputs, samples)
+    hook.remove()
+    scores = torch.cat([r.pred_instances.scores for r in results])
+    assert len(scores) and results[0].pred_instances.labels.max() < 3
+    if name == "faster":  # a cascade averages the logits of its stages
+        sigmoid = seen[0].sigmoid().flatten()
+        assert all((sigmoid - score).abs().min() < 1e-6 for score in scores)
+
+
+def test_roi_adapter_is_focal_of_the_same_logits():
+    adapter = MODELS.build(dict(type="polyfocal.RoILoss", loss=POLY1_FOCAL))
+    stock = MODELS.build(STOCK_FOCAL)
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(20, 3), torch.randint(0, 4, (20,)), torch.ones(20)
+    args = (logits, labels, weights)
+    torch.testing.assert_close(adapter(*args, avg_factor=20.0), stock(*args, avg_factor=20.0))
+    # The adapter's accuracy counts a row without a score above one half as background.
+    scores = logits.sigmoid()
+    guess = torch.where(scores.amax(1) > 0.5, scores.argmax(1), 3)
+    expected = (guess == labels).float().mean() * 100
+    torch.testing.assert_close(adapter.get_accuracy(logits, labels)["acc"].squeeze(), expected)
+    activated = adapter.get_activation(logits)
+    assert activated.shape == (20, 4)
+    torch.testing.assert_close(activated[:, :3], scores)
+    torch.testing.assert_close(accuracy(activated, labels).squeeze(), expected)
+    assert adapter.get_activation(logits[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("ours", [POLY1_FOCAL, POLY1_BCE])
+def test_checkpoint_is_that_of_the_stock_model(ours):
+    stock = tiny_model("retina", STOCK_FOCAL)
+    ours = tiny_model("retina", dict(ours, class_weight=[1.0, 2.0, 3.0]))
+    stock.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_bare_names_and_scoped_names_mean_the_same_class():
+    import polyfocal.mmdet
+
+    assert MODELS.get("Poly1FocalLoss") is MODELS.get("polyfocal.Poly1FocalLoss")
+    assert MODELS.get("RoILoss") is polyfocal.mmdet.RoILoss
+    assert MODELS.get("FocalLoss").__module__.startswith("mmdet")
+    assert MODELS.get("polyfocal.FocalLoss").__module__.startswith("polyfocal")
+
+
+@pytest.mark.parametrize(
+    ("name", "loss_cls", "loss_mask", "message"),
+    [
+        ("retina", dict(type="polyfocal.FocalLoss"), None, "FocalLoss has use_sigmoid=None"),
+        ("retina", dict(POLY1_FOCAL, epsilon=-2), None, "epsilon=-2: expected"),
+        ("retina", dict(FOCAL, gamma=-1), None, "gamma=-1: expected"),
+        ("retina", dict(type="polyfocal.RoILoss", loss=FOCAL), None, "give RetinaHead the inner"),
+        (
+            "retina",
+            dict(type="polyfocal.MaskLoss", loss=FOCAL),
+            None,
+            "loss_mask of an FCNMaskHead",
+        ),
+        ("faster", FOCAL, None, r"Shared2FCBBoxHead.loss_cls is a sigmoid FocalLoss"),
+        (
+            "cascade",
+            POLY1_BCE,
+            None,
+            r"Shared2FCBBoxHead.loss_cls is a sigmoid Poly1CrossEntropyLoss",
+        ),
+        ("faster", dict(type="polyfocal.RoILoss", loss=POLY1_CE), None, "of softmax form"),
+        (
+            "faster",
+            dict(type="polyfocal.RoILoss", loss=STOCK_FOCAL),
+            None,
+            "expected a loss of polyfocal",
+        ),
+        ("mask", POLY1_CE, POLY1_BCE, r"FCNMaskHead.loss_mask is a Poly1CrossEntropyLoss"),
+        (
+            "mask",
+            POLY1_CE,
+            dict(type="polyfocal.MaskLoss", loss=POLY1_CE),
+            "masks of classes do not",
+        ),
+    ],
+)
+def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, loss_mask, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(name, loss_cls, loss_mask)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        # YOLOX decides on the sigmoid by itself.
+        (
+            dict(type="YOLOXHead", num_classes=3, in_channels=8, feat_channels=8),
+            "made for use_sigmoid=True",
+        ),
+        (dict(type="GFLHead", num_classes=3, in_channels=8), "pairs of labels and quality scores"),
+    ],
+)
+def test_heads_that_a_loss_cannot_serve_are_refused(head, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(head, loss_cls=POLY1_CE))
