@@ -1,0 +1,144 @@
+"""What a user gets who installs the package: its imports, its version, its files, its licence."""
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import polyfocal
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = ("mmengine", "mmcv", "mmdet", "mmdet3d", "detectron2", "pycocotools")
+
+# Makes the packages named on the command line behave as if they were not installed.
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def requirements_of(extra: str) -> list[str]:
+    """Names that the metadata asks for with an extra."""
+    found = []
+    for requirement in importlib.metadata.requires("polyfocal") or []:
+        wanted, _, marker = requirement.partition(";")
+        if re.search(rf"extra == ['\"]{extra}['\"]", marker):
+            found.append(re.split(r"[^\w.-]", wanted)[0])
+    return found
+
+
+def test_import_leaves_the_frameworks_alone():
+    done = run_python("import json, sys, polyfocal; print(json.dumps(sorted(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert "torch" in loaded
+    assert loaded.isdisjoint(FRAMEWORKS)
+
+
+def test_core_works_where_no_framework_is_installed():
+    use = "import torch, polyfocal\nloss = polyfocal.Poly1FocalLoss(epsilon=1.0, use_sigmoid=True)"
+    call = "print(float(loss(torch.zeros(2, 3), torch.tensor([0, 3]))))"
+    done = run_python(f"{BLOCKER}\n{use}\n{call}", *FRAMEWORKS)
+    assert done.returncode == 0, done.stderr
+    # All p_t are 1/2: alpha_t (1/4 ln 2 + 1/8), with alpha_t 1/4 once and 3/4 five times, mean.
+    assert float(done.stdout) == pytest.approx(4.0 * (0.25 * 0.6931471805599453 + 0.125) / 6)
+
+
+@pytest.mark.parametrize("missing", ["mmengine", "mmcv", "mmdet"])
+def test_missing_framework_gives_one_sentence(missing):
+    catch = "\ntry:\n    import polyfocal.mmdet\nexcept ImportError as error:\n    print(error)"
+    done = run_python(BLOCKER + catch, missing)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 1, done.stdout
+    assert missing in lines[0]
+    assert "pip install" in lines[0]
+
+
+def test_version_is_the_one_of_the_metadata():
+    assert polyfocal.__version__ == importlib.metadata.version("polyfocal")
+
+
+def test_torch_is_the_only_hard_dependency():
+    hard = [
+        requirement
+        for requirement in importlib.metadata.requires("polyfocal") or []
+        if "extra ==" not in requirement
+    ]
+    assert [re.split(r"[^\w.-]", requirement)[0] for requirement in hard] == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "needed"),
+    [
+        ("mmdet", {"mmengine", "mmcv", "mmdet", "pycocotools", "scikit-learn"}),
+        ("mmdet3d", {"polyfocal", "numba"}),
+        ("detectron2", {"fvcore", "omegaconf", "pycocotools"}),
+        ("test", {"pytest", "ruff", "mypy"}),
+    ],
+)
+def test_extras(extra, needed):
+    assert needed <= set(requirements_of(extra))
+
+
+def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
+    sources = tmp_path / "sources"
+    hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "plugin", sources / "plugin", ignore=hidden)
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, sources)
+    # Building must not import torch: an isolated build does not have it.
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER + build, "torch"],
+        cwd=sources,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = sources.glob("*.whl")
+    assert wheel.name.split("-")[:2] == ["polyfocal", polyfocal.__version__]
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = (path.relative_to(sources / "plugin") for path in sources.rglob("*.py"))
+    assert {path.as_posix() for path in modules if path.parts[0] == "polyfocal"} <= names
+    assert "polyfocal/py.typed" in names
+    assert any(name.endswith("/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"polyfocal"}
+
+
+def test_every_config_is_in_the_model_index():
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text(encoding="utf-8"))
+    listed = []
+    for name in index["Import"]:
+        metafile = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+        collections = {collection["Name"] for collection in metafile["Collections"]}
+        for collection in metafile["Collections"]:
+            assert {"Metadata", "Paper", "README", "Code"} <= set(collection)
+            assert (ROOT / collection["README"]).is_file(), collection["README"]
+            code = collection["Code"]["URL"]
+            assert code.startswith("https://") or (ROOT / code).is_file(), code
+        for model in metafile["Models"]:
+            assert model["In Collection"] in collections
+            assert model["Name"] == Path(model["Config"]).stem
+            listed.append(model["Config"])
+    shipped = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")]
+    assert sorted(listed) == sorted(shipped)
