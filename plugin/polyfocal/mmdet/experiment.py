@@ -1,11 +1,14 @@
 """From a config file and the tools' options to a config that is ready to run."""
 
+import copy
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
 
 from polyfocal.coco import CocoSplit, load_split
@@ -34,6 +37,7 @@ def prepare_experiment(
     tiny: bool = False,
     demo: bool = False,
     options: dict[str, Any] | None = None,
+    train: bool = True,
 ) -> Experiment:
     """Read a config and adapt it to the data set and the machine.
 
@@ -45,6 +49,7 @@ def prepare_experiment(
             :func:`polyfocal.mmdet.tiny.use_tiny_profile`.
         demo: Use the built-in digit scenes and the tiny profile.
         options: Overrides such as ``{"train_cfg.max_epochs": 10}``. They win over everything else.
+        train: Whether the train split is needed too, or only the val split.
 
     Raises:
         UserError: The config, an override or the data set is not usable.
@@ -53,24 +58,26 @@ def prepare_experiment(
     experiment = Experiment(cfg)
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
-    side = MAX_SIDE
+    splits = {}
     if data is not None:
-        splits = {name: load_split(Path(data), name) for name in ("train", "val")}
-        side = min(side, _usual_side(splits["train"]))
+        splits = {
+            name: load_split(data, name) for name in (("train", "val") if train else ("val",))
+        }
     if demo or tiny:
-        use_tiny_profile(cfg, side)
-    if data is not None:
+        use_tiny_profile(cfg, min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE)
+    if splits:
         _use_data(experiment, **splits)
     if demo:
         # A mirrored digit is another sign or none.
         for step in walk(cfg.train_dataloader.dataset):
             if step.get("type") == "RandomFlip":
                 step.prob = 0.0
+    _use_own_metric(cfg)
     try:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {error}.") from error
-    _check_annotations(cfg, path)
+    _check_annotations(cfg, path, ("train", "val") if train else ("test",))
     return experiment
 
 
@@ -89,44 +96,61 @@ def _read_config(path: str | Path) -> Config:
     return cfg
 
 
-def _use_data(experiment: Experiment, train: CocoSplit, val: CocoSplit) -> None:
+def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = None) -> None:
     cfg = experiment.config
     metrics = _metrics(cfg)
-    if "segm" in metrics:
-        for split in (train, val):
-            if not split.has_masks:
-                raise UserError(
-                    f"{cfg.filename} predicts masks, but {split.annotation_file} has none: "
-                    f"use a box detector such as RetinaNet or Faster R-CNN."
-                )
+    for split in (train, val):
+        if split is not None and "segm" in metrics and not split.has_masks:
+            raise UserError(
+                f"{cfg.filename} needs masks: {split.mask_problem} Take a config without masks for "
+                f"it, such as configs/retinanet_poly1.py."
+            )
+    if train is not None and train.classes != val.classes:
+        raise UserError(
+            f"{train.annotation_file} and {val.annotation_file} must declare the same categories in "
+            f"the same order, got {list(train.classes)} and {list(val.classes)}."
+        )
+    classes = tuple(val.classes)
+    # COCO's palette is told apart more easily, but it has 80 colours.
+    colors = get_palette("coco" if len(classes) <= 80 else "random", len(classes))
     for loader, split in (("train", train), ("val", val), ("test", val)):
+        if split is None:
+            continue
         dataloader = cfg[f"{loader}_dataloader"]
-        dataset, *rest = leaf_datasets(dataloader.dataset)
-        if rest:
-            # Several data sets side by side: there is only one now.
+        dataset, *others = leaf_datasets(dataloader.dataset)
+        if others:  # data sets side by side: now there is one
             dataloader.dataset = dataset
         dataset.update(
             type="CocoDataset",
             data_root="",
-            ann_file=str(Path(split.annotation_file).resolve()),
-            data_prefix=dict(img=f"{Path(split.image_dir).resolve()}/"),
-            metainfo=dict(classes=tuple(split.classes), palette="random"),
+            ann_file=str(split.annotation_file.resolve()),
+            data_prefix=dict(img=f"{split.image_dir.resolve()}/"),
+            metainfo=dict(
+                classes=classes,
+                palette=[tuple(map(int, color)) for color in colors[: len(classes)]],
+            ),
         )
-    _set_num_classes(cfg.model, len(train.classes))
+    _set_num_classes(cfg.model, len(classes))
     evaluator = ConfigDict(
-        type="CocoMetric", ann_file=str(Path(val.annotation_file).resolve()), metric=metrics
+        type="CocoMetric", ann_file=str(val.annotation_file.resolve()), metric=metrics
     )
-    most = max(train.max_instances, val.max_instances)
-    if most > _USUAL_MAX_DETS:
-        limit = -(-most // 100) * 100
+    if val.max_instances > _USUAL_MAX_DETS:
+        limit = -(-val.max_instances // 100) * 100
         _raise_max_detections(cfg.model.test_cfg, limit)
         evaluator.max_dets = limit
         experiment.notes.append(
-            f"a picture of this data set holds up to {most} objects: up to {limit} detections a "
-            f"picture are kept and evaluated (COCO's custom is {_USUAL_MAX_DETS})."
+            f"a picture of the val split holds up to {val.max_instances} objects: up to {limit} "
+            f"detections a picture are kept and evaluated, not the customary {_USUAL_MAX_DETS}."
         )
     cfg.val_evaluator = evaluator
-    cfg.test_evaluator = evaluator
+    cfg.test_evaluator = copy.deepcopy(evaluator)
+
+
+def _use_own_metric(cfg: Config) -> None:
+    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
+        for node in walk(evaluators):
+            if node.get("type") in ("CocoMetric", "mmdet.CocoMetric"):
+                node.type = "polyfocal.CocoMetric"
 
 
 def _metrics(cfg: Config) -> list[str]:
@@ -158,13 +182,12 @@ def _usual_side(split: CocoSplit) -> int:
     return round(median(max(image["width"], image["height"]) for image in images))
 
 
-def _check_annotations(cfg: Config, path: str | Path) -> None:
-    for loader in ("train_dataloader", "val_dataloader"):
-        for dataset in leaf_datasets(cfg[loader].dataset):
-            root = dataset.get("data_root") or ""
-            file = Path(root) / dataset.ann_file
-            if "://" not in str(file) and not file.is_file():
+def _check_annotations(cfg: Config, path: str | Path, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
+            file = os.path.join(dataset.get("data_root") or "", dataset.ann_file)
+            if "://" not in file and not os.path.isfile(file):
                 raise UserError(
-                    f"no data set: {path} wants {file}, and it is not there; give a COCO-format "
-                    f"folder with --data DIR, or use the built-in pictures with --demo."
+                    f"there is no data set: {path} wants {file}; give a COCO-format folder with "
+                    f"--data DIR, or use the built-in pictures with --demo."
                 )

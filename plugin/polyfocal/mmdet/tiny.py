@@ -142,9 +142,7 @@ def _pipeline(pipeline: list[ConfigDict], side: int, *, train: bool) -> list[Con
     """Load, resize, flip (train only), pack: what the config loads, at the profile's size."""
     steps = {step["type"]: step for step in walk(pipeline) if "type" in step}
     load = steps.get("LoadImageFromFile", ConfigDict(type="LoadImageFromFile"))
-    annotations = steps.get(
-        "LoadAnnotations", ConfigDict(type="LoadAnnotations", with_bbox=True)
-    )
+    annotations = steps.get("LoadAnnotations", ConfigDict(type="LoadAnnotations", with_bbox=True))
     resize = ConfigDict(type="Resize", scale=(side, side), keep_ratio=True)
     if train:
         flip = [steps["RandomFlip"]] if "RandomFlip" in steps else []

@@ -1,9 +1,12 @@
 """What a person sees while a model trains: a bar on a terminal, plain lines elsewhere, no dumps."""
 
+import contextlib
+import io
 import logging
 import sys
 from typing import Any
 
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -15,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch.utils.data import DataLoader
 
 from polyfocal.errors import UserError
 
@@ -36,6 +40,17 @@ class ConsoleRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_for_people)
         return logger
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
+        """Build a data loader without pycocotools' chatter."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return Runner.build_dataloader(*args, **kwargs)
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """Build an evaluator without pycocotools' chatter."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super().build_evaluator(evaluator)
 
     def build_model(self, model: Any) -> Any:
         """Build the model; bad keywords and values in its config become one sentence.
@@ -91,7 +106,9 @@ class ProgressBarHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Show a second bar for the evaluation."""
-        self._val_task = self._bar.add_task("evaluating", total=len(runner.val_dataloader), losses="")
+        self._val_task = self._bar.add_task(
+            "evaluating", total=len(runner.val_dataloader), losses=""
+        )
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -105,8 +122,10 @@ class ProgressBarHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Leave a line with the mean average precision above the bar."""
-        shown = [f"{k.split('/')[-1]} {v:.3f}" for k, v in (metrics or {}).items() if k[-3:] == "mAP"]
-        if shown:
+        shown = [
+            f"{k.split('/')[-1]} {v:.3f}" for k, v in (metrics or {}).items() if k[-3:] == "mAP"
+        ]
+        if shown and on_terminal():
             self._bar.print(f"epoch {runner.epoch}: {'  '.join(shown)}")
 
     def close(self) -> None:
@@ -121,8 +140,10 @@ def on_terminal() -> bool:
 
 def _is_for_people(record: logging.LogRecord) -> bool:
     if record.levelno >= logging.WARNING:
-        return True
-    return record.module == "logger_hook" and not on_terminal()
+        # MMEngine warns of its own use of its own old names.
+        return "will be deprecated" not in record.getMessage()
+    progress = record.module == "logger_hook" and not record.getMessage().startswith("Exp name")
+    return progress and not on_terminal()
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -1,0 +1,97 @@
+"""What the command lines of the train and test tools share."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mmengine.config import DictAction
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.experiment import DEMO_FOLDER, Experiment, prepare_experiment
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a data set, a size, a place and overrides."""
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a COCO-format folder: annotations/{train,val}.json (or COCO 2017's names) and "
+        "pictures; classes, paths and evaluation are taken from it",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=["tiny"],
+        help="tiny: a CPU-sized version of the same architecture, from scratch, no download",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help=f"the built-in pictures (written to {DEMO_FOLDER}) with the tiny profile",
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="where logs, checkpoints and pictures go (default: work_dirs/CONFIG's name)",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, for instance train_cfg.max_epochs=10; a list is "
+        'KEY="[a,b]"',
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how a run on several devices was started (torchrun: pytorch)",
+    )
+    # Set by torch.distributed.launch; torchrun sets the variable of the environment instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
+    """The experiment that the common options ask for, with its work directory and launcher.
+
+    Raises:
+        UserError: The options contradict each other, or see
+            :func:`polyfocal.mmdet.experiment.prepare_experiment`.
+    """
+    if args.demo and args.data:
+        raise UserError("--demo is the built-in data set and --data another one: give one of them.")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    experiment = prepare_experiment(
+        args.config,
+        data=args.data,
+        tiny=args.profile == "tiny",
+        demo=args.demo,
+        options=args.cfg_options,
+        train=train,
+    )
+    cfg = experiment.config
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    return experiment
+
+
+def run_tool(main: Callable[[], None]) -> NoReturn:
+    """Run a tool; the user's errors are one line on standard error and exit status 2."""
+    # Not for the person who trains: news about the packages below us.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,88 @@
+"""COCO evaluation with average recall, any number of detections a picture, and results to print."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+
+from polyfocal.coco import CocoResult, evaluate
+from polyfocal.errors import UserError
+from polyfocal.registry import METRICS
+
+
+@METRICS.register_module()
+class CocoMetric(MMDetCocoMetric):
+    """MMDetection's ``CocoMetric``, measured by :func:`polyfocal.coco.evaluate`.
+
+    The keys are MMDetection's (``bbox_mAP``, ``bbox_mAP_50``, ..., -1 where there is no ground
+    truth) and average recall (``bbox_AR@1``, ..., ``bbox_AR_l``). After an evaluation
+    ``coco_results`` holds everything by kind, the mAP of each class too.
+
+    Args:
+        ann_file: Annotation file of the split; None takes the ground truth from the data samples.
+        metric: ``"bbox"``, ``"segm"`` or a list of them.
+        classwise: Add the mAP of each class to the returned numbers, as ``bbox_{class}_precision``.
+        max_dets: Most detections of a category in a picture that count.
+        format_only: Write the detections to ``outfile_prefix`` without evaluating them.
+        outfile_prefix: Where to write the detections, as ``{prefix}.bbox.json`` and
+            ``{prefix}.segm.json``; None keeps no file.
+        backend_args: How to reach ``ann_file`` where it is not on a disk.
+        collect_device: Where several processes gather their results.
+        prefix: In front of the keys; ``"coco"`` where it is None.
+    """
+
+    def __init__(
+        self,
+        ann_file: str | None = None,
+        metric: str | list[str] = "bbox",
+        classwise: bool = False,
+        max_dets: int = 100,
+        format_only: bool = False,
+        outfile_prefix: str | None = None,
+        backend_args: dict[str, Any] | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(
+            ann_file=ann_file,
+            metric=metric,
+            classwise=classwise,
+            format_only=format_only,
+            outfile_prefix=outfile_prefix,
+            backend_args=backend_args,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
+        self.max_dets = max_dets
+        self.coco_results: dict[str, CocoResult] = {}
+
+    def compute_metrics(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
+        """Write the detections of all pictures as COCO results and evaluate them."""
+        ground_truth, detections = zip(*results, strict=True)
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = self.outfile_prefix or str(Path(folder) / "results")
+            coco = self._coco_api or self.gt_to_coco_json(ground_truth, prefix)
+            classes = self.dataset_meta["classes"]
+            self.cat_ids = (
+                self._coco_api.get_cat_ids(cat_names=classes)
+                if self._coco_api
+                else range(len(classes))
+            )
+            files = self.results2json(detections, prefix)
+            if self.format_only:
+                return {}
+            metrics: dict[str, float] = {}
+            for kind in self.metrics:
+                if kind not in files:
+                    raise UserError(
+                        f"the model predicts no masks, so {kind!r} cannot be evaluated."
+                    )
+                result = evaluate(coco, files[kind], kind, self.max_dets, list(self.cat_ids))
+                self.coco_results[kind] = result
+                metrics.update({f"{kind}_{name}": value for name, value in result.stats.items()})
+                if self.classwise:
+                    for name, value in result.per_class.items():
+                        metrics[f"{kind}_{name}_precision"] = value
+        return {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}

@@ -1,0 +1,159 @@
+"""Training and testing a detector, from a ready config to the table and the pictures."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import is_main_process
+from mmengine.runner import find_latest_checkpoint
+from mmengine.runner.base_loop import BaseLoop
+from rich.console import Console
+
+from polyfocal.coco import format_table
+from polyfocal.errors import UserError
+from polyfocal.mmdet.experiment import Experiment
+from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmengine.checkpoint import (
+    CheckpointGuardHook,
+    allow_mmengine_checkpoints,
+    check_checkpoint,
+)
+from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
+
+_NUM_PICTURES = 12
+_SCORE_THRESHOLD = 0.3  # of the drawn detections
+
+
+def train(
+    experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
+) -> None:
+    """Train, evaluate on the val split, and draw predictions beside the ground truth.
+
+    Args:
+        experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
+        resume: A checkpoint to go on from, or ``"auto"`` for the work directory's last one.
+        load_from: A checkpoint to take weights from; those that do not fit are left out.
+
+    Raises:
+        UserError: The config or a checkpoint does not fit.
+    """
+    cfg = experiment.config
+    if resume == "auto":
+        resume = find_latest_checkpoint(cfg.work_dir)
+        if resume is None:
+            experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
+    cfg.resume = resume is not None
+    cfg.load_from = resume or load_from
+    runner = _build_runner(experiment)
+    if cfg.load_from:
+        runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
+    bar = ProgressBarHook()
+    runner.register_hook(bar)
+    start = time.perf_counter()
+    try:
+        runner.train()
+        if not _results(runner.val_loop):  # resumed at its end: there was nothing left to train
+            runner.val_loop.run()
+    finally:
+        bar.close()
+    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+    pictures = _draw_predictions(runner)
+    _report(
+        runner,
+        runner.val_loop,
+        {
+            "training": f"{minutes} min {seconds} s",
+            "checkpoint": find_latest_checkpoint(runner.work_dir),
+            "pictures": pictures,
+        },
+    )
+
+
+def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None) -> None:
+    """Evaluate a checkpoint on the test data of a config; ``--data`` makes that the val split.
+
+    Args:
+        experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
+        checkpoint: A file or an address that MMEngine knows.
+        more_metrics: Metrics to fill beside the config's, such as MMDetection's ``DumpDetResults``.
+
+    Raises:
+        UserError: The config or the checkpoint does not fit.
+    """
+    experiment.config.load_from = checkpoint
+    runner = _build_runner(experiment)
+    runner.register_hook(CheckpointGuardHook(checkpoint, strict=True))
+    runner.test_evaluator.metrics.extend(more_metrics or [])
+    bar = ProgressBarHook()
+    runner.register_hook(bar)
+    try:
+        runner.test()
+    finally:
+        bar.close()
+    _report(runner, runner.test_loop, {})
+
+
+def _build_runner(experiment: Experiment) -> ConsoleRunner:
+    cfg = experiment.config
+    allow_mmengine_checkpoints()
+    if cfg.load_from and "://" not in cfg.load_from:
+        check_checkpoint(cfg.load_from)
+    runner = ConsoleRunner.from_cfg(cfg)
+    if is_main_process():
+        for note in experiment.notes:
+            print(f"note: {note}")
+        print(f"log: {_log_file(runner)}", flush=True)
+    return runner
+
+
+def _results(loop: BaseLoop) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for metric in loop.evaluator.metrics:
+        if isinstance(metric, CocoMetric):
+            results.update(metric.coco_results)
+    return results
+
+
+def _report(runner: ConsoleRunner, loop: BaseLoop, lines: dict[str, Any]) -> None:
+    if not is_main_process():
+        return
+    console = Console()
+    if results := _results(loop):
+        console.print(format_table(results))
+    for name, value in {**lines, "log": _log_file(runner)}.items():
+        console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
+
+
+def _log_file(runner: ConsoleRunner) -> Path:
+    return _short(Path(runner.log_dir) / f"{runner.timestamp}.log")
+
+
+def _short(path: Path) -> Path:
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+@torch.no_grad()
+def _draw_predictions(runner: ConsoleRunner) -> Path:
+    """Pictures of the val split: the ground truth on the left, the predictions on the right."""
+    dataset = runner.val_dataloader.dataset
+    folder = Path(runner.work_dir) / "predictions"
+    folder.mkdir(exist_ok=True)
+    runner.visualizer.dataset_meta = dataset.metainfo
+    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    model.eval()
+    for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
+        (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+        runner.visualizer.add_datasample(
+            name=str(index),
+            image=mmcv.imread(sample.img_path, channel_order="rgb"),
+            data_sample=sample,
+            pred_score_thr=_SCORE_THRESHOLD,
+            out_file=str(folder / f"{Path(sample.img_path).stem}.png"),
+        )
+    return _short(folder)

@@ -1,0 +1,124 @@
+"""Checkpoints: read them with torch's ``weights_only`` check on, and say what is wrong with one."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from polyfocal.errors import UserError
+
+_HISTORY_METHODS = ("min", "max", "current", "mean")
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read what MMEngine's own checkpoints hold.
+
+    Beside tensors these hold the histories of the losses (``HistoryBuffer``) and NumPy numbers and
+    arrays. Exactly those are put on torch's allow-list. A ``HistoryBuffer`` also refers to four of
+    its methods, through ``getattr``: that name is answered by a function which knows these four
+    and nothing else, since the real one would let a file run code.
+    """
+    # The names before and after NumPy 2 moved them: checkpoints of either age are around.
+    reconstruct, scalar = np.ndarray.__reduce__(np.empty(0))[0], np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        (_history_method, "builtins.getattr"),
+    ]
+    for package in ("numpy.core", "numpy._core"):
+        allowed += [
+            (reconstruct, f"{package}.multiarray._reconstruct"),
+            (scalar, f"{package}.multiarray.scalar"),
+        ]
+    allowed += [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"]]
+    allowed.append(type(np.dtype(bool)))
+    torch.serialization.add_safe_globals(allowed)
+
+
+def check_checkpoint(file: str | Path) -> None:
+    """Refuse a file that is no checkpoint or that would run code, before anything is built.
+
+    Raises:
+        UserError: The file is missing, is no checkpoint, or holds what the allow-list refuses.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"there is no checkpoint {file}.")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # other kinds of pickle end below anyway
+            # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
+        raise UserError(
+            f"{file} was refused: it asks for {refused[1]}, which weights do not need and which "
+            f"could run code on this machine."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
+    if not isinstance(content, dict) or not _state_dict(content):
+        raise UserError(f"{file} is not a checkpoint: it holds no weights.")
+
+
+class CheckpointGuardHook(Hook):
+    """Checks a loaded checkpoint against the model, where MMEngine would only warn.
+
+    Args:
+        file: The checkpoint, for the error's sentence.
+        strict: Every weight of the model must be there with its shape; otherwise at least one.
+    """
+
+    def __init__(self, file: str | Path, *, strict: bool) -> None:
+        self.file = file
+        self.strict = strict
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare the weights with the model's.
+
+        Raises:
+            UserError: It is the checkpoint of another model.
+        """
+        # On resume MMEngine runs this text as a Python file, only to look for old gpu_ids in it.
+        checkpoint.get("meta", {}).pop("config", None)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        wanted = {name: weight.shape for name, weight in model.state_dict().items()}
+        found = {
+            name.removeprefix("module."): weight.shape
+            for name, weight in _state_dict(checkpoint).items()
+        }
+        missing = sum(name not in found for name in wanted)
+        reshaped = sum(name in found and found[name] != shape for name, shape in wanted.items())
+        wrong = missing + reshaped
+        if wrong == 0 or (not self.strict and wrong < len(wanted)):
+            return
+        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in found))
+        classes = checkpoint.get("meta", {}).get("dataset_meta", {}).get("classes", ())
+        about = f" and was trained for {len(classes)} classes" if classes else ""
+        raise UserError(
+            f"{self.file} is the checkpoint of another model: of the {len(wanted)} weights of this "
+            f"{type(model).__name__} it lacks {missing} and has {reshaped} in another shape; it "
+            f"holds {parts}{about}."
+        )
+
+
+def _state_dict(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    state = checkpoint.get("state_dict", checkpoint)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _history_method(owner: Any, name: str) -> Callable[..., Any]:
+    if owner is HistoryBuffer and name in _HISTORY_METHODS:
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError("Unsupported global: GLOBAL builtins.getattr")
