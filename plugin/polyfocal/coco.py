@@ -143,7 +143,8 @@ def evaluate(
             ``category_id``, ``score`` and ``bbox`` (x, y, width, height in pixels) or
             ``segmentation`` (RLE). May be empty.
         iou_type: Compare boxes or masks.
-        max_dets: Most detections counted in a picture, those of the highest score; at least 10.
+        max_dets: Most detections counted of a category in a picture, those of the highest score;
+            at least 10.
         category_ids: Only these categories; all by default.
 
     Raises:

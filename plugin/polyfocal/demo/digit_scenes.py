@@ -159,7 +159,7 @@ def write_digit_scenes(
         ``root``.
 
     Raises:
-        UserError: ``root`` holds something else.
+        UserError: ``root`` holds something else or cannot be written.
     """
     root = Path(root)
     settings = {"version": VERSION, "settings": json.loads(json.dumps(asdict(scenes)))}
@@ -174,23 +174,12 @@ def write_digit_scenes(
     if found is None and root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise UserError(f"{root} exists and holds no digit scenes; give a new or an empty folder.")
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent.resolve()))
     try:
-        new = temporary / "new"
-        for split, count in scenes.splits.items():
-            _write_split(new, scenes, split, count)
-        (new / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if found is not None:
-            os.replace(root, temporary / "old")
-        try:
-            os.replace(new, root)
-        except OSError:
-            # Another process may have finished the same set first.
-            if _settings_in(root) != settings:
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _write_or_replace(root, scenes, settings, replace=found is not None)
+    except OSError as error:
+        # Another process may have finished the same set first.
+        if _settings_in(root) != settings:
+            raise UserError(f"Cannot write digit scenes to {root}: {error.strerror}.") from error
     return root
 
 
@@ -245,6 +234,23 @@ def render_scene(
         patch = canvas[top : top + height, left : left + width]
         patch += opacity[:, :, None] * (color - patch)
     return np.round(canvas * 255).astype(np.uint8), instances
+
+
+def _write_or_replace(
+    root: Path, scenes: DigitScenes, settings: dict[str, Any], replace: bool
+) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        new = temporary / "new"
+        for split, count in scenes.splits.items():
+            _write_split(new, scenes, split, count)
+        (new / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if replace:
+            os.replace(root, temporary / "old")
+        os.replace(new, root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_split(root: Path, scenes: DigitScenes, split: str, count: int) -> None:

@@ -1,0 +1,472 @@
+"""COCO folders: what is found, what is refused in which words, and COCOeval's numbers."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from polyfocal.coco import DatasetError, evaluate, format_table, load_split
+from polyfocal.demo import DigitScenes, write_digit_scenes
+
+PYCOCOTOOLS_ORDER = "mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@100 AR_s AR_m AR_l"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digit scenes; not to be changed."""
+    return write_digit_scenes(
+        tmp_path_factory.mktemp("digits") / "set", DigitScenes(num_train=12, num_val=24)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, three objects (one crowd), two categories; free to be changed."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg"):
+        picture = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "images" / name)
+    square = [10, 10, 30, 10, 30, 30, 10, 30]
+    common = {"bbox": [10, 10, 20, 20], "area": 400, "segmentation": [square]}
+    write(
+        tmp_path,
+        {
+            "images": [
+                {"id": 1, "file_name": "a.png", "width": 80, "height": 60},
+                {"id": 2, "file_name": "b.jpg", "width": 80, "height": 60},
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 0, **common},
+                {"id": 2, "image_id": 1, "category_id": 3, "iscrowd": 0, **common},
+                {"id": 3, "image_id": 2, "category_id": 3, "iscrowd": 1, **common},
+            ],
+            "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        },
+    )
+    return tmp_path
+
+
+def write(folder: Path, content: object, name: str = "train.json") -> None:
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / name).write_text(json.dumps(content))
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "annotations" / "train.json").read_text())
+
+
+# --- load_split -------------------------------------------------------------------------------
+
+
+def test_a_sound_split_is_described(folder: Path) -> None:
+    split = load_split(folder, "train")
+    assert split.annotation_file == folder / "annotations" / "train.json"
+    assert split.image_dir == folder / "images"
+    assert split.classes == ("cat", "dog")
+    assert split.category_ids == (7, 3)
+    assert (split.num_images, split.num_annotations, split.max_instances) == (2, 3, 2)
+    assert split.has_masks and split.mask_problem == ""
+
+
+def test_digit_scenes_are_sound(digits: Path) -> None:
+    train, val = load_split(digits, "train"), load_split(digits, "val")
+    assert (train.num_images, val.num_images) == (12, 24)
+    assert train.image_dir == digits / "images" / "train"
+    assert val.image_dir == digits / "images" / "val"
+    assert val.has_masks and val.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("place", "file_name"),
+    [
+        ("images/train", "a.png"),
+        ("images/train2017", "a.png"),
+        ("train2017", "a.png"),
+        ("train", "a.png"),
+        ("images", "train/a.png"),
+        (".", "images/train/a.png"),
+        ("some/where/else", "a.png"),
+        ("some/where", "else/a.png"),
+    ],
+)
+def test_pictures_are_found(folder: Path, place: str, file_name: str) -> None:
+    content = read(folder)
+    content["images"] = content["images"][:1]
+    content["images"][0]["file_name"] = file_name
+    content["annotations"] = content["annotations"][:2]
+    write(folder, content)
+    (folder / place / file_name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder / "images" / "a.png", folder / place / file_name)
+    assert load_split(folder, "train").image_dir == folder / place
+
+
+def test_coco_2017_names_are_found(folder: Path) -> None:
+    annotations = folder / "annotations"
+    (annotations / "train.json").rename(annotations / "instances_train2017.json")
+    assert load_split(folder, "train").annotation_file.name == "instances_train2017.json"
+
+
+def test_pictures_of_another_split_are_not_taken(folder: Path) -> None:
+    (folder / "images").rename(folder / "val")
+    with pytest.raises(DatasetError, match=r"'a.png' was looked for in images/train, "):
+        load_split(folder, "train")
+
+
+def _set(kind: str, index: int, **values: object):
+    def change(content: dict) -> None:
+        content[kind][index].update(values)
+
+    return change
+
+
+def _drop(kind: str, index: int, key: str):
+    return lambda content: content[kind][index].pop(key)
+
+
+def _all_crowd(content: dict) -> None:
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+def _two_bad_categories(content: dict) -> None:
+    for annotation in content["annotations"][:2]:
+        annotation["category_id"] = 99
+
+
+def _thin(content: dict) -> None:
+    for annotation in content["annotations"]:
+        annotation.update(bbox=[1, 1, 0, 5], area=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c.pop("images"), "has no 'images'"),
+        (lambda c: c.update(categories={}), "'categories' of .* must be a list, got an object"),
+        (lambda c: c["annotations"].append(5), "entry 3 of 'annotations' .* object, got a number"),
+        (lambda c: c["images"].clear() or c["annotations"].clear(), "lists no pictures"),
+        (lambda c: c["annotations"].clear(), "has no annotations"),
+        (lambda c: c["categories"].clear(), "declares no categories"),
+        (_all_crowd, r"all 3 annotations .* are crowd"),
+        (_thin, r"all 2 annotated objects .* a box of less than one pixel"),
+        (
+            _two_bad_categories,
+            r"annotation 1 of .*train.json has category_id 99, which is not among the declared "
+            r"categories \(3, 7\) \(2 such\)\.",
+        ),
+        (
+            _set("annotations", 2, image_id=5),
+            r"annotation 3 of .* has image_id 5, which is not among the declared pictures \(1, 2\)",
+        ),
+        (_set("images", 1, id=1), r"declares image id 1 2 times"),
+        (_set("annotations", 1, id=1), r"declares annotation id 1 2 times"),
+        (_set("categories", 1, id=7), r"declares category id 7 2 times"),
+        (_set("categories", 1, name="cat"), r"declares category name 'cat' 2 times"),
+        (_drop("categories", 1, "name"), r"category 3 of .* has no name"),
+        (_set("annotations", 0, id="x"), r"annotation no. 0 of .* has id 'x'; it must be a whole"),
+        (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 of .* has bbox \[1, 2, 3\]; .* 4"),
+        (_set("annotations", 1, bbox=[1, 2, math.nan, 4]), r"has bbox \[1, 2, nan, 4\]"),
+        (_set("annotations", 1, bbox=[1, 2, -3, 4]), r"has bbox \[1, 2, -3, 4\]; .* width >= 0"),
+        (_set("annotations", 1, bbox="here"), r"has bbox 'here'"),
+        (_drop("annotations", 1, "area"), r"annotation 2 of .* has no area"),
+        (_drop("annotations", 1, "iscrowd"), r"has no iscrowd; it must be 0 or 1"),
+        (_set("images", 0, width=0), r"image 1 of .* has width 0; it must be a whole number above"),
+        (_set("images", 0, width=60, height=80), r"a.png has 80x60 pixels, but its entry .* 60x80"),
+        (_set("images", 1, file_name="c.jpg"), r"picture .*c.jpg is missing\.$"),
+    ],
+)
+def test_flawed_annotations_are_refused(folder: Path, change, sentence: str) -> None:
+    content = read(folder)
+    change(content)
+    write(folder, content)
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        load_split(folder, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_box_without_width_is_let_through(folder: Path) -> None:
+    content = read(folder)
+    content["annotations"][0]["bbox"] = [1, 1, 0, 5]
+    write(folder, content)
+    assert load_split(folder, "train").num_annotations == 3
+
+
+def test_missing_folder_and_file(folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere is not a folder"):
+        load_split(folder / "nowhere", "train")
+    with pytest.raises(
+        DatasetError,
+        match=r"neither annotations/val.json nor annotations/instances_val2017.json: "
+        r"annotations holds train.json",
+    ):
+        load_split(folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"images": [1,\n 2 3]}', r"not valid JSON: Expecting ',' delimiter at line 2 column 4"),
+        (b"", r"not valid JSON: Expecting value at line 1 column 1"),
+        (b'{"images": "\xff"}', r"not UTF-8 text: invalid start byte at byte 12"),
+        (b"[1]", r"must hold a JSON object .*, got a list"),
+    ],
+)
+def test_broken_json(folder: Path, content: bytes, sentence: str) -> None:
+    (folder / "annotations" / "train.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=sentence):
+        load_split(folder, "train")
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.jpg"])
+def test_truncated_pictures(folder: Path, name: str) -> None:
+    picture = folder / "images" / name
+    picture.write_bytes(picture.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match=rf"picture .*{name} cannot be read: .*truncated"):
+        load_split(folder, "train")
+
+
+def test_pictures_that_are_none(folder: Path) -> None:
+    for name in ("a.png", "b.jpg"):
+        (folder / "images" / name).write_text("no picture")
+    with pytest.raises(
+        DatasetError, match=r"not a picture of a known format \(2 such pictures in train.json\)"
+    ):
+        load_split(folder, "train")
+    (folder / "images" / "a.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"a.png cannot be read: it is empty"):
+        load_split(folder, "train")
+
+
+def test_bytes_after_the_end_and_turned_pictures_are_fine(folder: Path) -> None:
+    for name in ("a.png", "b.jpg"):
+        with open(folder / "images" / name, "ab") as stream:
+            stream.write(b"\0" * 9000)
+    load_split(folder, "train")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.new("RGB", (60, 80)).save(folder / "images" / "b.jpg", exif=exif)
+    load_split(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "usable"),
+    [
+        ([[0, 0, 9, 0, 9, 9]], True),
+        ([[0, 0, 9, 0]], False),
+        ([[0, 0, 9, 0, 9, 9, 1]], False),
+        ([[0, 0, 9, 0, 9, math.inf]], False),
+        ([[0, 0, 9, 0, 9, None]], False),
+        ([], False),
+        (None, False),
+        ({"size": [60, 80], "counts": [4000, 800]}, True),
+        ({"size": [60, 80], "counts": [4000, 801]}, False),
+        ({"size": [80, 60], "counts": [4000, 800]}, False),
+        (coco_mask.encode(np.ones((60, 80), np.uint8, order="F")), True),
+        ({"size": [60, 80]}, False),
+    ],
+)
+def test_masks_are_recognised(folder: Path, segmentation, usable: bool) -> None:
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
+        segmentation = {**segmentation, "counts": segmentation["counts"].decode()}
+    content = read(folder)
+    content["annotations"][1]["segmentation"] = segmentation
+    del content["annotations"][2]["segmentation"]  # a crowd needs none
+    write(folder, content)
+    split = load_split(folder, "train")
+    assert split.has_masks is usable
+    assert split.mask_problem.partition(" of ")[0] == ("" if usable else "annotation 2")
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def perturbed(file: Path, seed: int = 0) -> list[dict]:
+    """Detections made from the ground truth: moved, doubled, mislabelled, some left out."""
+    content = json.loads(file.read_text())
+    ids = [category["id"] for category in content["categories"]]
+    rng = np.random.default_rng(seed)
+    results = []
+    for annotation in content["annotations"]:
+        for _ in range(rng.integers(0, 4)):
+            box = np.array(annotation["bbox"]) + rng.normal(0, 3, 4)
+            rle = annotation["segmentation"]
+            mask = np.roll(coco_mask.decode(rle), rng.integers(-1, 2, 2), (0, 1))
+            moved = coco_mask.encode(np.asfortranarray(mask))
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": (
+                        annotation["category_id"] if rng.random() < 0.8 else int(rng.choice(ids))
+                    ),
+                    "score": float(rng.random()),
+                    "bbox": [float(value) for value in np.maximum(box, 0)],
+                    "segmentation": {**moved, "counts": moved["counts"].decode()},
+                }
+            )
+    return results
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_equals_pycocotools_at_100_detections(digits: Path, iou_type: str) -> None:
+    file = digits / "annotations" / "val.json"
+    results = perturbed(file)
+    given = copy.deepcopy(results)
+    measured = evaluate(file, results, iou_type).stats
+    assert results == given
+
+    if iou_type == "segm":
+        for result in given:
+            del result["bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        reference = COCOeval(truth, truth.loadRes(given), iou_type)
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    assert " ".join(measured) == PYCOCOTOOLS_ORDER
+    for key, expected in zip(PYCOCOTOOLS_ORDER.split(), reference.stats, strict=True):
+        if expected == -1:
+            assert math.isnan(measured[key])
+        else:
+            assert measured[key] == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < measured["mAP"] < 0.95
+    assert math.isnan(measured["mAP_l"])
+
+
+def test_a_case_worked_by_hand(folder: Path) -> None:
+    # Category 7 has one object, 3 has one object and a crowd. The detection of 7 is exact. That of
+    # 3 has IoU 16 * 20 / 400 = 0.8: right at the thresholds 0.5, 0.55, ..., 0.8 (7 of 10), and a
+    # second one, of higher score and wrong, halves its precision.
+    results = [
+        {"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [10, 10, 20, 20]},
+        {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [10, 10, 16, 20]},
+        {"image_id": 1, "category_id": 3, "score": 0.8, "bbox": [50, 30, 20, 20]},
+    ]
+    result = evaluate(folder / "annotations" / "train.json", results)
+    assert result.per_class == pytest.approx({"cat": 1.0, "dog": 0.35})
+    assert result.stats["mAP"] == pytest.approx((1 + 0.35) / 2)
+    assert result.stats["mAP_50"] == result.stats["mAP_75"] == pytest.approx(0.75)
+    # One detection a picture and category: the wrong dog hides the right one.
+    assert result.stats["AR@1"] == pytest.approx((1 + 0) / 2)
+    assert result.stats["AR@100"] == pytest.approx((1 + 0.7) / 2)
+    assert result.stats["mAP_s"] == pytest.approx((1 + 0.35) / 2)
+    assert math.isnan(result.stats["AR_l"])
+
+    only = evaluate(folder / "annotations" / "train.json", results, category_ids=[3])
+    assert only.per_class == pytest.approx({"dog": 0.35})
+    assert only.stats["mAP"] == pytest.approx(0.35)
+
+
+def test_more_than_100_objects_in_a_picture(tmp_path: Path) -> None:
+    boxes = [[20 * (i % 15), 20 * (i // 15), 10, 10] for i in range(150)]
+    truth = {
+        "images": [{"id": 1, "file_name": "x.png", "width": 300, "height": 200}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 100, "iscrowd": 0}
+            for i, box in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    write(tmp_path, truth)
+    results = [
+        {"image_id": 1, "category_id": 1, "score": 1 - i / 1000, "bbox": box}
+        for i, box in enumerate(boxes)
+    ]
+    file = tmp_path / "annotations" / "train.json"
+    every = evaluate(file, results, max_dets=200).stats
+    assert every["mAP"] == every["mAP_s"] == every["AR@200"] == every["AR_s"] == 1.0
+    assert every["AR@10"] == pytest.approx(10 / 150)
+    # 100 of 150 found: precision 1 up to recall 2/3, that is at 67 of the 101 recall points.
+    some = evaluate(file, results, max_dets=100).stats
+    assert some["AR@100"] == pytest.approx(100 / 150)
+    assert some["mAP"] == pytest.approx(67 / 101)
+
+
+def test_no_detection_gives_zeros(digits: Path) -> None:
+    for iou_type in ("bbox", "segm"):
+        result = evaluate(digits / "annotations" / "val.json", [], iou_type)
+        assert set(result.per_class.values()) == {0.0}
+        assert result.stats["mAP"] == result.stats["AR@1"] == result.stats["AR_s"] == 0.0
+        assert math.isnan(result.stats["mAP_l"])
+
+
+def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsys) -> None:
+    file = digits / "annotations" / "val.json"
+    results = perturbed(file)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+    before = copy.deepcopy(truth.dataset)
+    from_file = evaluate(str(file), tmp_path / "results.json", "segm")
+    assert capsys.readouterr().out == ""
+    assert str(evaluate(truth, results, "segm")) == str(from_file)
+    assert truth.dataset == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_id": 9}, r"detection 0 of the results has image_id 9, not declared in .*train"),
+        ({"category_id": 1}, r"has category_id 1, not declared in"),
+        ({"score": math.nan}, r"has score nan; it must be a finite number"),
+        ({"bbox": [1, 2, -3, 4]}, r"has bbox \[1, 2, -3, 4\]; it must be 4 finite numbers"),
+    ],
+)
+def test_results_that_do_not_fit(folder: Path, change: dict, sentence: str) -> None:
+    file = folder / "annotations" / "train.json"
+    result = {"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [10, 10, 20, 20], **change}
+    with pytest.raises(DatasetError, match=sentence):
+        evaluate(file, [result])
+
+
+def test_wrong_arguments_of_evaluate(folder: Path) -> None:
+    file = folder / "annotations" / "train.json"
+    result = {"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [10, 10, 20, 20]}
+    with pytest.raises(DatasetError, match=r"detection 0 of the results has no 'segmentation'"):
+        evaluate(file, [result], "segm")
+    rle = coco_mask.encode(np.ones((80, 60), np.uint8, order="F"))
+    with pytest.raises(DatasetError, match=r"compressed RLE of size \[60, 80\]"):
+        evaluate(file, [{**result, "segmentation": rle}], "segm")
+    with pytest.raises(DatasetError, match=r"max_dets must be 10 or more, got 5"):
+        evaluate(file, [], max_dets=5)
+    with pytest.raises(DatasetError, match=r"iou_type must be 'bbox' or 'segm', got 'keypoints'"):
+        evaluate(file, [], "keypoints")
+    with pytest.raises(DatasetError, match=r"category id 4 is not declared"):
+        evaluate(file, [], category_ids=[3, 4])
+    with pytest.raises(DatasetError, match=r"the results must be a list of detections, got an obj"):
+        evaluate(file, {})
+    content = read(folder)
+    del content["annotations"][0]["segmentation"]
+    write(folder, content)
+    with pytest.raises(DatasetError, match=r"annotation 1 of .* has no usable segmentation"):
+        evaluate(file, [], "segm")
+
+
+def test_the_table_shows_every_number(folder: Path) -> None:
+    file = folder / "annotations" / "train.json"
+    results = [{"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [10, 10, 20, 20]}]
+    console = Console(width=60, file=io.StringIO())
+    console.print(
+        format_table({"bbox": evaluate(file, results), "segm": evaluate(file, [], "segm")})
+    )
+    rows = {
+        cells[0]: cells[1:]
+        for line in console.file.getvalue().splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("│").split("│")]) == 3
+    }
+    assert rows["mAP"] == ["0.500", "0.000"]
+    assert rows["cat"] == ["1.000", "0.000"]
+    assert rows["mAP_l"] == ["-", "-"]
