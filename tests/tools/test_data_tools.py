@@ -1,0 +1,133 @@
+"""The tools for data: what they write, print and refuse."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(tool: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_demo_data, browse_dataset = load("make_demo_data"), load("browse_dataset")
+
+
+def run(module: ModuleType, *args: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        status = module.main([str(arg) for arg in args])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "set"
+    status, stdout, stderr = run(
+        make_demo_data, out, "--num-train", 6, "--num-val", 3, "--digits", 2, 3
+    )
+    assert status == 0, stderr
+    assert "digit scenes (train 6, val 3 pictures)" in stdout
+    return out
+
+
+def test_the_options_reach_the_set(digits: Path) -> None:
+    settings = json.loads((digits / "digit_scenes.json").read_text())["settings"]
+    assert (settings["num_train"], settings["num_val"], settings["digits"]) == (6, 3, [2, 3])
+    assert len(list((digits / "images" / "train").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--spurious", 2], "error: spurious of digit scenes must be between 0 and 1, got 2.0."),
+        (["--num-train", 7, "--num-val", 3], "num_train 6 there, 7 wanted"),
+    ],
+)
+def test_bad_settings(digits: Path, args: list, sentence: str) -> None:
+    status, _, stderr = run(make_demo_data, digits, *args)
+    assert status == 2
+    assert sentence in stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+
+
+def test_browse_draws_boxes_and_masks(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seen"
+    status, stdout, stderr = run(browse_dataset, digits, "--split", "val", "--out", out)
+    assert status == 0, stderr
+    assert sorted(file.name for file in out.iterdir()) == [
+        "01_000001.png",
+        "02_000002.png",
+        "03_000003.png",
+        "contact_sheet.png",
+    ]
+    content = json.loads((digits / "annotations" / "val.json").read_text())
+    assert f"all {len(content['annotations'])}" in " ".join(stdout.split())
+    assert "every object has a mask" in stdout
+
+    drawn = np.asarray(Image.open(out / "01_000001.png").convert("RGB")).astype(float)
+    plain = Image.open(digits / "images" / "val" / "000001.png").resize(drawn.shape[1::-1])
+    changed = np.abs(drawn - np.asarray(plain)).max(2) > 20
+    x, y, width, height = content["annotations"][0]["bbox"]
+    scale = drawn.shape[1] / 160
+    edge = changed[round((y + height) * scale), round(x * scale) : round((x + width) * scale)]
+    assert edge.mean() > 0.9
+    assert changed.mean() < 0.5
+
+
+def test_browse_one_category(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((digits / "annotations" / "train.json").read_text())
+    category = content["annotations"][0]["category_id"]
+    with_it = {a["image_id"] for a in content["annotations"] if a["category_id"] == category}
+    monkeypatch.chdir(tmp_path)
+    status, _, stderr = run(browse_dataset, digits, "--category", category - 1)
+    assert status == 0, stderr
+    drawn = {file.name[3:9] for file in (tmp_path / "work_dirs/browse/set_train").glob("0*.png")}
+    assert drawn == {f"{id_:06d}" for id_ in with_it}
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--category", "zebra"], "error: --category 'zebra' is not a class of"),
+        (["--split", "test"], "annotations holds train.json, val.json."),
+        (["--num", -1], "error: --num must be 0 or more, got -1."),
+        (["--out", "/dev/null/x"], "error: Cannot write pictures to /dev/null/x: Not a directory."),
+    ],
+)
+def test_browse_refuses(digits: Path, args: list, sentence: str) -> None:
+    status, _, stderr = run(browse_dataset, digits, *args)
+    assert status == 2
+    assert sentence in stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", ["make_demo_data", "browse_dataset"])
+def test_exit_status_of_the_command(tool: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), str(tmp_path / "file")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "plugin")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'} ") and done.stderr.count("\n") == 1
