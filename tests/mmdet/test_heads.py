@@ -74,7 +74,9 @@ def tiny_model(name, loss_cls=None, loss_mask=None):
     if name == "mask":
         model.roi_head.mask_head.update(num_classes=3, num_convs=1)
     torch.manual_seed(0)
-    return MODELS.build(model)
+    model = MODELS.build(model)
+    model.init_weights()
+    return model
 
 
 def batch(model):
