@@ -179,6 +179,7 @@ def _thin(content: dict) -> None:
         (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 of .* has bbox \[1, 2, 3\]; .* 4"),
         (_set("annotations", 1, bbox=[1, 2, math.nan, 4]), r"has bbox \[1, 2, nan, 4\]"),
         (_set("annotations", 1, bbox=[1, 2, -3, 4]), r"has bbox \[1, 2, -3, 4\]; .* width >= 0"),
+        (_set("annotations", 1, bbox=[10**400, 1, 1, 1]), r"has bbox \[1000"),
         (_set("annotations", 1, bbox="here"), r"has bbox 'here'"),
         (_drop("annotations", 1, "area"), r"annotation 2 of .* has no area"),
         (_drop("annotations", 1, "iscrowd"), r"has no iscrowd; it must be 0 or 1"),
@@ -217,9 +218,13 @@ def test_missing_folder_and_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"images": [1,\n 2 3]}', r"not valid JSON: Expecting ',' delimiter at line 2 column 4"),
-        (b"", r"not valid JSON: Expecting value at line 1 column 1"),
+        (
+            b'{"images": [1,\n 2 3]}',
+            r"not valid JSON: Expecting ',' delimiter \(line 2, column 4\)",
+        ),
+        (b"", r"not valid JSON: Expecting value \(line 1, column 1\)"),
         (b'{"images": "\xff"}', r"not UTF-8 text: invalid start byte at byte 12"),
+        (b"[" * 100_000, r"nested too deeply"),
         (b"[1]", r"must hold a JSON object .*, got a list"),
     ],
 )
@@ -365,6 +370,17 @@ def test_a_case_worked_by_hand(folder: Path) -> None:
     assert result.stats["mAP_s"] == pytest.approx((1 + 0.35) / 2)
     assert math.isnan(result.stats["AR_l"])
 
+    arrays = [
+        {
+            "image_id": np.int64(result["image_id"]),
+            "category_id": np.int64(result["category_id"]),
+            "score": np.float32(result["score"]),
+            "bbox": np.array(result["bbox"], np.float32),
+        }
+        for result in results
+    ]
+    assert str(evaluate(folder / "annotations" / "train.json", arrays)) == str(result)
+
     only = evaluate(folder / "annotations" / "train.json", results, category_ids=[3])
     assert only.per_class == pytest.approx({"dog": 0.35})
     assert only.stats["mAP"] == pytest.approx(0.35)
@@ -420,6 +436,7 @@ def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsy
     ("change", "sentence"),
     [
         ({"image_id": 9}, r"detection 0 of the results has image_id 9, not declared in .*train"),
+        ({"image_id": [1]}, r"has image_id \[1\], not declared in"),
         ({"category_id": 1}, r"has category_id 1, not declared in"),
         ({"score": math.nan}, r"has score nan; it must be a finite number"),
         ({"bbox": [1, 2, -3, 4]}, r"has bbox \[1, 2, -3, 4\]; it must be 4 finite numbers"),

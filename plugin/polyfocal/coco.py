@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,7 +261,7 @@ def _read_results(
             if key not in result:
                 raise DatasetError(f"{where} has no {key!r}; it needs {', '.join(keys)}.")
         for key, declared in (("image_id", sizes), ("category_id", names)):
-            if result[key] not in declared:
+            if not isinstance(result[key], Integral) or result[key] not in declared:
                 raise DatasetError(f"{where} has {key} {result[key]!r}, not declared in {source}.")
         if not _is_number(result["score"]):
             raise DatasetError(
@@ -275,7 +275,10 @@ def _read_results(
                 f"{where} has no usable segmentation; it must be a compressed RLE of size {size}."
             )
         # Left in, a box would lend its area to the mask: pycocotools prefers it.
-        checked.append({key: result[key] for key in keys})
+        kept = {key: result[key] for key in keys}
+        if iou_type == "bbox":
+            kept["bbox"] = [float(value) for value in result["bbox"]]
+        checked.append(kept)
     return checked
 
 
@@ -301,8 +304,10 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DatasetError(
-            f"{file} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}."
+            f"{file} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
+    except RecursionError:
+        raise DatasetError(f"{file} is not a COCO file: its JSON is nested too deeply.") from None
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{file} is not UTF-8 text: {error.reason} at byte {error.start}."
@@ -371,7 +376,12 @@ def _read_annotations(file: Path) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def _is_box(value: Any) -> bool:

@@ -265,15 +265,19 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"seed": -1}, "seed of digit scenes must be 0 or more, got -1"),
-        ({"num_train": 0}, "num_train .* must be 1 or more, got 0"),
-        ({"size": 32}, "size .* must be 64 pixels or more, got 32"),
+        ({"seed": -1}, "seed of digit scenes must be a whole number of 0 or more, got -1"),
+        ({"num_train": 0}, "num_train .* must be a whole number of 1 or more, got 0"),
+        ({"size": 32}, "size .* must be a whole number of 64 pixels or more, got 32"),
         ({"digits": (3, 2)}, r"digits .* got \(3, 2\)"),
         ({"digit_size": (28, 150)}, r"largest <= 112 \(0.7 of size 160\), got \(28, 150\)"),
-        ({"long_tail": 0.5}, "long_tail .* must be a ratio of 1 or more, got 0.5"),
+        ({"long_tail": 0.5}, "long_tail .* must be a ratio between 1 and 1e6, got 0.5"),
         ({"overlap": 1.5}, "overlap .* must be between 0 and 1, got 1.5"),
         ({"label_noise": float("nan")}, "label_noise .* must be between 0 and 1, got nan"),
         ({"spurious": -0.1}, "spurious .* must be between 0 and 1, got -0.1"),
+        ({"seed": "a"}, "seed .* whole number of 0 or more, got 'a'"),
+        ({"num_val": 2.5}, "num_val .* whole number of 1 or more, got 2.5"),
+        ({"digits": 5}, "digits .* two whole numbers .* got 5"),
+        ({"overlap": "x"}, "overlap .* must be a number, got 'x'"),
         ({"cue": "smell"}, "cue .* must be 'color' or 'background', got 'smell'"),
     ],
 )

@@ -43,6 +43,14 @@ _SPLITS = ("train", "val", "ood")
 _SCENE, _CUE, _LABEL_NOISE = range(3)
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_whole, value))
+
+
 @dataclass(frozen=True)
 class DigitScenes:
     """The settings of a set of digit scenes; checked when made.
@@ -57,8 +65,8 @@ class DigitScenes:
             left out, so crowded pictures may hold fewer; each holds at least one.
         digit_size: Smallest and largest height of a digit in pixels before rotation; the largest
             may be at most 0.7 of ``size`` so that it fits when rotated.
-        long_tail: How many times more frequent the digit 0 is than the digit 9 in train, ``>= 1``;
-            the frequencies in between fall exponentially. val and ood stay balanced.
+        long_tail: How many times more frequent the digit 0 is than the digit 9 in train, in
+            [1, 1e6]; the frequencies in between fall exponentially. val and ood stay balanced.
         overlap: Largest fraction of the smaller of two boxes which the other may cover, in
             [0, 1]. Whatever it is, at least half of every digit stays visible.
         label_noise: Probability that a train annotation names a wrong class, each of the other
@@ -93,24 +101,27 @@ class DigitScenes:
                     f"{name} of digit scenes must be {right}, got {getattr(self, name)!r}."
                 )
 
-        check("seed", self.seed >= 0, "0 or more")
+        check("seed", _whole(self.seed) and self.seed >= 0, "a whole number of 0 or more")
         for name in ("num_train", "num_val", "num_ood"):
-            check(name, getattr(self, name) >= 1, "1 or more")
-        check("size", self.size >= 64, "64 pixels or more")
-        low, high = self.digits
+            count = getattr(self, name)
+            check(name, _whole(count) and count >= 1, "a whole number of 1 or more")
+        check("size", _whole(self.size) and self.size >= 64, "a whole number of 64 pixels or more")
         check(
             "digits",
-            1 <= low <= high,
-            "two numbers (fewest, most) with 1 <= fewest <= most",
+            _whole_pair(self.digits) and 1 <= self.digits[0] <= self.digits[1],
+            "two whole numbers (fewest, most) with 1 <= fewest <= most",
         )
-        low, high = self.digit_size
+        largest = math.floor(0.7 * self.size)
         check(
             "digit_size",
-            16 <= low <= high <= 0.7 * self.size,
-            "two numbers of pixels (smallest, largest) with 16 <= smallest <= largest <= "
-            f"{math.floor(0.7 * self.size)} (0.7 of size {self.size})",
+            _whole_pair(self.digit_size)
+            and 16 <= self.digit_size[0] <= self.digit_size[1] <= largest,
+            "two whole numbers of pixels (smallest, largest) with 16 <= smallest <= largest <= "
+            f"{largest} (0.7 of size {self.size})",
         )
-        check("long_tail", 1 <= self.long_tail < math.inf, "a ratio of 1 or more")
+        for name in ("long_tail", "overlap", "label_noise", "spurious"):
+            check(name, isinstance(getattr(self, name), (int, float)), "a number")
+        check("long_tail", 1 <= self.long_tail <= 1e6, "a ratio between 1 and 1e6")
         for name in ("overlap", "label_noise", "spurious"):
             check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         check("cue", self.cue in ("color", "background"), "'color' or 'background'")
