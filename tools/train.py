@@ -35,6 +35,7 @@ examples:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train."""
     args = parse_arguments()
     experiment = prepare_run(args, train=True)
     cfg = experiment.config

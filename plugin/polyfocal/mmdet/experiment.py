@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from polyfocal.coco import CocoSplit, load_split
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmdet.tiny import MAX_SIDE, leaf_datasets, use_tiny_profile, walk
 
 DEMO_FOLDER = Path("data/digit_scenes")
@@ -107,8 +108,8 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             )
     if train is not None and train.classes != val.classes:
         raise UserError(
-            f"{train.annotation_file} and {val.annotation_file} must declare the same categories in "
-            f"the same order, got {list(train.classes)} and {list(val.classes)}."
+            f"{train.annotation_file} and {val.annotation_file} must declare the same categories "
+            f"in the same order, got {list(train.classes)} and {list(val.classes)}."
         )
     classes = tuple(val.classes)
     # COCO's palette is told apart more easily, but it has 80 colours.
@@ -150,7 +151,7 @@ def _use_own_metric(cfg: Config) -> None:
     for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
         for node in walk(evaluators):
             if node.get("type") in ("CocoMetric", "mmdet.CocoMetric"):
-                node.type = "polyfocal.CocoMetric"
+                node.type = f"polyfocal.{CocoMetric.__name__}"
 
 
 def _metrics(cfg: Config) -> list[str]:

@@ -9,12 +9,13 @@ import mmcv
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.structures import InstanceData
 from rich.console import Console
 
 from polyfocal.coco import format_table
-from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import (
@@ -26,6 +27,7 @@ from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
 
 _NUM_PICTURES = 12
 _SCORE_THRESHOLD = 0.3  # of the drawn detections
+_DRAWN_SIDE = 480  # pixels
 
 
 def train(
@@ -145,15 +147,29 @@ def _draw_predictions(runner: ConsoleRunner) -> Path:
     folder = Path(runner.work_dir) / "predictions"
     folder.mkdir(exist_ok=True)
     runner.visualizer.dataset_meta = dataset.metainfo
-    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     model.eval()
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
         (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+        image = mmcv.imread(sample.img_path, channel_order="rgb")
+        # The names of the classes need room.
+        factor = max(1, _DRAWN_SIDE // max(image.shape[:2]))
+        for instances in (sample.gt_instances, sample.pred_instances):
+            _enlarge(instances, factor)
         runner.visualizer.add_datasample(
             name=str(index),
-            image=mmcv.imread(sample.img_path, channel_order="rgb"),
+            image=mmcv.imrescale(image, factor),
             data_sample=sample,
             pred_score_thr=_SCORE_THRESHOLD,
             out_file=str(folder / f"{Path(sample.img_path).stem}.png"),
         )
     return _short(folder)
+
+
+def _enlarge(instances: InstanceData, factor: int) -> None:
+    instances.bboxes = instances.bboxes * factor
+    if "masks" in instances:
+        masks = instances.masks
+        if not isinstance(masks, torch.Tensor):
+            masks = masks.to_tensor(torch.bool, instances.bboxes.device)
+        instances.masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)

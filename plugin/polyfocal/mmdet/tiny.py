@@ -104,7 +104,7 @@ def _shrink_model(model: ConfigDict) -> None:
                 node[key] = value // _SHRINK
             elif key in _DEPTHS:
                 node[key] = min(value, _MAX_DEPTH)
-        if "init_cfg" in node:
+        if isinstance(node.get("init_cfg"), dict) and node.init_cfg.type == "Pretrained":
             node.init_cfg = None
     model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
     model.backbone = ConfigDict(

@@ -55,7 +55,8 @@ def check_checkpoint(file: str | Path) -> None:
     if not Path(file).is_file():
         raise UserError(f"there is no checkpoint {file}.")
     try:
-        with warnings.catch_warnings(action="ignore"):  # other kinds of pickle end below anyway
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other kinds of pickle: they end below anyway
             # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError as error:
