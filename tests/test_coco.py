@@ -439,7 +439,8 @@ def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsy
         ({"image_id": [1]}, r"has image_id \[1\], not declared in"),
         ({"category_id": 1}, r"has category_id 1, not declared in"),
         ({"score": math.nan}, r"has score nan; it must be a finite number"),
-        ({"bbox": [1, 2, -3, 4]}, r"has bbox \[1, 2, -3, 4\]; it must be 4 finite numbers"),
+        ({"bbox": [1, 2, math.nan, 4]}, r"has bbox \[1, 2, nan, 4\]; it must be 4 finite numbers"),
+        ({"bbox": [1, 2, 3]}, r"has bbox \[1, 2, 3\]; it must be 4 finite numbers"),
     ],
 )
 def test_results_that_do_not_fit(folder: Path, change: dict, sentence: str) -> None:

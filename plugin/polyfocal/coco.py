@@ -267,8 +267,12 @@ def _read_results(
             raise DatasetError(
                 f"{where} has score {result['score']!r}; it must be a finite number."
             )
-        if iou_type == "bbox" and not _is_box(result["bbox"]):
-            raise DatasetError(f"{where} has bbox {result['bbox']!r}; it must be {_BOX[1]}.")
+        # A model may predict a box turned inside out: it matches nothing, and that is all.
+        if iou_type == "bbox" and not _is_finite_box(result["bbox"]):
+            raise DatasetError(
+                f"{where} has bbox {result['bbox']!r}; "
+                "it must be 4 finite numbers x, y, width, height."
+            )
         size = sizes[result["image_id"]]
         if iou_type == "segm" and not _is_compressed_rle(result["segmentation"], size):
             raise DatasetError(
@@ -384,14 +388,16 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _is_box(value: Any) -> bool:
+def _is_finite_box(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple, np.ndarray))
         and len(value) == 4
         and all(_is_number(number) for number in value)
-        and value[2] >= 0
-        and value[3] >= 0
     )
+
+
+def _is_box(value: Any) -> bool:
+    return _is_finite_box(value) and value[2] >= 0 and value[3] >= 0
 
 
 _Rule = tuple[Callable[[Any], bool], str]
