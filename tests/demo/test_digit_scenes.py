@@ -284,3 +284,13 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_settings_are_checked(settings: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         DigitScenes(**settings)
+
+
+def test_the_color_cue_changes_colors_only(small: Path, tmp_path: Path) -> None:
+    cued = write_digit_scenes(tmp_path / "cued", replace(SMALL, spurious=0.9))
+    without = [
+        {key: value for key, value in a.items() if key != "cue_category_id"}
+        for a in annotations(cued, "train")
+    ]
+    assert without == annotations(small, "train")
+    assert pictures(cued, "train") != pictures(small, "train")
