@@ -4,6 +4,7 @@ Use the same --data, --profile or --demo as in training: they decide what the mo
 """
 
 import argparse
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -29,7 +30,7 @@ examples:
 """
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,12 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: the config's, or flipping"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Evaluate."""
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
+    """Evaluate with the options of the command line."""
     experiment = prepare_run(args, train=False)
     cfg = experiment.config
     more_metrics: list[Any] = []
@@ -96,5 +96,10 @@ def flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    return run_tool(run, parse_args(argv))
+
+
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(main())

@@ -6,6 +6,7 @@ beside the ground truth.
 """
 
 import argparse
+import sys
 
 import torch
 
@@ -34,7 +35,7 @@ examples:
 """
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,12 +58,11 @@ def parse_arguments() -> argparse.Namespace:
         help="scale the learning rate to the number of devices and the batch size",
     )
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Train."""
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
+    """Train with the options of the command line."""
     experiment = prepare_run(args, train=True)
     cfg = experiment.config
     cfg.setdefault("randomness", {"seed": args.seed})
@@ -81,5 +81,10 @@ def main() -> None:
     train(experiment, resume=args.resume, load_from=args.load_from)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    return run_tool(run, parse_args(argv))
+
+
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(main())

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -40,7 +40,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_KeyValues,
         metavar="KEY=VALUE",
         help="override settings of the config, for instance train_cfg.max_epochs=10; a list is "
         'KEY="[a,b]"',
@@ -82,16 +82,30 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     return experiment
 
 
-def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run a tool; the user's errors are one line on standard error and exit status 2."""
-    # Not for the person who trains: news about the packages below us.
+def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Do a tool's job; the user's errors are one line on standard error.
+
+    Returns:
+        The exit status: 0, 2 for a user's error, 130 for an interruption from the keyboard.
+    """
+    # News about the packages below us are not for the person who trains.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
-        main()
+        job(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _KeyValues(DictAction):
+    """MMEngine's KEY=VALUE options, with a usage error for anything else."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except (ValueError, AssertionError):
+            parser.error(f"{self.option_strings[0]} takes KEY=VALUE, got {' '.join(args[1])}")

@@ -1,13 +1,16 @@
 """The tiny profile: the architecture of a config, small enough to train on a CPU in minutes.
 
-One set of rules serves every detector, by walking its config: the backbone becomes a ResNet-18 from
-scratch, every channel width and every number of samples becomes a quarter, every stack of layers at
-most two deep, the pictures small, and the recipe one that works without pretrained weights.
+One set of rules serves every detector, by walking its config: the backbone becomes a ResNet-18 of
+half the usual width, every other width and every number of samples becomes a quarter, every stack
+of layers at most two deep, the pictures small. What may be normalised is, and the recipe is one
+that works without pretrained weights.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
 from polyfocal.errors import UserError
@@ -15,6 +18,7 @@ from polyfocal.errors import UserError
 MAX_SIDE = 320
 """Longest side of a picture in pixels where the data set's own pictures are larger."""
 
+_BATCH = 4
 _SHRINK = 4
 _WIDTHS = frozenset(
     {
@@ -30,7 +34,10 @@ _WIDTHS = frozenset(
 )
 _DEPTHS = frozenset({"stacked_convs", "num_convs", "num_layers"})
 _MAX_DEPTH = 2
-_RESNET18_CHANNELS = (64, 128, 256, 512)
+_BASE_CHANNELS = 32
+_RESNET18_CHANNELS = tuple(_BASE_CHANNELS * 2**stage for stage in range(4))
+# From scratch, necks and heads without normalisation learn several times more slowly.
+_NORM = {"type": "GN", "num_groups": 8, "requires_grad": True}
 
 
 def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
@@ -47,11 +54,13 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     """
     _shrink_model(cfg.model)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        cfg[loader].update(batch_size=8, num_workers=1, persistent_workers=True)
+        # Small batches: from scratch, the number of steps counts.
+        batch = _BATCH if loader.startswith("train") else 8
+        cfg[loader].update(batch_size=batch, num_workers=1, persistent_workers=True)
         for dataset in leaf_datasets(cfg[loader].dataset):
             dataset.pipeline = _pipeline(dataset.pipeline, side, train=loader.startswith("train"))
     # The schedulers have no end of their own: they follow train_cfg.max_epochs, whoever sets it.
-    cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=8, val_interval=4)
+    cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=4)
     cfg.param_scheduler = [
         ConfigDict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100),
         ConfigDict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, eta_min=0),
@@ -62,7 +71,7 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         clip_grad=dict(max_norm=10, norm_type=2),
     )
     # Scaling the rate means scaling it from this recipe's batch, not from the original's.
-    cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=8)
+    cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=_BATCH)
     # Two, so that a run killed while it writes one can resume from the other.
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = 10
@@ -106,10 +115,13 @@ def _shrink_model(model: ConfigDict) -> None:
                 node[key] = min(value, _MAX_DEPTH)
         if isinstance(node.get("init_cfg"), dict) and node.init_cfg.type == "Pretrained":
             node.init_cfg = None
+        if "norm_cfg" in _parameters(node):
+            node.norm_cfg = ConfigDict(_NORM)
     model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
     model.backbone = ConfigDict(
         type="ResNet",
         depth=18,
+        base_channels=_BASE_CHANNELS,
         num_stages=4,
         out_indices=stages,
         frozen_stages=-1,
@@ -128,6 +140,12 @@ def _shrink_model(model: ConfigDict) -> None:
                 node.num //= _SHRINK
             elif key in ("rpn", "rpn_proposal") and "max_per_img" in node:
                 node.max_per_img //= _SHRINK
+
+
+def _parameters(node: ConfigDict) -> set[str]:
+    """The keywords of the module that a dictionary describes."""
+    module = MODELS.get(node["type"]) if isinstance(node.get("type"), str) else None
+    return set(inspect.signature(module).parameters) if module else set()
 
 
 def _items(node: Any) -> Iterator[tuple[str, ConfigDict]]:
