@@ -141,7 +141,8 @@ def test_guard_takes_the_own_checkpoint():
     assert checkpoint["meta"] == {"epoch": 3}, "the config would be run as a program"
     parallel = {f"module.{name}": weight for name, weight in run.model.state_dict().items()}
     CheckpointGuardHook("a.pth", strict=True).after_load_checkpoint(run, {"state_dict": parallel})
-    CheckpointGuardHook("a.pth", strict=True).after_load_checkpoint(
+    bare = dict(run.model.state_dict())
+    CheckpointGuardHook("a.pth", strict=True).after_load_checkpoint(run, bare)
         run, dict(run.model.state_dict())
     )
 

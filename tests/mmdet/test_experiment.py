@@ -1,0 +1,232 @@
+"""A config meets a data set: classes, paths, evaluation and limits, and what is refused."""
+
+import json
+
+import pytest
+
+pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.experiment import prepare_experiment
+from polyfocal.mmdet.tiny import walk
+
+STOCK = {
+    "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "mask_rcnn": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "cascade": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "voc": "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py",
+    "mosaic": "yolox/yolox_s_8xb8-300e_coco.py",
+}
+CELLS = ("RBC", "WBC", "Platelets")
+
+
+def config(tmp_path, name, more=""):
+    path = tmp_path / f"{name}.py"
+    path.write_text(f'_base_ = "mmdet::{STOCK[name]}"\n{more}')
+    return path
+
+
+def cells(tmp_path, *, objects=3, masks=False, size=(64, 48), val_classes=CELLS):
+    """A folder as a user brings it: category ids from 4 on, one picture a split."""
+    root = tmp_path / "cells"
+    for split, classes in (("train", CELLS), ("val", val_classes)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "annotations").mkdir(exist_ok=True)
+        Image.new("RGB", size, "white").save(root / "images" / split / "cell.jpg")
+        annotations = [
+            {
+                "id": index + 1,
+                "image_id": 7,
+                "category_id": 4 + index % 3,
+                "bbox": [index % 40, 5, 12, 10],
+                "area": 120,
+                "iscrowd": 0,
+            }
+            for index in range(objects)
+        ]
+        if masks:
+            for annotation in annotations:
+                x, y, width, height = annotation["bbox"]
+                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+                annotation["segmentation"] = [corners]
+        content = {
+            "images": [{"id": 7, "file_name": "cell.jpg", "width": size[0], "height": size[1]}],
+            "annotations": annotations,
+            "categories": [{"id": 4 + i, "name": name} for i, name in enumerate(classes)],
+        }
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def num_classes(model):
+    return [node.num_classes for node in walk(model) if "num_classes" in node]
+
+
+def test_data_sets_classes_paths_and_evaluation(tmp_path):
+    root = cells(tmp_path)
+    cfg = prepare_experiment(config(tmp_path, "retinanet"), data=root).config
+    assert num_classes(cfg.model) == [3]
+    for loader, split in (("train", "train"), ("val", "val"), ("test", "val")):
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            dataset = DATASETS.build(cfg[f"{loader}_dataloader"].dataset | {"pipeline": []})
+        assert dataset.metainfo["classes"] == CELLS
+        assert len(dataset.metainfo["palette"]) == 3
+        (picture,) = (dataset.get_data_info(index) for index in range(len(dataset)))
+        assert picture["img_path"] == str(root / "images" / split / "cell.jpg")
+        assert [box["bbox_label"] for box in picture["instances"]] == [0, 1, 2]
+        assert picture["instances"][1]["bbox"] == [1, 5, 13, 15]
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.type == "polyfocal.CocoMetric"
+        assert evaluator.ann_file == str(root / "annotations" / "val.json")
+        assert evaluator.metric == ["bbox"]
+    assert cfg.model.backbone.depth == 50, "the full model"
+
+
+def test_every_num_classes_but_the_proposals(tmp_path):
+    more = "model = dict(rpn_head=dict(num_classes=1))"
+    path = config(tmp_path, "cascade", more)
+    cfg = prepare_experiment(path, data=cells(tmp_path, masks=True)).config
+    assert cfg.model.rpn_head.num_classes == 1
+    assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [3, 3, 3]
+    assert cfg.model.roi_head.mask_head.num_classes == 3
+    assert cfg.val_evaluator.metric == ["bbox", "segm"]
+
+
+def test_data_inside_wrappers(tmp_path):
+    """VOC's config repeats a concatenation of two sets; YOLOX's mixes several pictures."""
+    root = cells(tmp_path)
+    cfg = prepare_experiment(config(tmp_path, "voc"), data=root).config
+    assert cfg.val_evaluator.type == "polyfocal.CocoMetric"
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        train = DATASETS.build(cfg.train_dataloader.dataset)
+    assert train.metainfo["classes"] == CELLS and len(train) == 1
+
+    cfg = prepare_experiment(config(tmp_path, "mosaic"), data=root).config
+    assert cfg.train_dataloader.dataset.type == "MultiImageMixDataset"
+    assert cfg.train_dataloader.dataset.dataset.ann_file == str(root / "annotations/train.json")
+    assert num_classes(cfg.model) == [3]
+
+
+def test_masks_need_masks(tmp_path):
+    with pytest.raises(UserError, match=r"mask_rcnn.py needs masks: .*train.json"):
+        prepare_experiment(config(tmp_path, "mask_rcnn"), data=cells(tmp_path))
+
+
+def test_crowded_pictures_raise_the_limits(tmp_path):
+    root = cells(tmp_path, objects=101, masks=True)
+    experiment = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, tiny=True)
+    cfg = experiment.config
+    assert cfg.model.test_cfg.rcnn.max_per_img == cfg.val_evaluator.max_dets == 200
+    assert cfg.model.test_cfg.rpn.max_per_img >= 200
+    (note,) = experiment.notes
+    assert "holds up to 101 objects: up to 200 detections" in note
+
+
+def test_usual_pictures_keep_cocos_limits(tmp_path):
+    root = cells(tmp_path, objects=100)
+    experiment = prepare_experiment(config(tmp_path, "retinanet"), data=root)
+    assert experiment.config.model.test_cfg.max_per_img == 100
+    assert "max_dets" not in experiment.config.val_evaluator and not experiment.notes
+
+
+def test_splits_must_agree_on_the_categories(tmp_path):
+    root = cells(tmp_path, val_classes=("WBC", "RBC", "Platelets"))
+    with pytest.raises(UserError, match=r"same categories in the same order, got \['RBC', 'WBC'"):
+        prepare_experiment(config(tmp_path, "retinanet"), data=root)
+
+
+def test_a_test_needs_the_val_split_only(tmp_path):
+    root = cells(tmp_path)
+    (root / "annotations" / "train.json").unlink()
+    path = config(tmp_path, "retinanet")
+    cfg = prepare_experiment(path, data=root, train=False).config
+    assert cfg.test_dataloader.dataset.ann_file == str(root / "annotations/val.json")
+    with pytest.raises(UserError, match="train"):
+        prepare_experiment(path, data=root)
+
+
+def test_tiny_is_small_and_downloads_nothing(tmp_path):
+    root = cells(tmp_path, masks=True, size=(640, 480))
+    cfg = prepare_experiment(config(tmp_path, "cascade"), data=root, tiny=True).config
+    model = cfg.model
+    assert (model.backbone.type, model.backbone.depth) == ("ResNet", 18)
+    assert model.backbone.frozen_stages == -1 and not model.backbone.norm_eval
+    assert model.neck.in_channels == [32, 64, 128, 256]
+    assert model.neck.out_channels == model.rpn_head.in_channels == 64
+    assert [head.fc_out_channels for head in model.roi_head.bbox_head] == [256] * 3
+    assert [stage.sampler.num for stage in model.train_cfg.rcnn] == [128] * 3
+    assert model.train_cfg.rpn_proposal.max_per_img == 500
+    inits = [node.init_cfg for node in walk(model) if node.get("init_cfg")]
+    assert not [init for init in inits if "Pretrained" in str(init)]
+    scales = [step.scale for step in walk(cfg.train_dataloader) if step.get("type") == "Resize"]
+    assert scales == [(320, 320)], "the profile's, for pictures of 640 x 480"
+    loads = [s for s in walk(cfg.train_dataloader) if s.get("type") == "LoadAnnotations"]
+    assert loads[0].with_mask
+
+
+def test_tiny_does_not_enlarge_small_pictures(tmp_path):
+    cfg = prepare_experiment(config(tmp_path, "retinanet"), data=cells(tmp_path), tiny=True).config
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        scales = [step.scale for step in walk(loader) if step.get("type") == "Resize"]
+        assert scales == [(64, 64)]
+
+
+def test_options_win(tmp_path):
+    options = {
+        "train_cfg.max_epochs": 3,
+        "model.bbox_head.feat_channels": 16,
+        "val_evaluator.classwise": True,
+    }
+    cfg = prepare_experiment(
+        config(tmp_path, "retinanet"), data=cells(tmp_path), tiny=True, options=options
+    ).config
+    assert cfg.train_cfg.max_epochs == 3
+    assert cfg.model.bbox_head.feat_channels == 16
+    assert cfg.val_evaluator.classwise and cfg.val_evaluator.metric == ["bbox"]
+    assert not [s for s in cfg.param_scheduler if s.by_epoch and "end" in s], "it follows"
+
+
+def test_no_data_set(tmp_path):
+    for tiny in (False, True):
+        with pytest.raises(UserError) as error:
+            prepare_experiment(config(tmp_path, "retinanet"), tiny=tiny)
+        assert str(error.value) == (
+            f"there is no data set: {tmp_path}/retinanet.py wants "
+            "data/coco/annotations/instances_train2017.json; give a COCO-format folder with "
+            "--data DIR, or use the built-in pictures with --demo."
+        )
+    with pytest.raises(UserError, match="instances_val2017"):
+        prepare_experiment(config(tmp_path, "retinanet"), train=False)
+
+
+def test_bad_configs(tmp_path):
+    with pytest.raises(UserError, match="there is no config .*away.py"):
+        prepare_experiment(tmp_path / "away.py")
+    bad = tmp_path / "bad.py"
+    for text, sentence in {
+        "model = dict(": "bad.py cannot be read as a config: SyntaxError",
+        "_base_ = 'mmdet::retinanet/none.py'": "bad.py cannot be read as a config",
+        "x = 1": "bad.py is not the config of a detector: it has no 'model'",
+    }.items():
+        bad.write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            prepare_experiment(bad)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"notes.txt cannot be read as a config"):
+        prepare_experiment(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="--cfg-options does not fit"):
+        prepare_experiment(
+            config(tmp_path, "retinanet"),
+            data=cells(tmp_path),
+            options={"param_scheduler.9.gamma": 1},
+        )
+
+
+def test_tiny_needs_a_backbone_with_stages(tmp_path):
+    path = config(tmp_path, "retinanet", "model = dict(backbone=dict(_delete_=True, type='Mine'))")
+    with pytest.raises(UserError, match="'RetinaNet' has no backbone with out_indices"):
+        prepare_experiment(path, tiny=True)
