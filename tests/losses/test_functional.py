@@ -310,6 +310,19 @@ def test_weights_labels_and_reductions():
     assert (gradient[4] == 0).all() and (gradient[3] != 0).all()
 
 
+def test_alpha_of_each_class():
+    logits, labels = inputs(c=3)
+    alpha = [0.1, 0.5, 0.9]
+    expected = reference.sigmoid_loss(logits, labels, alpha=alpha, gamma=2)
+    common = dict(alpha=alpha, reduction="none")
+    found = L.focal_loss(logits, labels, use_sigmoid=True, **common)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    logits, labels = inputs(c=3, softmax=True)
+    expected = reference.softmax_loss(logits, labels, gamma=2) * np.array(alpha)[labels]
+    found = L.focal_loss(logits, labels, use_sigmoid=False, **common)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def test_weights_of_the_softmax_form():
     logits, labels = inputs(n=6, c=3, softmax=True)
     labels[1] = 255

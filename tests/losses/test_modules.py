@@ -82,6 +82,7 @@ def test_ignore_index_of_one_call():
         (lambda: polyfocal.FocalLoss(alpha=-0.1, use_sigmoid=True), "alpha holds -0.1"),
         (lambda: polyfocal.FocalLoss(reduction="avg", use_sigmoid=True), "reduction='avg'"),
         (lambda: polyfocal.FocalLoss(class_weight=[], use_sigmoid=True), "class_weight is empty"),
+        (lambda: polyfocal.FocalLoss(loss_weight=-1, use_sigmoid=True), "loss_weight=-1: expected"),
         (lambda: polyfocal.FocalLoss(gamma="high", use_sigmoid=True), "gamma=high: expected"),
         (lambda: polyfocal.FocalLoss(alpha="auto", use_sigmoid=True), "alpha holds a"),
     ],

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
-from polyfocal.losses.functional import PerClass, check_alpha, check_class_weight
+from polyfocal.losses.functional import (
+    PerClass,
+    check_alpha,
+    check_class_weight,
+    check_nonnegative,
+)
 from polyfocal.losses.reduction import check_reduction
 
 
@@ -22,7 +27,7 @@ class ClassificationLoss(nn.Module, ABC):
             their number of outputs and their activation by it, and MMDetection's dense heads
             read it from the config and not from the loss, so it must be written there.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: factor on the result.
+        loss_weight: factor on the result, >= 0.
         alpha, class_weight, ignore_index: see :mod:`polyfocal.losses.functional`.
 
     Raises:
@@ -49,6 +54,7 @@ class ClassificationLoss(nn.Module, ABC):
                 " its type, because heads read that key"
             )
         check_reduction(reduction)
+        check_nonnegative("loss_weight", loss_weight)
         check_alpha(alpha)
         check_class_weight(class_weight)
         self.use_sigmoid = use_sigmoid

@@ -46,8 +46,8 @@ class CyclicalFocalLoss(ClassificationLoss):
         if alpha is None and use_sigmoid:
             alpha = 0.25
         super().__init__(use_sigmoid, reduction, loss_weight, alpha, class_weight, ignore_index)
-        functional.check_gamma(gamma_hc, "gamma_hc")
-        functional.check_gamma(gamma_lc, "gamma_lc")
+        functional.check_nonnegative("gamma_hc", gamma_hc)
+        functional.check_nonnegative("gamma_lc", gamma_lc)
         functional.check_label_smoothing(label_smoothing, bool(use_sigmoid))
         check_factor(factor)
         self.gamma_hc = gamma_hc

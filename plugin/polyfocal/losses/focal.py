@@ -35,7 +35,7 @@ class FocalLoss(ClassificationLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, alpha, class_weight, ignore_index)
-        functional.check_gamma(gamma)
+        functional.check_nonnegative("gamma", gamma)
         self.gamma = gamma
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:

@@ -50,10 +50,10 @@ def _is_finite(number: object) -> bool:
     return isinstance(number, int | float) and math.isfinite(number)
 
 
-def check_gamma(gamma: float, name: str = "gamma") -> None:
-    """Raises UserError unless gamma is a finite number >= 0."""
-    if not (_is_finite(gamma) and gamma >= 0):
-        raise UserError(f"{name}={gamma}: expected a finite number >= 0")
+def check_nonnegative(name: str, number: float) -> None:
+    """Raises UserError unless the number is finite and >= 0."""
+    if not (_is_finite(number) and number >= 0):
+        raise UserError(f"{name}={number}: expected a finite number >= 0")
 
 
 def check_epsilons(epsilons: Sequence[float], name: str = "epsilon") -> None:
@@ -135,7 +135,7 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection (2017), equation 5.
     """
-    check_gamma(gamma)
+    check_nonnegative("gamma", gamma)
     return _loss(
         logits,
         target,
@@ -179,7 +179,7 @@ def poly1_focal_loss(
 
     Source: Leng et al., PolyLoss (2022), section 4 and the appendix on the focal loss.
     """
-    check_gamma(gamma)
+    check_nonnegative("gamma", gamma)
     check_epsilons([epsilon])
     return _loss(
         logits,
@@ -261,7 +261,7 @@ def poly_n_loss(
 
     Source: Leng et al., PolyLoss (2022), section 4.2.
     """
-    check_gamma(gamma)
+    check_nonnegative("gamma", gamma)
     check_epsilons(epsilons, "epsilons")
     return _loss(
         logits,
@@ -321,8 +321,8 @@ def cyclical_focal_loss(
 
     Source: Smith, Cyclical Focal Loss (2022), section 3; the sigmoid form is this project's.
     """
-    check_gamma(gamma_hc, "gamma_hc")
-    check_gamma(gamma_lc, "gamma_lc")
+    check_nonnegative("gamma_hc", gamma_hc)
+    check_nonnegative("gamma_lc", gamma_lc)
     return _loss(
         logits,
         target,

@@ -41,7 +41,7 @@ class Poly1FocalLoss(ClassificationLoss):
                 " value depends on the task"
             )
         functional.check_epsilons([epsilon])
-        functional.check_gamma(gamma)
+        functional.check_nonnegative("gamma", gamma)
         self.epsilon = epsilon
         self.gamma = gamma
 
@@ -119,7 +119,7 @@ class PolyNLoss(ClassificationLoss):
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, alpha, class_weight, ignore_index)
         functional.check_epsilons(epsilons, "epsilons")
-        functional.check_gamma(gamma)
+        functional.check_nonnegative("gamma", gamma)
         self.epsilons = tuple(epsilons)
         self.gamma = gamma
 
