@@ -42,7 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("config", help="for instance configs/retinanet_poly1.py")
     add_common_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, help="of everything random (default: the config's, or 0)"
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
     parser.add_argument(
         "--resume",
@@ -63,9 +65,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Train with the options of the command line."""
+    if args.resume and args.load_from:
+        raise UserError("--resume and --load-from both name weights to start from: give one.")
     experiment = prepare_run(args, train=True)
     cfg = experiment.config
-    cfg.setdefault("randomness", {"seed": args.seed})
+    randomness = {"seed": None, **cfg.get("randomness", {})}
+    if args.seed is not None or randomness["seed"] is None:
+        randomness["seed"] = args.seed or 0
+    cfg.randomness = randomness
     if args.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU, and torch finds none: train without it.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from polyfocal.errors import UserError
@@ -93,7 +93,9 @@ class CheckpointGuardHook(Hook):
         """
         # On resume MMEngine runs this text as a Python file, only to look for old gpu_ids in it.
         checkpoint.get("meta", {}).pop("config", None)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         wanted = {name: weight.shape for name, weight in model.state_dict().items()}
         found = {
             name.removeprefix("module."): weight.shape
