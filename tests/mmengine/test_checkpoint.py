@@ -143,8 +143,6 @@ def test_guard_takes_the_own_checkpoint():
     CheckpointGuardHook("a.pth", strict=True).after_load_checkpoint(run, {"state_dict": parallel})
     bare = dict(run.model.state_dict())
     CheckpointGuardHook("a.pth", strict=True).after_load_checkpoint(run, bare)
-        run, dict(run.model.state_dict())
-    )
 
 
 def test_guard_refuses_another_models():
