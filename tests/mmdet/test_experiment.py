@@ -158,8 +158,8 @@ def test_tiny_is_small_and_downloads_nothing(tmp_path):
     assert model.neck.in_channels == [32, 64, 128, 256]
     assert model.neck.out_channels == model.rpn_head.in_channels == 64
     assert [head.fc_out_channels for head in model.roi_head.bbox_head] == [256] * 3
-    assert [stage.sampler.num for stage in model.train_cfg.rcnn] == [128] * 3
-    assert model.train_cfg.rpn_proposal.max_per_img == 500
+    assert [stage.sampler.num for stage in model.train_cfg.rcnn] == [64] * 3
+    assert model.train_cfg.rpn_proposal.max_per_img == 250
     inits = [node.init_cfg for node in walk(model) if node.get("init_cfg")]
     assert not [init for init in inits if "Pretrained" in str(init)]
     scales = [step.scale for step in walk(cfg.train_dataloader) if step.get("type") == "Resize"]
