@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import shlex
 import subprocess
 import sys
 from math import log
@@ -169,6 +170,19 @@ def test_refuses(
     assert sentence in stderr
     assert stderr.startswith("error: ") and stderr.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_docs_curves_have_commands_that_work() -> None:
+    pictures = set()
+    for page in sorted((ROOT / "docs" / "losses").glob("*.md")):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("python tools/plot_loss.py"):
+                args = plot_loss.parse_args(shlex.split(line)[2:])
+                for words in args.loss:
+                    plot_loss.build_loss(*plot_loss.parse_loss(words))
+                pictures.add(args.out.name)
+    there = {file.name for file in (ROOT / "docs" / "images").glob("loss_*")}
+    assert there and there <= pictures
 
 
 def test_command_without_frameworks(tmp_path: Path) -> None:
