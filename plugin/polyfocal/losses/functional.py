@@ -58,8 +58,8 @@ def check_nonnegative(name: str, number: float) -> None:
 
 def check_epsilons(epsilons: Sequence[float], name: str = "epsilon") -> None:
     """Raises UserError unless epsilon_j >= -1/j, so that no power of (1 - p_t) is rewarded."""
-    if len(epsilons) == 0:
-        raise UserError(f"{name} is empty: expected at least one coefficient")
+    if not isinstance(epsilons, Sequence) or len(epsilons) == 0:
+        raise UserError(f"{name}={epsilons}: expected a list of at least one coefficient")
     for j, epsilon in enumerate(epsilons, start=1):
         if not (_is_finite(epsilon) and epsilon >= -1 / j):
             which = name if len(epsilons) == 1 else f"{name}[{j - 1}]"
@@ -177,7 +177,7 @@ def poly1_focal_loss(
         epsilon: >= -1; 0 is the focal loss.
         use_sigmoid, gamma, alpha: as in :func:`focal_loss`.
 
-    Source: Leng et al., PolyLoss (2022), section 4 and the appendix on the focal loss.
+    Source: Leng et al., PolyLoss (2022), its form for the alpha-balanced focal loss.
     """
     check_nonnegative("gamma", gamma)
     check_epsilons([epsilon])
@@ -219,7 +219,7 @@ def poly1_cross_entropy(
         use_sigmoid: as in :func:`focal_loss`; True is Poly-1 on binary cross-entropy.
         label_smoothing: a in [0, 1); softmax form with integer labels.
 
-    Source: Leng et al., PolyLoss (2022), equation 6 and its pseudocode.
+    Source: Leng et al., PolyLoss (2022), its pseudocode of Poly-1.
     """
     check_epsilons([epsilon])
     return _loss(
@@ -259,7 +259,7 @@ def poly_n_loss(
         use_sigmoid, alpha: as in :func:`focal_loss`.
         gamma: >= 0; 0, the default, perturbs cross-entropy, as the paper does.
 
-    Source: Leng et al., PolyLoss (2022), section 4.2.
+    Source: Leng et al., PolyLoss (2022), Poly-N.
     """
     check_nonnegative("gamma", gamma)
     check_epsilons(epsilons, "epsilons")
@@ -319,7 +319,7 @@ def cyclical_focal_loss(
         factor: >= 1, see the schedule.
         label_smoothing: a in [0, 1); softmax form with integer labels.
 
-    Source: Smith, Cyclical Focal Loss (2022), section 3; the sigmoid form is this project's.
+    Source: Smith, Cyclical Focal Loss (2022); the sigmoid form is this project's.
     """
     check_nonnegative("gamma_hc", gamma_hc)
     check_nonnegative("gamma_lc", gamma_lc)

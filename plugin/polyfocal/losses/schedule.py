@@ -32,7 +32,7 @@ def cyclical_weight(progress: float, factor: float) -> float:
     Raises:
         UserError: factor < 1, or a progress that is NaN.
 
-    Source: Smith, Cyclical Focal Loss (2022), section 3.
+    Source: Smith, Cyclical Focal Loss (2022).
     """
     check_factor(factor)
     if math.isnan(progress):
