@@ -69,7 +69,7 @@ def train(
         runner.val_loop,
         {
             "training": f"{minutes} min {seconds} s",
-            "checkpoint": find_latest_checkpoint(runner.work_dir),
+            "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
             "pictures": pictures,
         },
     )

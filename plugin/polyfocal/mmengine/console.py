@@ -6,10 +6,13 @@ import logging
 import sys
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from rich.console import Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from torch.utils.data import DataLoader
 
 from polyfocal.errors import UserError
@@ -77,38 +81,32 @@ class ProgressBarHook(Hook):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-            disable=not on_terminal(),
         )
+        self._losses = Text(no_wrap=True, overflow="ellipsis", style="dim")
+        self._live = Live(Group(self._bar, self._losses))
 
     def before_train(self, runner: Runner) -> None:
         """Show the bar; after a resume it starts where the run had stopped."""
-        self._task = self._bar.add_task(
-            "training", total=runner.max_iters, completed=runner.iter, losses=""
-        )
-        self._bar.start()
+        self._show("training", total=runner.max_iters, completed=runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Move the bar on by one iteration."""
-        losses = {
-            name.removeprefix("train/"): buffer.mean(_LOSS_WINDOW)
-            for name, buffer in runner.message_hub.log_scalars.items()
-            if name.startswith("train/") and "loss" in name
-        }
         self._bar.update(
             self._task,
             completed=runner.iter + 1,
             description=f"epoch {runner.epoch + 1}/{runner.max_epochs}",
-            losses="  ".join(f"{name} {value:.3f}" for name, value in losses.items()),
+        )
+        self._losses.plain = "  ".join(
+            f"{name.removeprefix('train/')} {history.mean(_LOSS_WINDOW):.3f}"
+            for name, history in runner.message_hub.log_scalars.items()
+            if name.startswith("train/loss")
         )
 
     def before_val(self, runner: Runner) -> None:
         """Show a second bar for the evaluation."""
-        self._val_task = self._bar.add_task(
-            "evaluating", total=len(runner.val_dataloader), losses=""
-        )
+        self._val_task = self._bar.add_task("evaluating", total=len(runner.val_dataloader))
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -125,12 +123,27 @@ class ProgressBarHook(Hook):
         shown = [
             f"{k.split('/')[-1]} {v:.3f}" for k, v in (metrics or {}).items() if k[-3:] == "mAP"
         ]
-        if shown and on_terminal():
-            self._bar.print(f"epoch {runner.epoch}: {'  '.join(shown)}")
+        if shown and self._live.is_started:
+            self._live.console.print(f"epoch {runner.epoch}: {'  '.join(shown)}")
+
+    def before_test(self, runner: Runner) -> None:
+        """Show the bar of a test."""
+        self._show("testing", total=len(runner.test_dataloader))
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move the bar on by one batch."""
+        self._bar.advance(self._task)
 
     def close(self) -> None:
         """Give the terminal back, also after an interrupted training."""
-        self._bar.stop()
+        self._live.stop()
+
+    def _show(self, description: str, **progress: Any) -> None:
+        self._task = self._bar.add_task(description, **progress)
+        if on_terminal() and is_main_process():
+            self._live.start()
 
 
 def on_terminal() -> bool:
