@@ -93,6 +93,12 @@ def test_bad_settings_are_refused_when_built(make, message):
         make()
 
 
+def test_a_misspelt_keyword_is_answered_with_the_right_ones():
+    message = "FocalLoss has no keyword 'gama': it takes gamma, alpha, use_sigmoid, reduction"
+    with pytest.raises(TypeError, match=message):
+        polyfocal.FocalLoss(use_sigmoid=True, gama=2)
+
+
 def test_a_cyclical_loss_says_that_it_has_no_progress():
     loss = polyfocal.CyclicalFocalLoss(use_sigmoid=True)
     with pytest.raises(ValueError, match="does not know the training's progress"):

@@ -1,5 +1,6 @@
 """The module behind every loss: the call contract that MMDetection's heads use."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +33,21 @@ class ClassificationLoss(nn.Module, ABC):
 
     Raises:
         UserError: a value out of its range, or no ``use_sigmoid``.
+        TypeError: a keyword that the loss does not have.
     """
 
     alpha: Tensor | float | None
     class_weight: Tensor | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "ClassificationLoss":
+        """Refuses a misspelt keyword of a config with the list of the right ones."""
+        known = list(inspect.signature(cls.__init__).parameters)[1:]
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(
+                    f"{cls.__name__} has no keyword {name!r}: it takes {', '.join(known)}"
+                )
+        return super().__new__(cls)
 
     def __init__(
         self,
