@@ -226,9 +226,12 @@ def test_no_coco(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_amp_needs_a_gpu(scenes, tmp_path, capsys):
+def test_what_needs_a_gpu(scenes, tmp_path, capsys):
     data = ("--data", scenes, "--profile", "tiny", "--work-dir", tmp_path / "wd")
     assert "--amp needs a GPU" in error_of(capsys, train_tool, RETINANET, "--amp", *data)
+    error = error_of(capsys, train_tool, RETINANET, "--launcher", "pytorch", *data)
+    assert "one process on each GPU, and torch finds none" in error
+    assert not (tmp_path / "wd").exists()
 
 
 def test_usage_errors(capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import DictAction
+from mmengine.device import get_device
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import DEMO_FOLDER, Experiment, prepare_experiment
@@ -64,6 +65,11 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
+    if args.launcher != "none" and get_device() == "cpu":
+        raise UserError(
+            f"--launcher {args.launcher} runs one process on each GPU, and torch finds none here: "
+            "start the tool without it."
+        )
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     experiment = prepare_experiment(
         args.config,

@@ -62,15 +62,16 @@ def train(
             runner.val_loop.run()
     finally:
         bar.close()
+    if not is_main_process():
+        return
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    pictures = _draw_predictions(runner)
     _report(
         runner,
         runner.val_loop,
         {
             "training": f"{minutes} min {seconds} s",
             "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
-            "pictures": pictures,
+            "pictures": _draw_predictions(runner),
         },
     )
 
@@ -96,7 +97,8 @@ def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | N
         runner.test()
     finally:
         bar.close()
-    _report(runner, runner.test_loop, {})
+    if is_main_process():
+        _report(runner, runner.test_loop, {})
 
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:
@@ -121,8 +123,6 @@ def _results(loop: BaseLoop) -> dict[str, Any]:
 
 
 def _report(runner: ConsoleRunner, loop: BaseLoop, lines: dict[str, Any]) -> None:
-    if not is_main_process():
-        return
     console = Console()
     if results := _results(loop):
         console.print(format_table(results))
