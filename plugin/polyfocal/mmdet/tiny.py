@@ -114,6 +114,8 @@ def _shrink_model(model: ConfigDict) -> None:
                 node[key] = value // _SHRINK
             elif key in _DEPTHS:
                 node[key] = min(value, _MAX_DEPTH)
+        if "sampling_ratio" in node:
+            node.sampling_ratio = 1  # the adaptive number of samples costs most on a CPU
         if isinstance(node.get("init_cfg"), dict) and node.init_cfg.type == "Pretrained":
             node.init_cfg = None
         if "norm_cfg" in _parameters(node):
