@@ -1,0 +1,139 @@
+"""The metric against MMDetection's own, which runs pycocotools in its own way."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+import torch
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmengine.registry import METRICS
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.metrics import CocoMetric
+
+CLASSES = ("cat", "dog", "cow")
+SIZE = 64
+
+
+def box_mask(x, y, w, h):
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+@pytest.fixture
+def ground_truth(tmp_path):
+    """Four pictures of cats and dogs; no cow anywhere."""
+    annotations = []
+    for image in range(4):
+        for category, (x, y, w, h) in ((7, (4, 6, 20, 16)), (9, (30, 20, 12, 30))):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": [x + image, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [
+                        [x + image, y, x + image + w, y, x + image + w, y + h, x + image, y + h]
+                    ],
+                }
+            )
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": SIZE, "height": SIZE} for i in range(4)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": id_, "name": name} for id_, name in zip((7, 9, 11), CLASSES, strict=True)
+        ],
+    }
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def predictions():
+    """Right, shifted, doubled and mislabelled detections."""
+    found = {
+        0: [((4, 6, 20, 16), 0, 0.9), ((30, 20, 12, 30), 1, 0.8)],
+        1: [((8, 6, 20, 16), 0, 0.7), ((31, 24, 12, 26), 1, 0.95), ((6, 7, 19, 15), 0, 0.6)],
+        2: [((6, 6, 20, 16), 1, 0.5), ((50, 50, 10, 10), 2, 0.9)],
+        3: [],
+    }
+    for image, objects in found.items():
+        boxes = torch.tensor(
+            [[x, y, x + w, y + h] for (x, y, w, h), _, _ in objects], dtype=torch.float32
+        )
+        yield {
+            "img_id": image,
+            "ori_shape": (SIZE, SIZE),
+            "pred_instances": {
+                "bboxes": boxes.reshape(-1, 4),
+                "labels": torch.tensor([label for _, label, _ in objects], dtype=torch.long),
+                "scores": torch.tensor([score for _, _, score in objects]),
+                "masks": torch.from_numpy(
+                    np.array([box_mask(*box) for box, _, _ in objects]).reshape(-1, SIZE, SIZE)
+                ),
+            },
+        }
+
+
+def evaluate(metric):
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, list(predictions()))
+    return metric.evaluate(size=4)
+
+
+def test_agrees_with_mmdetections(ground_truth):
+    kinds = ["bbox", "segm"]
+    ours = evaluate(CocoMetric(ann_file=ground_truth, metric=kinds))
+    stock = evaluate(MMDetCocoMetric(ann_file=ground_truth, metric=kinds))
+    assert set(stock) < set(ours)
+    for name, value in stock.items():
+        assert ours[name] == pytest.approx(value, abs=6e-4), name  # MMDetection rounds to 3 digits
+    assert 0.2 < ours["coco/bbox_mAP"] < 0.8 and ours["coco/bbox_mAP_l"] == -1
+    assert {f"coco/{kind}_AR@{limit}" for kind in kinds for limit in (1, 10, 100)} < set(ours)
+    # At 10 thresholds and in 4 pictures, with one detection of a class in each: a cat is found
+    # exactly and one with IoU 17/23, above 5 thresholds; a dog exactly and one with 26/30, above 8.
+    assert ours["coco/bbox_AR@1"] == pytest.approx(((10 + 5) / 40 + (10 + 8) / 40) / 2)
+
+
+def test_results_by_class(ground_truth):
+    metric = CocoMetric(ann_file=ground_truth, metric="bbox", classwise=True)
+    numbers = evaluate(metric)
+    result = metric.coco_results["bbox"]
+    assert list(result.per_class) == list(CLASSES)
+    assert np.isnan(result.per_class["cow"]) and numbers["coco/bbox_cow_precision"] == -1
+    assert numbers["coco/bbox_cat_precision"] == result.per_class["cat"] > 0
+    assert result.stats["mAP"] == numbers["coco/bbox_mAP"]
+
+
+def test_is_built_by_its_name(ground_truth):
+    import polyfocal.mmdet  # noqa: F401
+
+    metric = METRICS.build(dict(type="polyfocal.CocoMetric", ann_file=ground_truth, max_dets=300))
+    assert isinstance(metric, CocoMetric) and "coco/bbox_AR@300" in evaluate(metric)
+
+
+def test_only_writes_the_results(ground_truth, tmp_path):
+    prefix = str(tmp_path / "out")
+    assert not evaluate(CocoMetric(ann_file=ground_truth, format_only=True, outfile_prefix=prefix))
+    boxes = json.loads((tmp_path / "out.bbox.json").read_text())
+    assert [box["category_id"] for box in boxes] == [7, 9, 7, 9, 7, 9, 11]
+    assert boxes[1]["bbox"] == [30, 20, 12, 30]
+
+
+def test_masks_that_are_not_there(ground_truth):
+    metric = CocoMetric(ann_file=ground_truth, metric=["bbox", "segm"])
+    metric.dataset_meta = {"classes": CLASSES}
+    samples = list(predictions())
+    for sample in samples:
+        del sample["pred_instances"]["masks"]
+    metric.process({}, samples)
+    with pytest.raises(UserError, match="predicts no masks, so 'segm' cannot be evaluated"):
+        metric.evaluate(size=4)
