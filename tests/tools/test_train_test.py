@@ -207,6 +207,14 @@ def test_checkpoint_errors(trained, scenes, tmp_path, capsys, monkeypatch):
         (["--cfg-options", "model.bbox_head.loss_cls.gamma=-1"], r"gamma.*-1"),
         (["--cfg-options", "model.bbox_head.loss_cls.gama=1"], r"Poly1FocalLoss.*'gama'"),
         (["--cfg-options", "model.bbox_hed.num_classes=1"], r"'bbox_hed'"),
+        (
+            ["--cfg-options", "train_cfg.max_epoch=3"],
+            r"the training loop cannot be built: .*'max_epoch'",
+        ),
+        (
+            ["--cfg-options", "optim_wrapper.optimizer.lrr=3"],
+            "the optimizer cannot be built: .*lrr",
+        ),
         (["--resume", "--load-from", "a.pth"], "--resume and --load-from"),
         (["--demo"], "--demo is the built-in data set and --data another one"),
     ],

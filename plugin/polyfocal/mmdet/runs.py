@@ -10,19 +10,14 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
-from mmengine.runner import find_latest_checkpoint
-from mmengine.runner.base_loop import BaseLoop
+from mmengine.runner import BaseLoop, find_latest_checkpoint
 from mmengine.structures import InstanceData
 from rich.console import Console
 
 from polyfocal.coco import format_table
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.metrics import CocoMetric
-from polyfocal.mmengine.checkpoint import (
-    CheckpointGuardHook,
-    allow_mmengine_checkpoints,
-    check_checkpoint,
-)
+from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
 from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
 
 _NUM_PICTURES = 12
@@ -103,7 +98,6 @@ def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | N
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:
     cfg = experiment.config
-    allow_mmengine_checkpoints()
     if cfg.load_from and "://" not in cfg.load_from:
         check_checkpoint(cfg.load_from)
     runner = ConsoleRunner.from_cfg(cfg)

@@ -4,13 +4,14 @@ import contextlib
 import io
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from rich.console import Group
 from rich.live import Live
 from rich.progress import (
@@ -33,8 +34,10 @@ class ConsoleRunner(Runner):
     """A Runner whose console is for people.
 
     The dumps of the config, the environment and the hooks go to the log file only. The console gets
-    warnings and, where it is not a terminal, the lines of the progress log. A model that cannot be
-    built from its config is the config's error.
+    warnings and, where it is not a terminal, the lines of the progress log.
+
+    Raises:
+        UserError: Where a part cannot be built from its config.
     """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -45,27 +48,50 @@ class ConsoleRunner(Runner):
                 handler.addFilter(_is_for_people)
         return logger
 
+    def build_model(self, model: Any) -> Any:
+        with _from_config("the model"):
+            return super().build_model(model)
+
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        with _from_config("the training loop"):
+            return super().build_train_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        with _from_config("the optimizer"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        with _from_config("the learning rate's schedule"):
+            return super().build_param_scheduler(scheduler)
+
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
-        """Build a data loader without pycocotools' chatter."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _from_config("the data loader"):
             return Runner.build_dataloader(*args, **kwargs)
 
     def build_evaluator(self, evaluator: Any) -> Evaluator:
-        """Build an evaluator without pycocotools' chatter."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _from_config("the evaluator"):
             return super().build_evaluator(evaluator)
 
-    def build_model(self, model: Any) -> Any:
-        """Build the model; bad keywords and values in its config become one sentence.
 
-        Raises:
-            UserError: The model cannot be built from this config.
-        """
-        try:
-            return super().build_model(model)
-        except Exception as error:
-            raise UserError(f"the model cannot be built: {_innermost(error)}") from error
+class _BuildError(UserError):
+    """A part of a run cannot be built from its config."""
+
+
+@contextlib.contextmanager
+def _from_config(part: str) -> Iterator[None]:
+    """Silence pycocotools' chatter; what fails is the config's error and becomes one sentence."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except _BuildError:  # a part of this part
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while (deeper := cause.__cause__ or cause.__context__) is not None:
+            cause = deeper
+        sentence = cause.args[0] if isinstance(cause, KeyError) else cause
+        raise _BuildError(f"{part} cannot be built: {sentence}") from error
 
 
 class ProgressBarHook(Hook):
@@ -157,9 +183,3 @@ def _is_for_people(record: logging.LogRecord) -> bool:
         return "will be deprecated" not in record.getMessage()
     progress = record.module == "logger_hook" and not record.getMessage().startswith("Exp name")
     return progress and not on_terminal()
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
