@@ -1,8 +1,7 @@
 # Mask R-CNN with Poly-1 cross-entropy on the box classifier.
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 
-# epsilon: the PolyLoss paper's for Mask R-CNN on COCO. -1 takes away the first polynomial term:
-# a softmax over 80 classes and much background is rather over- than underconfident there.
+# epsilon: the PolyLoss paper's for Mask R-CNN on COCO. -1 takes away the first polynomial term.
 model = dict(
     roi_head=dict(
         bbox_head=dict(

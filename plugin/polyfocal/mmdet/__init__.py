@@ -18,7 +18,8 @@ except ModuleNotFoundError as error:
 import polyfocal.mmengine  # noqa: F401
 from polyfocal.mmdet import placement
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
+from polyfocal.mmdet.metrics import CocoMetric
 
 placement.watch()
 
-__all__ = ["MaskLoss", "RoILoss"]
+__all__ = ["CocoMetric", "MaskLoss", "RoILoss"]
