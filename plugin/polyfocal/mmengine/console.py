@@ -12,6 +12,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
+from mmengine.visualization import Visualizer
 from rich.console import Group
 from rich.live import Live
 from rich.progress import (
@@ -68,6 +69,12 @@ class ConsoleRunner(Runner):
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
         with _from_config("the data loader"):
             return Runner.build_dataloader(*args, **kwargs)
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """Build this run's visualizer; by its usual name MMEngine would give an earlier run's."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": self.experiment_name}
+        return super().build_visualizer(visualizer)
 
     def build_evaluator(self, evaluator: Any) -> Evaluator:
         with _from_config("the evaluator"):
