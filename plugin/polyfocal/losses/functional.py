@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from polyfocal.errors import UserError
-from polyfocal.losses.reduction import check_reduction, expand_weight, reduce_loss
+from polyfocal.losses.reduction import average, check_reduction, expand_weight
 from polyfocal.losses.schedule import cyclical_weight
 from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
 
@@ -357,47 +357,51 @@ def _loss(
     check_class_weight(class_weight)
     soft = _check_input(logits, target, use_sigmoid, ignore_index)
     check_label_smoothing(label_smoothing, use_sigmoid, soft)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    reduce = reduction != "none"
     with torch.autocast(logits.device.type, enabled=False):
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
         keep = None
         if soft:
-            target = target.detach().to(logits.dtype)
+            target = target.detach().to(dtype)
         elif ignore_index is not None:
             keep = target != ignore_index
             target = torch.where(keep, target, 0)
         columns = logits.shape[-1] if logits.dim() > 1 else 1
-        alpha = _per_class("alpha", alpha, logits, columns)
-        per_class = _per_class("class_weight", class_weight, logits, columns)
-        if use_sigmoid:
-            loss = sigmoid_poly_focal(logits, target, poly, alpha)
-            scale: Tensor | float | None = per_class
-        else:
-            loss = softmax_poly_focal(logits, target, poly, label_smoothing)
-            scale = _of_rows(per_class, target, soft)
-            alpha_t = _of_rows(alpha, target, soft)
-            if alpha_t is not None:
-                loss = loss * alpha_t
+        alpha = _per_class("alpha", alpha, logits, columns, dtype)
+        per_class = _per_class("class_weight", class_weight, logits, columns, dtype)
+        shape = logits.shape if use_sigmoid else logits.shape[:1]
         if weight is not None:
-            weight = expand_weight(weight, loss)
-            scale = weight if scale is None else weight * scale
-        return reduce_loss(loss, scale, keep, reduction, avg_factor)  # type: ignore[arg-type]
-
-
-def _of_rows(per_class: Tensor | float | None, target: Tensor, soft: bool) -> Tensor | float | None:
-    """The (N,) weights of the rows of a softmax loss, by their targets."""
-    if not isinstance(per_class, Tensor):
-        return per_class
-    return target @ per_class if soft else per_class[target]
+            weight = expand_weight(weight, shape, dtype)
+        if keep is not None:
+            keep_entries = keep.unsqueeze(1) if use_sigmoid else keep
+            weight = keep_entries.to(dtype) if weight is None else weight * keep_entries
+        if use_sigmoid:
+            scale = 1.0 if per_class is None else per_class
+            positive, negative = (
+                (scale, scale) if alpha is None else (alpha * scale, (1.0 - alpha) * scale)
+            )
+            loss = sigmoid_poly_focal(logits, target, poly, positive, negative, weight, reduce)
+        else:
+            numbers: list[Tensor | float] = []
+            for value in (per_class, alpha):
+                if isinstance(value, Tensor) and value.dim() == 1:
+                    of_rows = target @ value if soft else value[target]
+                    weight = of_rows if weight is None else weight * of_rows
+                elif value is not None:
+                    numbers.append(value)
+            loss = softmax_poly_focal(logits, target, poly, weight, label_smoothing, reduce)
+            for number in numbers:
+                loss = loss * number
+        return average(loss, shape, keep, avg_factor) if reduction == "mean" else loss
 
 
 def _per_class(
-    name: str, value: PerClass | None, logits: Tensor, columns: int
+    name: str, value: PerClass | None, logits: Tensor, columns: int, dtype: torch.dtype
 ) -> Tensor | float | None:
     """The value as None, a float, or a tensor (columns,) beside the logits."""
     if value is None or isinstance(value, int | float):
         return value
-    value = torch.as_tensor(value, dtype=logits.dtype, device=logits.device)
+    value = torch.as_tensor(value, dtype=dtype, device=logits.device)
     if value.dim() and value.shape != (columns,):
         raise UserError(
             f"{name} has {value.numel()} values: expected {columns}, one for each column of logits"

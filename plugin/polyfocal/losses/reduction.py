@@ -40,67 +40,55 @@ def check_reduction(reduction: str, avg_factor: object = None) -> None:
         raise UserError("avg_factor is given with reduction='sum': expected 'mean' or 'none'")
 
 
-def expand_weight(weight: Tensor, loss: Tensor) -> Tensor:
-    """The weight in a shape that broadcasts over ``loss`` row by row or entry by entry.
+def expand_weight(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The weight in a shape that broadcasts over a loss of ``shape`` by rows or by entries.
 
     Raises:
         UserError: any other shape, or a dtype that is neither floating point, integer nor bool.
     """
     if weight.is_complex():
         raise UserError(f"weight has dtype {weight.dtype}: expected floating point")
-    weight = weight.to(loss.dtype)
-    if weight.shape == loss.shape:
+    weight = weight.to(dtype)
+    if weight.shape == shape:
         return weight
-    if loss.dim() == 2:
-        rows, columns = loss.shape
+    if len(shape) == 2:
+        rows, columns = shape
         if weight.shape == (rows,):
             return weight.unsqueeze(1)
         if weight.shape == (rows, 1):
             return weight
         if weight.shape == (rows * columns,):
             return weight.view(rows, columns)
-    allowed = "(N,), (N, 1), (N, C) or (N * C,)" if loss.dim() == 2 else "that of the loss"
+    allowed = "(N,), (N, 1), (N, C) or (N * C,)" if len(shape) == 2 else "that of the loss"
     raise UserError(
         f"weight has shape {tuple(weight.shape)}: expected {allowed} for a loss of shape"
-        f" {tuple(loss.shape)}"
+        f" {tuple(shape)}"
     )
 
 
-def reduce_loss(
-    loss: Tensor,
-    weight: Tensor | None,
-    keep: Tensor | None,
-    reduction: str,
-    avg_factor: Tensor | float | None,
+def average(
+    total: Tensor, shape: torch.Size, keep: Tensor | None, avg_factor: Tensor | float | None
 ) -> Tensor:
-    """Weighs and reduces as the tables of this module say.
+    """The sum of a loss of ``shape``, divided as reduction='mean' says.
 
     Args:
-        loss: the unreduced loss.
-        weight: broadcasts over ``loss``.
-        keep: (N,) bool, False for the rows to ignore; None for none of them.
-        reduction: 'none', 'mean' or 'sum'.
-        avg_factor: a number or a tensor of one element.
+        total: the sum.
+        shape: the shape of the unreduced loss.
+        keep: (N,) bool, False for the rows that are ignored; None for none of them.
+        avg_factor: a number or a tensor of one element; None to count the entries.
+
+    Raises:
+        UserError: ``avg_factor`` has more than one element.
     """
-    if weight is not None:
-        loss = loss * weight
-    if keep is not None:
-        keep = keep.unsqueeze(1) if loss.dim() == 2 else keep
-        loss = torch.where(keep, loss, 0.0)
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    if reduction == "sum":
-        return total
     if avg_factor is not None:
         if isinstance(avg_factor, Tensor):
             if avg_factor.numel() != 1:
                 raise UserError(
                     f"avg_factor has shape {tuple(avg_factor.shape)}: expected one number"
                 )
-            avg_factor = avg_factor.detach().reshape(()).to(loss.dtype)
+            avg_factor = avg_factor.detach().reshape(()).to(total.dtype)
         return total / (avg_factor + _EPS)
     if keep is None:
-        return total / max(loss.numel(), 1)
-    columns = loss.shape[1] if loss.dim() == 2 else 1
+        return total / max(shape.numel(), 1)
+    columns = shape[1] if len(shape) == 2 else 1
     return total / (keep.sum() * columns).clamp_min(1)

@@ -1,9 +1,10 @@
-"""Unreduced losses of the two families, from logits: the place of the fused kernels.
+"""Losses of the polynomial focal family from logits: composed operations and fused passes.
 
-Everything above this layer (shapes, labels, weights, reduction) is in ``polyfocal.losses``;
-everything here assumes inputs that are already checked and already float32 or float64.
+Everything above this layer (shapes, labels, what weights and reductions mean) is in
+``polyfocal.losses``; everything here assumes inputs that are already checked.
 """
 
-from polyfocal.ops.poly_focal import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
+from polyfocal.ops.fused import sigmoid_poly_focal, softmax_poly_focal, use_path
+from polyfocal.ops.poly_focal import PolyFocal
 
-__all__ = ["PolyFocal", "sigmoid_poly_focal", "softmax_poly_focal"]
+__all__ = ["PolyFocal", "sigmoid_poly_focal", "softmax_poly_focal", "use_path"]

@@ -57,65 +57,104 @@ def _of_margin(poly: PolyFocal, z: Tensor) -> Tensor:
     return _polynomial(poly, -log_pt, log_pt, F.logsigmoid(-z))
 
 
-def sigmoid_poly_focal(
-    logits: Tensor, target: Tensor, poly: PolyFocal, alpha: Tensor | float | None
+def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
+    """f(sigmoid(z)) and its derivative by z, elementwise, in closed form.
+
+    No power below gamma occurs, so that both are finite for any gamma >= 0 and any z.
+    """
+    log_pt, log_1mpt = F.logsigmoid(z), F.logsigmoid(-z)
+    p, q = torch.sigmoid(z), torch.sigmoid(-z)
+    loss, slope = -log_pt, -q
+    if poly.gamma > 0:
+        modulator = torch.exp(poly.gamma * log_1mpt)
+        slope = modulator * (slope - poly.gamma * p * loss)
+        loss = modulator * loss
+    if poly.xi > 0:
+        high = torch.exp(poly.gamma_hc * torch.log1p(p))
+        high_slope = high * (-poly.gamma_hc * p * q * log_pt / (1.0 + p) - q)
+        loss = (1.0 - poly.xi) * loss - poly.xi * high * log_pt
+        slope = (1.0 - poly.xi) * slope + poly.xi * high_slope
+    for j, epsilon in enumerate(poly.epsilons, start=1):
+        if epsilon != 0:
+            term = epsilon * torch.exp((poly.gamma + j) * log_1mpt)
+            slope = slope - (poly.gamma + j) * p * term
+            loss = loss + term
+    return loss, slope
+
+
+def composed_sigmoid(
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    positive: Tensor | float,
+    negative: Tensor | float,
+    weight: Tensor | None,
 ) -> Tensor:
-    """Per-class binary losses, not reduced.
+    """Weighted binary losses, one an entry, of differentiable operations.
 
     Args:
-        logits: (N, C), or any shape with a target of that shape.
+        logits: (N, C), or any shape with a target of that shape; float16 and bfloat16 are computed
+            in float32.
         target: (N,) int64 in [0, C], C being background; or the logits' shape, in [0, 1].
         poly: coefficients.
-        alpha: weight of the entries with target 1, (1 - alpha) of those with target 0; a number,
-            one a class (C,), or None for no such weights.
+        positive, negative: weights of the entries with target 1 and 0, a number or one a class.
+        weight: broadcasts over the logits; None for 1.
 
     Returns:
-        The logits' shape.
+        The logits' shape, float32 or float64.
     """
+    logits = logits.to(compute_dtype(logits))
     if target.shape == logits.shape:
-        return _sigmoid_soft(logits, target, poly, alpha)
-    # Nearly every entry is a negative: take all of them as negatives, then put the positives in.
-    loss = _of_margin(poly.of_negatives(), -logits)
-    if alpha is not None:
-        loss = loss * (1.0 - alpha)
-    if logits.shape[0] == 0:
-        return loss
-    foreground = (target != logits.shape[1]).unsqueeze(1)
-    column = torch.where(foreground, target.unsqueeze(1), 0)
-    positive = _of_margin(poly, logits.gather(1, column))
-    if alpha is not None:
-        alpha_y = alpha[column] if isinstance(alpha, Tensor) and alpha.dim() else alpha
-        positive = positive * alpha_y
-    return loss.scatter(1, column, torch.where(foreground, positive, loss.gather(1, column)))
+        loss = _sigmoid_soft(logits, target, poly) * (target * positive + (1.0 - target) * negative)
+    else:
+        # Nearly every entry is a negative: take all of them as negatives, then put the positives
+        # in.
+        loss = _of_margin(poly.of_negatives(), -logits) * negative
+        if logits.shape[0] > 0:
+            foreground = (target != logits.shape[1]).unsqueeze(1)
+            column = torch.where(foreground, target.unsqueeze(1), 0)
+            put = _of_margin(poly, logits.gather(1, column)) * at_class(positive, column)
+            loss = loss.scatter(1, column, torch.where(foreground, put, loss.gather(1, column)))
+    return loss if weight is None else loss * weight
 
 
-def _sigmoid_soft(
-    logits: Tensor, target: Tensor, poly: PolyFocal, alpha: Tensor | float | None
-) -> Tensor:
-    """As above with target y in [0, 1]: p_t = y p + (1 - y)(1 - p), CE the binary cross-entropy."""
+def at_class(per_class: Tensor | float, labels: Tensor) -> Tensor | float:
+    """The values of the labels' classes, in the labels' shape; a number stays one."""
+    return per_class[labels] if isinstance(per_class, Tensor) and per_class.dim() else per_class
+
+
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return logits.dtype if logits.dtype == torch.float64 else torch.float32
+
+
+def _sigmoid_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
+    """Losses with target y in [0, 1]: p_t = y p + (1 - y)(1 - p), CE the binary cross-entropy."""
     log_p, log_1mp = F.logsigmoid(logits), F.logsigmoid(-logits)
     log_y, log_1my = torch.log(target), torch.log1p(-target)
-    loss = _polynomial(
+    return _polynomial(
         poly,
         -(target * log_p + (1.0 - target) * log_1mp),
         torch.logaddexp(log_y + log_p, log_1my + log_1mp),
         torch.logaddexp(log_y + log_1mp, log_1my + log_p),
         positive=target,
     )
-    if alpha is not None:
-        loss = loss * (target * alpha + (1.0 - target) * (1.0 - alpha))
-    return loss
 
 
-def softmax_poly_focal(
-    logits: Tensor, target: Tensor, poly: PolyFocal, label_smoothing: float = 0.0
+def composed_softmax(
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    weight: Tensor | None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Single-label losses, not reduced.
+    """Weighted single-label losses, one a row, of differentiable operations.
 
     Args:
-        logits: (N, K).
+        logits: (N, K); float16 and bfloat16 are computed in float32.
         target: (N,) int64 in [0, K - 1]; or (N, K) with rows that sum to 1.
         poly: coefficients.
+        weight: (N,); None for 1.
         label_smoothing: mass spread evenly over the K classes, in [0, 1); integer targets only,
             and only where the source of the loss defines it (no epsilons beyond the first with
             gamma = 0, or the cyclical form).
@@ -123,32 +162,43 @@ def softmax_poly_focal(
     Returns:
         (N,)
     """
+    logits = logits.to(compute_dtype(logits))
     if target.shape == logits.shape:
-        return _softmax_soft(logits, target, poly)
+        loss = _softmax_soft(logits, target, poly)
+    else:
+        loss = _of_margin(poly, softmax_margin(logits, target))
+        if label_smoothing > 0:
+            loss = _smoothed(loss, logits, target, poly, label_smoothing)
+    return loss if weight is None else loss * weight
+
+
+def softmax_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """(N,) z = x_y - logsumexp of the other logits."""
     column = target.unsqueeze(1)
     # The lowest finite number, not -inf: a single column then still has a finite gradient.
     others = logits.scatter(1, column, torch.finfo(logits.dtype).min)
-    z = logits.gather(1, column).squeeze(1) - torch.logsumexp(others, dim=1)
-    loss = _of_margin(poly, z)
-    if label_smoothing == 0:
-        return loss
+    return logits.gather(1, column).squeeze(1) - torch.logsumexp(others, dim=1)
+
+
+def _smoothed(
+    loss: Tensor, logits: Tensor, target: Tensor, poly: PolyFocal, label_smoothing: float
+) -> Tensor:
     # Every class k gets the mass a / K of a target, the labelled one (1 - a) on top of it. The
     # weight of a class that is not the labelled one is (1 - xi) p_k^gamma + xi, and its
     # polynomial term is epsilon (1 - p_k).
-    num_classes = logits.shape[1]
-    share = label_smoothing / num_classes
+    share = label_smoothing / logits.shape[1]
     log_p = torch.log_softmax(logits, dim=1)
     smooth = -log_p
     if poly.gamma > 0:
         smooth = smooth * ((1.0 - poly.xi) * torch.exp(poly.gamma * log_p) + poly.xi)
     for epsilon in poly.epsilons:
         smooth = smooth + epsilon * -torch.expm1(log_p)
-    smooth = smooth.scatter(1, column, 0.0).sum(dim=1)
+    smooth = smooth.scatter(1, target.unsqueeze(1), 0.0).sum(dim=1)
     return (1.0 - label_smoothing + share) * loss + share * smooth
 
 
 def _softmax_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
-    """As above with p_t = sum_k y_k p_k and CE = -sum_k y_k log p_k."""
+    """Losses with p_t = sum_k y_k p_k and CE = -sum_k y_k log p_k."""
     log_p = torch.log_softmax(logits, dim=1)
     tiny = torch.finfo(logits.dtype).tiny
     p_t = (target * torch.exp(log_p)).sum(dim=1)

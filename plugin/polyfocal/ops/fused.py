@@ -1,0 +1,212 @@
+"""Where a loss is computed: fused passes where there are some, else composed operations.
+
+A fused loss keeps the logits for backward, one buffer of their size, and nothing else that is
+large. Backward reads them again and writes the gradient for whatever gradient comes from above.
+"""
+
+import functools
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyfocal.errors import UserError
+from polyfocal.ops import cpu
+from polyfocal.ops.poly_focal import PolyFocal, composed_sigmoid, composed_softmax
+
+PATHS = ("auto", "blocked", "composed")
+_VARIABLE = "POLYFOCAL_OPS"
+
+
+def _checked(path: str, name: str) -> str:
+    if path not in PATHS:
+        raise UserError(f"{name}={path!r}: expected one of {', '.join(PATHS)}")
+    return path
+
+
+_path = _checked(os.environ.get(_VARIABLE, "auto"), _VARIABLE)
+
+
+def use_path(path: str) -> str:
+    """Chooses how losses are computed from now on, in this process.
+
+    Args:
+        path: 'auto': the fastest there is; 'blocked': as 'auto', without torch.compile on the CPU;
+            'composed': plain differentiable torch operations everywhere. The environment variable
+            POLYFOCAL_OPS takes the same values.
+
+    Returns:
+        The path until now.
+
+    Raises:
+        UserError: another value.
+    """
+    global _path
+    before, _path = _path, _checked(path, "path")
+    return before
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    try:
+        from polyfocal.ops import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+def _backend(logits: Tensor, *others: object) -> ModuleType | None:
+    """The module with the fused passes for these inputs, None for the composed operations.
+
+    torch.compile fuses the composed operations itself. Gradients of weights are theirs, too.
+    """
+    if _path == "composed" or torch.compiler.is_compiling():
+        return None
+    if any(isinstance(other, Tensor) and other.requires_grad for other in others):
+        return None
+    if logits.device.type == "cpu":
+        return cpu
+    if logits.device.type != "cuda" or logits.dtype == torch.float64:
+        return None
+    triton_kernels = _triton()
+    if triton_kernels is not None and logits.shape[1] > triton_kernels.MAX_COLUMNS:
+        return None
+    return triton_kernels
+
+
+def sigmoid_poly_focal(
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    positive: Tensor | float = 1.0,
+    negative: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    reduce: bool = False,
+) -> Tensor:
+    """Weighted binary losses of the entries, or their sum.
+
+    Args:
+        logits: (N, C), or any shape with a target of that shape; floating point.
+        target: (N,) int64 in [0, C], C being background; or the logits' shape, in [0, 1].
+        poly: coefficients.
+        positive, negative: weights of the entries with target 1 and 0, a number or one a class.
+        weight: (N, 1), (N, C) or, with a target of the logits' shape, that shape; None for 1.
+        reduce: return the sum.
+
+    Returns:
+        The logits' shape, or a scalar; float64 for float64 logits, else float32.
+    """
+    backend = None
+    if target.shape != logits.shape:
+        backend = _backend(logits, weight, positive, negative)
+    if backend is None:
+        loss = composed_sigmoid(logits, target, poly, positive, negative, weight)
+        return loss.sum() if reduce else loss
+    return _Sigmoid.apply(logits, target, weight, positive, negative, poly, reduce, backend)
+
+
+def softmax_poly_focal(
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduce: bool = False,
+) -> Tensor:
+    """Weighted single-label losses of the rows, or their sum.
+
+    Args:
+        logits: (N, K), floating point.
+        target: (N,) int64 in [0, K - 1]; or (N, K) with rows that sum to 1.
+        poly: coefficients.
+        weight: (N,); None for 1.
+        label_smoothing: see :func:`polyfocal.ops.poly_focal.composed_softmax`.
+        reduce: return the sum.
+
+    Returns:
+        (N,), or a scalar; float64 for float64 logits, else float32.
+    """
+    backend = None
+    if target.shape != logits.shape and label_smoothing == 0:
+        backend = _backend(logits, weight)
+    if backend is None:
+        loss = composed_softmax(logits, target, poly, weight, label_smoothing)
+        return loss.sum() if reduce else loss
+    return _Softmax.apply(logits, target, weight, poly, reduce, backend)[0]
+
+
+def _second_order(loss: Tensor, logits: Tensor, upstream: Tensor, reduce: bool) -> Tensor:
+    """The gradient as a graph of its own, for a backward through backward."""
+    loss = loss.sum() if reduce else loss
+    return torch.autograd.grad(loss, logits, upstream, create_graph=True)[0]
+
+
+class _Sigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        positive: Tensor | float,
+        negative: Tensor | float,
+        poly: PolyFocal,
+        reduce: bool,
+        backend: ModuleType,
+    ) -> Tensor:
+        return backend.sigmoid_loss(
+            logits, target, poly, positive, negative, weight, reduce, _path == "auto"
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, target, weight, positive, negative, ctx.poly, ctx.reduce, ctx.backend = inputs
+        scales = (positive, negative)
+        ctx.numbers = [None if isinstance(s, Tensor) else s for s in scales]
+        tensors = [s if isinstance(s, Tensor) else None for s in scales]
+        ctx.save_for_backward(logits, target, weight, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, *tensors = ctx.saved_tensors
+        scales = [n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)]
+        if torch.is_grad_enabled():
+            loss = composed_sigmoid(logits, target, ctx.poly, *scales, weight)
+            gradient = _second_order(loss, logits, upstream, ctx.reduce)
+        else:
+            gradient = ctx.backend.sigmoid_gradient(
+                upstream, logits, target, ctx.poly, *scales, weight, ctx.reduce, _path == "auto"
+            )
+        return gradient, None, None, None, None, None, None, None
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        poly: PolyFocal,
+        reduce: bool,
+        backend: ModuleType,
+    ) -> tuple[Tensor, Tensor]:
+        return backend.softmax_loss(logits, target, poly, weight, reduce)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        logits, target, weight, ctx.poly, ctx.reduce, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(logits, target, weight, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, rest = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            loss = composed_softmax(logits, target, ctx.poly, weight)
+            gradient = _second_order(loss, logits, upstream, ctx.reduce)
+        else:
+            gradient = ctx.backend.softmax_gradient(
+                upstream, rest, logits, target, ctx.poly, weight
+            )
+        return gradient, None, None, None, None, None
