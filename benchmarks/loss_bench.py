@@ -79,12 +79,12 @@ def _one_hot(target: Tensor, columns: int) -> Tensor:
 def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
     """Every way to the sigmoid focal loss that is installed here, ours first."""
     n = float(shape.positives)
+    focal = FocalLoss(use_sigmoid=True)
+    poly1 = Poly1FocalLoss(epsilon=1.0, use_sigmoid=True)
     cyclical = {"use_sigmoid": True, "alpha": 0.25, "gamma_hc": 3.0, "gamma_lc": 2.0}
     found: dict[str, Step] = {
-        "polyfocal focal": lambda x, y: FocalLoss(use_sigmoid=True)(x, y, avg_factor=n),
-        "polyfocal poly-1": lambda x, y: Poly1FocalLoss(epsilon=1.0, use_sigmoid=True)(
-            x, y, avg_factor=n
-        ),
+        "polyfocal focal": lambda x, y: focal(x, y, avg_factor=n),
+        "polyfocal poly-1": lambda x, y: poly1(x, y, avg_factor=n),
         "polyfocal cyclical": lambda x, y: functional.cyclical_focal_loss(
             x, y, progress=0.1, avg_factor=n, **cyclical
         ),
@@ -121,9 +121,11 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
 def softmax_candidates(shape: Shape) -> dict[str, Step]:
     """Every way to cross-entropy, Poly-1 and softmax focal that is installed here, ours first."""
     n = float(shape.rows)
+    poly1 = Poly1CrossEntropyLoss(epsilon=-1.0)
+    focal = FocalLoss(use_sigmoid=False)
     found: dict[str, Step] = {
-        "polyfocal poly-1": lambda x, y: Poly1CrossEntropyLoss(epsilon=-1.0)(x, y, avg_factor=n),
-        "polyfocal focal": lambda x, y: FocalLoss(use_sigmoid=False)(x, y, avg_factor=n),
+        "polyfocal poly-1": lambda x, y: poly1(x, y, avg_factor=n),
+        "polyfocal focal": lambda x, y: focal(x, y, avg_factor=n),
         "polyfocal cyclical": lambda x, y: functional.cyclical_focal_loss(
             x, y, progress=0.1, use_sigmoid=False, avg_factor=n
         ),

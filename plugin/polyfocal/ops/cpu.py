@@ -18,6 +18,7 @@ an entry, and the rest happens on one number a row.
 """
 
 import functools
+import inspect
 import os
 import shutil
 import warnings
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from polyfocal.ops.poly_focal import PolyFocal, at_class, compute_dtype, margin_loss
+from polyfocal.ops.poly_focal import PolyFocal, at_class, compute_dtype, margin_loss, softplus
 
 # Elements a thread in one block: 256 KB in float32, so that a block's three buffers fit its L2.
 _BLOCK = 65_536
@@ -35,6 +36,7 @@ _COMPILE_FROM = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
 _COMPILE_COLUMNS = 8
 _LOG2_E = 1.4426950408889634
+_COMPILE_OPTIONS = inspect.signature(torch.compile).parameters
 
 Scale = Tensor | float
 
@@ -77,8 +79,10 @@ def sigmoid_loss(
             continue
         # Taken again without their positive entry, not corrected by a difference, which would
         # cancel where a confident positive is taken as a negative.
-        value, _ = margin_loss(poly.of_negatives(), -logits[index].to(sums.dtype))
-        value.mul_(negative).scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
+        rows_of = logits[index].to(sums.dtype)
+        buffers = rows_of.new_empty((3, *rows_of.shape)).unbind()
+        value = _scale(_negative_loss(rows_of, poly, *buffers), negative)
+        value.scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
         sums[index] = _scale(value, 1.0, None if by_entry is None else by_entry[index]).sum(dim=1)
     if not reduce:
         return loss
@@ -125,48 +129,51 @@ def sigmoid_gradient(
 def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
 ) -> tuple[Tensor, Tensor]:
-    """The weighted losses of the rows or their sum, and logsumexp of each row but its label."""
-    rest = logits.new_empty(len(logits), dtype=compute_dtype(logits))
-    for part, (others,) in _blocks(logits, 1):
-        others.copy_(logits[part])
-        others.scatter_(1, target[part].unsqueeze(1), torch.finfo(others.dtype).min)
-        torch.logsumexp(others, dim=1, out=rest[part])
-    loss, _ = margin_loss(poly, _at_label(logits, target, rest) - rest)
+    """The weighted losses of the rows or their sum, and the margins z of the rows, (N,)."""
+    margin = logits.new_empty(len(logits), dtype=compute_dtype(logits))
+    for part, (others, log_share) in _blocks(logits, 2):
+        column = target[part].unsqueeze(1)
+        _without_label(logits[part], column, others)
+        torch.log_softmax(others, dim=1, out=log_share)
+        # The greatest of them, x_k - rest, gives rest without rounding away what matters.
+        rest = others.amax(dim=1) - log_share.amax(dim=1)
+        torch.sub(logits[part].gather(1, column).squeeze(1), rest, out=margin[part])
+    loss, _ = margin_loss(poly, margin)
     if weight is not None:
         loss = loss * weight
-    return (loss.sum() if reduce else loss), rest
+    return (loss.sum() if reduce else loss), margin
 
 
 def softmax_gradient(
     upstream: Tensor,
-    rest: Tensor,
+    margin: Tensor,
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
 ) -> Tensor:
-    """The gradient of the logits: D for the label, -D exp(x_k - rest) for the others.
+    """The gradient of the logits: D for the label, -D softmax(the others) for the others.
 
-    D is the derivative by the margin z = x_y - rest, times weight and ``upstream``.
+    D is the derivative by the margin, times weight and ``upstream``.
     """
-    _, slope = margin_loss(poly, _at_label(logits, target, rest) - rest)
-    slope = slope * upstream
-    if weight is not None:
-        slope = slope * weight
+    _, slope = margin_loss(poly, margin)
+    slope = (slope * upstream if weight is None else slope * upstream * weight).unsqueeze(1)
     gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    for part, (buffer,) in _blocks(logits, 1):
-        value = gradient[part] if gradient.dtype == buffer.dtype else buffer
-        torch.sub(logits[part], rest[part].unsqueeze(1), out=value)
-        # Only the label's own entry can lie above, and it is overwritten.
-        value.clamp_max_(0.0).exp_().mul_(-slope[part].unsqueeze(1))
-        value.scatter_(1, target[part].unsqueeze(1), slope[part].unsqueeze(1))
-        if gradient.dtype != buffer.dtype:
+    half = gradient.dtype != margin.dtype
+    for part, buffers in _blocks(logits, 2 if half else 1):
+        column = target[part].unsqueeze(1)
+        _without_label(logits[part], column, buffers[0])
+        value = buffers[1] if half else gradient[part]
+        torch.softmax(buffers[0], dim=1, out=value)
+        value.mul_(-slope[part]).scatter_(1, column, slope[part])
+        if half:
             gradient[part] = value
     return gradient
 
 
-def _at_label(logits: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    return logits.gather(1, target.unsqueeze(1)).squeeze(1).to(like.dtype)
+def _without_label(logits: Tensor, column: Tensor, out: Tensor) -> None:
+    # The lowest finite number, not -inf: a single column then still has a softmax.
+    out.copy_(logits).scatter_(1, column, torch.finfo(out.dtype).min)
 
 
 def _at(scale: Tensor | None, index: Tensor, labels: Tensor) -> Tensor | None:
@@ -216,12 +223,6 @@ def _power(q: Tensor, gamma: float, out: Tensor) -> Tensor:
     return torch.mul(q, q, out=out) if gamma == 2 else torch.pow(q, gamma, out=out)
 
 
-def _softplus(x: Tensor, out: Tensor) -> Tensor:
-    # Beyond the threshold softplus(x) = x in the precision of x.
-    threshold = 40 if out.dtype == torch.float64 else 20
-    return torch.ops.aten.softplus.out(x, 1, threshold, out=out)
-
-
 def _series(coefficients: list[float], q: Tensor, onto: Tensor, buffer: Tensor) -> Tensor:
     """Adds sum_j c_j q^j, j from 1, in place."""
     if len(coefficients) == 1:
@@ -236,7 +237,7 @@ def _negative_loss(x: Tensor, poly: PolyFocal, q: Tensor, loss: Tensor, buffer: 
     """L of the module's docstring, in ``loss``."""
     if x.dtype != loss.dtype:
         x = buffer.copy_(x)
-    _softplus(x, loss)
+    softplus(x, loss)
     if poly.gamma == 0 and not any(poly.epsilons):
         return loss
     torch.sigmoid(x, out=q)
@@ -263,7 +264,7 @@ def _negative_gradient(
     if poly.gamma == 0:
         inner.fill_(0.0)
     else:
-        _softplus(x, inner).mul_(poly.gamma * factor)
+        softplus(x, inner).mul_(poly.gamma * factor)
     if any(poly.epsilons):
         slopes = [(poly.gamma + j) * e * factor for j, e in enumerate(poly.epsilons, start=1)]
         _series(slopes, q, inner, buffer)
@@ -387,4 +388,7 @@ def _compiled(
             slope = slope * w
         out.copy_(slope)
 
-    return torch.compile(sums if kind == "sums" else gradient, dynamic=True, fullgraph=True)
+    # All keys share the code of these functions, and by default a code is compiled 8 times at most.
+    limit = {"recompile_limit": 64} if "recompile_limit" in _COMPILE_OPTIONS else {}
+    function = sums if kind == "sums" else gradient
+    return torch.compile(function, dynamic=True, fullgraph=True, **limit)  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ large. Backward reads them again and writes the gradient for whatever gradient c
 
 import functools
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.ops import cpu
-from polyfocal.ops.poly_focal import PolyFocal, composed_sigmoid, composed_softmax
+from polyfocal.ops.poly_focal import (
+    PolyFocal,
+    composed_sigmoid,
+    composed_softmax,
+    softmax_margin,
+)
 
 PATHS = ("auto", "blocked", "composed")
 _VARIABLE = "POLYFOCAL_OPS"
@@ -137,10 +143,9 @@ def softmax_poly_focal(
     return _Softmax.apply(logits, target, weight, poly, reduce, backend)[0]
 
 
-def _second_order(loss: Tensor, logits: Tensor, upstream: Tensor, reduce: bool) -> Tensor:
-    """The gradient as a graph of its own, for a backward through backward."""
-    loss = loss.sum() if reduce else loss
-    return torch.autograd.grad(loss, logits, upstream, create_graph=True)[0]
+def _second_order(loss: Callable[[Tensor], Tensor], logits: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient of the logits as a graph of its own, for a derivative of the gradient."""
+    return torch.func.vjp(loss, logits)[1](upstream)[0]
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -172,13 +177,27 @@ class _Sigmoid(torch.autograd.Function):
         logits, target, weight, *tensors = ctx.saved_tensors
         scales = [n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)]
         if torch.is_grad_enabled():
-            loss = composed_sigmoid(logits, target, ctx.poly, *scales, weight)
-            gradient = _second_order(loss, logits, upstream, ctx.reduce)
+
+            def loss(x: Tensor) -> Tensor:
+                each = composed_sigmoid(x, target, ctx.poly, *scales, weight)
+                return each.sum() if ctx.reduce else each
+
+            gradient = _second_order(loss, logits, upstream)
         else:
             gradient = ctx.backend.sigmoid_gradient(
                 upstream, logits, target, ctx.poly, *scales, weight, ctx.reduce, _path == "auto"
             )
         return gradient, None, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, poly, reduce, _ = inputs
+
+        def one(x: Tensor, y: Tensor, w: Tensor | None, positive: Any, negative: Any) -> Tensor:
+            loss = composed_sigmoid(x, y, poly, positive, negative, w)
+            return loss.sum() if reduce else loss
+
+        return torch.vmap(one, in_dims[: len(tensors)])(*tensors), 0
 
 
 class _Softmax(torch.autograd.Function):
@@ -201,12 +220,26 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, rest = ctx.saved_tensors
+        logits, target, weight, margin = ctx.saved_tensors
         if torch.is_grad_enabled():
-            loss = composed_softmax(logits, target, ctx.poly, weight)
-            gradient = _second_order(loss, logits, upstream, ctx.reduce)
+
+            def loss(x: Tensor) -> Tensor:
+                each = composed_softmax(x, target, ctx.poly, weight)
+                return each.sum() if ctx.reduce else each
+
+            gradient = _second_order(loss, logits, upstream)
         else:
             gradient = ctx.backend.softmax_gradient(
-                upstream, rest, logits, target, ctx.poly, weight
+                upstream, margin, logits, target, ctx.poly, weight
             )
         return gradient, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        *tensors, poly, reduce, _ = inputs
+
+        def one(x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
+            loss = composed_softmax(x, y, poly, w)
+            return (loss.sum() if reduce else loss), softmax_margin(x, y)
+
+        return torch.vmap(one, in_dims[: len(tensors)])(*tensors), (0, 0)

@@ -62,24 +62,33 @@ def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
 
     No power below gamma occurs, so that both are finite for any gamma >= 0 and any z.
     """
-    log_pt, log_1mpt = F.logsigmoid(z), F.logsigmoid(-z)
-    p, q = torch.sigmoid(z), torch.sigmoid(-z)
-    loss, slope = -log_pt, -q
+    q, cross_entropy = torch.sigmoid(-z), softplus(-z)
+    p = 1.0 - q
+    loss, slope = cross_entropy, q
+    power = None
     if poly.gamma > 0:
-        modulator = torch.exp(poly.gamma * log_1mpt)
-        slope = modulator * (slope - poly.gamma * p * loss)
-        loss = modulator * loss
+        power = q.pow(poly.gamma)
+        slope = power * (q + poly.gamma * p * cross_entropy)
+        loss = power * cross_entropy
     if poly.xi > 0:
-        high = torch.exp(poly.gamma_hc * torch.log1p(p))
-        high_slope = high * (-poly.gamma_hc * p * q * log_pt / (1.0 + p) - q)
-        loss = (1.0 - poly.xi) * loss - poly.xi * high * log_pt
+        high = (1.0 + p).pow(poly.gamma_hc)
+        high_slope = high * q * (1.0 - poly.gamma_hc * p * cross_entropy / (1.0 + p))
+        loss = (1.0 - poly.xi) * loss + poly.xi * high * cross_entropy
         slope = (1.0 - poly.xi) * slope + poly.xi * high_slope
     for j, epsilon in enumerate(poly.epsilons, start=1):
+        power = q if power is None else power * q
         if epsilon != 0:
-            term = epsilon * torch.exp((poly.gamma + j) * log_1mpt)
-            slope = slope - (poly.gamma + j) * p * term
-            loss = loss + term
-    return loss, slope
+            loss = torch.add(loss, power, alpha=epsilon)
+            slope = torch.addcmul(slope, p, power, value=epsilon * (poly.gamma + j))
+    return loss, -slope
+
+
+def softplus(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """log(1 + e^x); x itself where that is the same in the precision of x."""
+    threshold = 40 if x.dtype == torch.float64 else 20
+    if out is None:
+        return F.softplus(x, threshold=threshold)
+    return torch.ops.aten.softplus.out(x, 1, threshold, out=out)
 
 
 def composed_sigmoid(

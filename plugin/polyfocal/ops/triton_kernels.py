@@ -123,7 +123,7 @@ def _softmax_kernel(
     weight,
     upstream,
     epsilons,
-    rest_of,
+    margin_of,
     out,
     gamma,
     xi,
@@ -144,13 +144,9 @@ def _softmax_kernel(
     x = tl.load(logits + row * columns + column, mask=mask, other=0.0).to(tl.float32)
     is_label = column == tl.load(target + row)
     at_label = tl.sum(tl.where(is_label, x, 0.0), axis=0)
-    others = tl.where(mask & (column != tl.load(target + row)), x, lowest)
-    if GRADIENT:
-        rest = tl.load(rest_of + row)
-    else:
-        highest = tl.max(others, axis=0)
-        rest = highest + tl.log(tl.sum(tl.exp(others - highest), axis=0))
-        tl.store(rest_of + row, rest)
+    others = tl.where(is_label | (column >= columns), lowest, x)
+    highest = tl.max(others, axis=0)
+    rest = highest + tl.log(tl.sum(tl.exp(others - highest), axis=0))
     # One number a row, as a block of one, since blocks are what _margin takes.
     z = tl.full((1,), 0.0, x.dtype) + (at_label - rest)
     loss, slope = _margin(z, xi, gamma, gamma_hc, epsilons, POWER, TERMS, HIGH)
@@ -160,9 +156,10 @@ def _softmax_kernel(
     if GRADIENT:
         scale *= tl.load(upstream) if REDUCE else tl.load(upstream + row)
         slope *= scale
-        value = tl.where(is_label, slope, -slope * tl.exp(tl.minimum(others - rest, 0.0)))
+        value = tl.where(is_label, slope, -slope * tl.exp(others - rest))
         tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=mask)
     else:
+        tl.store(margin_of + row, at_label - rest)
         tl.store(out + row + tl.arange(0, 1), loss * scale)
 
 
@@ -259,7 +256,7 @@ def sigmoid_gradient(
 
 def _run_softmax(
     out: Tensor,
-    rest: Tensor,
+    margin: Tensor,
     upstream: Tensor | None,
     logits: Tensor,
     target: Tensor,
@@ -273,7 +270,7 @@ def _run_softmax(
         out if weight is None else weight.contiguous(),
         out if upstream is None else upstream.contiguous(),
         _epsilons(poly.epsilons, logits.device),
-        rest,
+        margin,
         out,
         float(poly.gamma),
         float(poly.xi),
@@ -292,22 +289,22 @@ def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
 ) -> tuple[Tensor, Tensor]:
     """As ``cpu.softmax_loss``."""
-    loss, rest = logits.new_empty((2, len(logits)), dtype=torch.float32).unbind()
+    loss, margin = logits.new_empty((2, len(logits)), dtype=torch.float32).unbind()
     if len(logits):
-        _run_softmax(loss, rest, None, logits.contiguous(), target, poly, weight)
-    return (loss.sum() if reduce else loss), rest
+        _run_softmax(loss, margin, None, logits.contiguous(), target, poly, weight)
+    return (loss.sum() if reduce else loss), margin
 
 
 def softmax_gradient(
     upstream: Tensor,
-    rest: Tensor,
+    margin: Tensor,
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
 ) -> Tensor:
-    """As ``cpu.softmax_gradient``."""
+    """As ``cpu.softmax_gradient``; the margin is computed again, in registers."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if len(logits):
-        _run_softmax(out, rest, upstream, logits.contiguous(), target, poly, weight)
+        _run_softmax(out, margin, upstream, logits.contiguous(), target, poly, weight)
     return out
