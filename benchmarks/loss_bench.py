@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +39,12 @@ from torch import Tensor
 
 import polyfocal
 from polyfocal.losses import (
-    CyclicalFocalLoss,
     FocalLoss,
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
     functional,
 )
-from polyfocal.ops import use_path
+from polyfocal.ops import keep_for_backward, use_path
 
 
 class Shape(NamedTuple):
@@ -81,7 +80,12 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
     n = float(shape.positives)
     focal = FocalLoss(use_sigmoid=True)
     poly1 = Poly1FocalLoss(epsilon=1.0, use_sigmoid=True)
-    cyclical = {"use_sigmoid": True, "alpha": 0.25, "gamma_hc": 3.0, "gamma_lc": 2.0}
+    cyclical: dict[str, Any] = {
+        "use_sigmoid": True,
+        "alpha": 0.25,
+        "gamma_hc": 3.0,
+        "gamma_lc": 2.0,
+    }
     found: dict[str, Step] = {
         "polyfocal focal": lambda x, y: focal(x, y, avg_factor=n),
         "polyfocal poly-1": lambda x, y: poly1(x, y, avg_factor=n),
@@ -92,6 +96,9 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
     for path in ("blocked", "composed"):
         found[f"polyfocal focal, {path}"] = _on_path(path, found["polyfocal focal"])
         found[f"polyfocal poly-1, {path}"] = _on_path(path, found["polyfocal poly-1"])
+    for path in ("auto", "blocked"):
+        name = "polyfocal focal, gradient kept" + (", blocked" if path == "blocked" else "")
+        found[name] = _on_path(path, found["polyfocal focal"], "gradient")
     if mmdet := _import("mmdet.models.losses"):
         loss = mmdet.FocalLoss(use_sigmoid=True)
         found["mmdet FocalLoss"] = lambda x, y: loss(x, y, avg_factor=n)
@@ -145,22 +152,23 @@ def softmax_candidates(shape: Shape) -> dict[str, Step]:
     return found
 
 
-def _import(name: str):  # noqa: ANN202
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception:  # torchvision beside another build of torch fails with a RuntimeError
         return None
 
 
-def _on_path(path: str, step: Step) -> Step:
+def _on_path(path: str, step: Step, kept: str = "logits") -> Step:
     def on_path(x: Tensor, y: Tensor) -> Tensor:
-        before = use_path(path)
+        before, kept_before = use_path(path), keep_for_backward(kept)
         try:
             loss = step(x, y)
             loss.backward()
             return loss.detach()
         finally:
             use_path(before)
+            keep_for_backward(kept_before)
 
     return on_path
 
@@ -321,7 +329,7 @@ def table(name: str, rows: list[dict[str, object]]) -> str:
         f"**{name}**: {shape.what}, {shape.rows:,} x {shape.columns},"
         f" {'sigmoid' if shape.sigmoid else 'softmax'}",
         "",
-        "| | ms | × ours | × (sigmoid + softplus) | × copy | saved | peak |",
+        "| | ms | x ours | x (sigmoid + softplus) | x copy | saved | peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

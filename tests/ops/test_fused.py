@@ -20,7 +20,15 @@ from polyfocal.losses import (
     PolyNLoss,
     functional,
 )
-from polyfocal.ops import PolyFocal, cpu, fused, sigmoid_poly_focal, softmax_poly_focal, use_path
+from polyfocal.ops import (
+    PolyFocal,
+    cpu,
+    fused,
+    keep_for_backward,
+    sigmoid_poly_focal,
+    softmax_poly_focal,
+    use_path,
+)
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 EPSILONS = ((), (-1.0,), (-0.5,), (0.0,), (2.0,), (0.5, -0.25))
@@ -369,6 +377,44 @@ def test_torch_func_differentiates_and_maps(use_sigmoid):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use_sigmoid", [True, False])
+def test_keeping_the_gradient_gives_the_same(use_sigmoid, dtype):
+    logits, target, weight, _ = sigmoid_case(300, 12)
+    logits, weight = logits.to(dtype), weight[:, 0].float()
+    results = []
+    for kept in ("logits", "gradient"):
+        before = keep_for_backward(kept)
+        try:
+            for factor in (1.0, 2.5):
+                leaf = logits.clone().requires_grad_()
+                loss = functional.poly1_focal_loss(
+                    leaf, target % 12, weight, epsilon=1.0, use_sigmoid=use_sigmoid, avg_factor=7.0
+                )
+                (loss * factor).backward()
+                results.append((loss.detach(), leaf.grad))
+        finally:
+            keep_for_backward(before)
+    bound = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-3}
+    for one, other in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(one[0], other[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(one[1], other[1], **bound)
+
+
+def test_keeping_the_gradient_refuses_a_second_derivative():
+    logits, target, _, _ = sigmoid_case(5, 3)
+    logits.requires_grad_()
+    before = keep_for_backward("gradient")
+    try:
+        loss = functional.focal_loss(logits, target, use_sigmoid=True)
+        with pytest.raises(UserError, match=r"keep_for_backward\('logits'\)"):
+            torch.autograd.grad(loss, logits, create_graph=True)
+        with pytest.raises(UserError, match="expected one of logits, gradient"):
+            keep_for_backward("nothing")
+    finally:
+        keep_for_backward(before)
+
+
 def test_a_weight_that_is_trained_gets_its_gradient():
     logits, target, weight, _ = sigmoid_case(5, 3)
     weight.requires_grad_()
@@ -401,8 +447,8 @@ def test_triton_kernels_by_its_interpreter():
 
 def test_fused_is_what_runs(monkeypatch):
     called = []
-    original = cpu.sigmoid_gradient
-    monkeypatch.setattr(fused.cpu, "sigmoid_gradient", lambda *a: called.append(1) or original(*a))
+    original = cpu.sigmoid
+    monkeypatch.setattr(fused.cpu, "sigmoid", lambda *a, **k: called.append(1) or original(*a, **k))
     logits = torch.randn(5, 3).requires_grad_()
     functional.focal_loss(logits, torch.zeros(5, dtype=torch.int64), use_sigmoid=True).backward()
-    assert called
+    assert len(called) == 2

@@ -119,7 +119,7 @@ class ClassificationLoss(nn.Module, ABC):
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.
         """
-        return self.loss_weight * self.compute(
+        loss = self.compute(
             pred,
             target,
             weight,
@@ -129,3 +129,4 @@ class ClassificationLoss(nn.Module, ABC):
             reduction=self.reduction if reduction_override is None else reduction_override,
             avg_factor=avg_factor,
         )
+        return loss if self.loss_weight == 1.0 else self.loss_weight * loss

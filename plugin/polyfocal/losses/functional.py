@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from polyfocal.errors import UserError
-from polyfocal.losses.reduction import average, check_reduction, expand_weight
+from polyfocal.losses.reduction import check_reduction, expand_weight, mean_scale
 from polyfocal.losses.schedule import cyclical_weight
 from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
 
@@ -375,24 +375,24 @@ def _loss(
         if keep is not None:
             keep_entries = keep.unsqueeze(1) if use_sigmoid else keep
             weight = keep_entries.to(dtype) if weight is None else weight * keep_entries
+        scale = mean_scale(shape, keep, avg_factor, dtype) if reduction == "mean" else 1.0
         if use_sigmoid:
-            scale = 1.0 if per_class is None else per_class
-            positive, negative = (
-                (scale, scale) if alpha is None else (alpha * scale, (1.0 - alpha) * scale)
+            cw = 1.0 if per_class is None else per_class
+            positive, negative = (cw, cw) if alpha is None else (alpha * cw, (1.0 - alpha) * cw)
+            return sigmoid_poly_focal(
+                logits, target, poly, positive, negative, weight, reduce, scale
             )
-            loss = sigmoid_poly_focal(logits, target, poly, positive, negative, weight, reduce)
-        else:
-            numbers: list[Tensor | float] = []
-            for value in (per_class, alpha):
-                if isinstance(value, Tensor) and value.dim() == 1:
-                    of_rows = target @ value if soft else value[target]
-                    weight = of_rows if weight is None else weight * of_rows
-                elif value is not None:
-                    numbers.append(value)
-            loss = softmax_poly_focal(logits, target, poly, weight, label_smoothing, reduce)
-            for number in numbers:
-                loss = loss * number
-        return average(loss, shape, keep, avg_factor) if reduction == "mean" else loss
+        factors: list[Tensor | float] = []
+        for value in (per_class, alpha):
+            if isinstance(value, Tensor) and value.dim() == 1:
+                of_rows = target @ value if soft else value[target]
+                weight = of_rows if weight is None else weight * of_rows
+            elif value is not None:
+                factors.append(value)
+        loss = softmax_poly_focal(logits, target, poly, weight, label_smoothing, reduce, scale)
+        for factor in factors:
+            loss = loss * factor
+        return loss
 
 
 def _per_class(

@@ -66,16 +66,16 @@ def expand_weight(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
     )
 
 
-def average(
-    total: Tensor, shape: torch.Size, keep: Tensor | None, avg_factor: Tensor | float | None
-) -> Tensor:
-    """The sum of a loss of ``shape``, divided as reduction='mean' says.
+def mean_scale(
+    shape: torch.Size, keep: Tensor | None, avg_factor: Tensor | float | None, dtype: torch.dtype
+) -> Tensor | float:
+    """The factor that makes the sum of a loss what reduction='mean' says.
 
     Args:
-        total: the sum.
         shape: the shape of the unreduced loss.
         keep: (N,) bool, False for the rows that are ignored; None for none of them.
         avg_factor: a number or a tensor of one element; None to count the entries.
+        dtype: of the sum.
 
     Raises:
         UserError: ``avg_factor`` has more than one element.
@@ -86,9 +86,9 @@ def average(
                 raise UserError(
                     f"avg_factor has shape {tuple(avg_factor.shape)}: expected one number"
                 )
-            avg_factor = avg_factor.detach().reshape(()).to(total.dtype)
-        return total / (avg_factor + _EPS)
+            avg_factor = avg_factor.detach().reshape(()).to(dtype)
+        return 1.0 / (avg_factor + _EPS)
     if keep is None:
-        return total / max(shape.numel(), 1)
+        return 1.0 / max(shape.numel(), 1)
     columns = shape[1] if len(shape) == 2 else 1
-    return total / (keep.sum() * columns).clamp_min(1)
+    return 1.0 / (keep.sum() * columns).clamp_min(1).to(dtype)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from polyfocal.ops.poly_focal import PolyFocal, at_class, compute_dtype, margin_loss, softplus
 
-# Elements a thread in one block: 256 KB in float32, so that a block's three buffers fit its L2.
+# Elements a thread in one block: 256 KB in float32, so that a block's four buffers fit its L2.
 _BLOCK = 65_536
 # From this many logits on, a pass saves more than the compiled code's call costs.
 _COMPILE_FROM = 2**20
@@ -41,7 +41,7 @@ _COMPILE_OPTIONS = inspect.signature(torch.compile).parameters
 Scale = Tensor | float
 
 
-def sigmoid_loss(
+def sigmoid(
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
@@ -50,80 +50,98 @@ def sigmoid_loss(
     weight: Tensor | None,
     reduce: bool,
     compiled: bool,
-) -> Tensor:
-    """The weighted binary losses or their sum; arguments as in ``ops.sigmoid_poly_focal``."""
+    want_loss: bool = True,
+    upstream: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weighted binary losses and their gradient, each if it is asked for, in one pass.
+
+    Args:
+        logits, target, poly, positive, negative, weight, reduce: see ``ops.sigmoid_poly_focal``.
+        compiled: use torch.compile where it is worth it.
+        want_loss: compute the loss.
+        upstream: the gradient of what comes out, to compute the gradient of the logits: a scalar
+            with ``reduce``, else the logits' shape. None for no gradient.
+
+    Returns:
+        The losses (N, C) or their sum; the gradient of the logits.
+    """
     rows, columns = logits.shape
-    sums = logits.new_empty(rows if reduce else 0, dtype=compute_dtype(logits))
-    loss = logits.new_empty((0 if reduce else rows, columns), dtype=sums.dtype)
+    dtype = compute_dtype(logits)
+    sums = logits.new_empty(rows if want_loss and reduce else 0, dtype=dtype)
+    each = logits.new_empty((rows if want_loss and not reduce else 0, columns), dtype=dtype)
+    gradient = None if upstream is None else torch.empty(logits.shape, dtype=logits.dtype)
+    # A weight a row is applied to the sums of the rows, a weight an entry before they are taken.
     by_entry = None if weight is None or (reduce and weight.shape[1] == 1) else weight
-    if reduce and compiled and _is_worth_compiling(logits):
-        if not _run_compiled("sums", poly, sums, logits.contiguous(), negative, by_entry):
-            compiled = False
-    else:
-        compiled = False
-    if not compiled:
-        by_class, all_scale = _split(negative, 1.0) if reduce else (negative, 1.0)
-        for part, buffers in _blocks(logits, 3):
-            value = _negative_loss(logits[part], poly, *buffers)
-            _scale(value, by_class, None if by_entry is None else by_entry[part])
-            if reduce:
-                torch.sum(value, dim=1, out=sums[part])
-            else:
-                loss[part] = value
-        _scale(sums, all_scale)
-    for index, labels in _foreground(logits, target):
-        put, _ = margin_loss(poly, logits[index, labels].to(sums.dtype))
-        put = put * at_class(positive, labels)
-        if not reduce:
-            loss[index, labels] = _scale(put, 1.0, _at(by_entry, index, labels))
-            continue
-        # Taken again without their positive entry, not corrected by a difference, which would
-        # cancel where a confident positive is taken as a negative.
-        rows_of = logits[index].to(sums.dtype)
-        buffers = rows_of.new_empty((3, *rows_of.shape)).unbind()
-        value = _scale(_negative_loss(rows_of, poly, *buffers), negative)
-        value.scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
-        sums[index] = _scale(value, 1.0, None if by_entry is None else by_entry[index]).sum(dim=1)
-    if not reduce:
-        return loss
-    return sums.sum() if weight is by_entry else torch.dot(sums, weight.squeeze(1))  # type: ignore[union-attr]
-
-
-def sigmoid_gradient(
-    upstream: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    poly: PolyFocal,
-    positive: Scale,
-    negative: Scale,
-    weight: Tensor | None,
-    reduce: bool,
-    compiled: bool,
-) -> Tensor:
-    """The gradient of the logits for the gradient ``upstream`` of what sigmoid_loss gave."""
-    gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    factor = upstream.item() if reduce else 1.0
+    factor = upstream.item() if upstream is not None and reduce else 1.0
     scales = [s for s in (weight, None if reduce else upstream) if s is not None]
-    if not (
-        reduce
-        and compiled
-        and _is_worth_compiling(logits)
-        and _run_compiled("gradient", poly, gradient, logits.contiguous(), negative, weight, factor)
-    ):
-        half = gradient.dtype != compute_dtype(logits)
-        by_class, all_scale = _split(negative, factor)
-        for part, buffers in _blocks(logits, 4 if half else 3):
-            into = buffers[3] if half else gradient[part]
-            value = _negative_gradient(logits[part], poly, all_scale, into, *buffers[:3])
-            _scale(value, by_class, *(s[part] for s in scales))
-            if half:
-                gradient[part] = value
+
+    done = False
+    if reduce and compiled and _is_worth_compiling(logits):
+        x = logits.contiguous()
+        done = not want_loss or _run_compiled("sums", poly, sums, x, negative, by_entry)
+        if done and gradient is not None:
+            done = _run_compiled("gradient", poly, gradient, x, negative, weight, factor)
+    if not done:
+        by_class, number = (negative, 1.0) if isinstance(negative, Tensor) else (1.0, negative)
+        half = logits.dtype != dtype
+        for part, (q, ce, power, value) in _blocks(logits, 4):
+            modulator = _terms(logits[part], poly, q, ce, power, want_loss)
+            if want_loss:
+                # The last use of ce may overwrite it.
+                out = value if gradient is not None else ce
+                _negative_loss(poly, q, ce, modulator, out)
+                _scale(out, by_class, None if by_entry is None else by_entry[part])
+                if reduce:
+                    torch.sum(out, dim=1, out=sums[part])
+                else:
+                    torch.mul(out, number, out=each[part])
+            if gradient is not None:
+                out = value if half else gradient[part]
+                _negative_gradient(poly, number * factor, q, ce, modulator, out)
+                _scale(out, by_class, *(s[part] for s in scales))
+                if half:
+                    gradient[part] = out
+        sums.mul_(number)
+
     for index, labels in _foreground(logits, target):
-        _, slope = margin_loss(poly, logits[index, labels].to(compute_dtype(logits)))
-        slope = slope * at_class(positive, labels) * factor
-        _scale(slope, 1.0, *(_at(s, index, labels) for s in scales))
-        gradient[index, labels] = slope.to(gradient.dtype)
-    return gradient
+        put, slope = margin_loss(poly, logits[index, labels].to(dtype))
+        at_positive = at_class(positive, labels)
+        if gradient is not None:
+            slope = slope * at_positive * factor
+            _scale(slope, 1.0, *(_at(s, index, labels) for s in scales))
+            gradient[index, labels] = slope.to(gradient.dtype)
+        if want_loss and reduce:
+            sums[index] = _row_sums(
+                logits[index].to(dtype),
+                labels,
+                put * at_positive,
+                poly,
+                negative,
+                None if by_entry is None else by_entry[index],
+            )
+        elif want_loss:
+            each[index, labels] = _scale(put * at_positive, 1.0, _at(by_entry, index, labels))
+    if not want_loss:
+        return None, gradient
+    if not reduce:
+        return each, gradient
+    if weight is None or by_entry is not None:
+        return sums.sum(), gradient
+    return torch.dot(sums, weight.squeeze(1)), gradient
+
+
+def _row_sums(
+    x: Tensor, labels: Tensor, put: Tensor, poly: PolyFocal, negative: Scale, weight: Tensor | None
+) -> Tensor:
+    """The sums of rows with a positive entry each, of which ``put`` is the loss.
+
+    They are taken again and not corrected by a difference, which would cancel where a confident
+    positive was taken as a negative.
+    """
+    q, ce, power = x.new_empty((3, *x.shape)).unbind()
+    _negative_loss(poly, q, ce, _terms(x, poly, q, ce, power, True), ce)
+    _scale(ce, negative).scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
+    return _scale(ce, 1.0, weight).sum(dim=1)
 
 
 def softmax_loss(
@@ -182,11 +200,6 @@ def _at(scale: Tensor | None, index: Tensor, labels: Tensor) -> Tensor | None:
     return scale[index, 0] if scale.shape[1] == 1 else scale[index, labels]
 
 
-def _split(scale: Scale, factor: float) -> tuple[Scale, float]:
-    """The product as a part for each class and a number."""
-    return (scale, factor) if isinstance(scale, Tensor) else (1.0, scale * factor)
-
-
 def _scale(value: Tensor, first: Scale, *others: Tensor | None) -> Tensor:
     """Multiplies in place by all that is there."""
     if isinstance(first, Tensor) or first != 1.0:
@@ -217,60 +230,59 @@ def _foreground(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor
             yield index, target[index]
 
 
-def _power(q: Tensor, gamma: float, out: Tensor) -> Tensor:
-    if gamma == 1:
+def _terms(
+    x: Tensor, poly: PolyFocal, q: Tensor, ce: Tensor, power: Tensor, want_loss: bool
+) -> Tensor | None:
+    """Fills q = sigmoid(x) and CE where they are needed; returns q^gamma, None for 1."""
+    if x.dtype != q.dtype:
+        x = power.copy_(x)
+    torch.sigmoid(x, out=q)
+    if want_loss or poly.gamma > 0:
+        softplus(x, ce)
+    if poly.gamma == 0:
+        return None
+    if poly.gamma == 1:
         return q
-    return torch.mul(q, q, out=out) if gamma == 2 else torch.pow(q, gamma, out=out)
+    return torch.mul(q, q, out=power) if poly.gamma == 2 else torch.pow(q, poly.gamma, out=power)
 
 
-def _series(coefficients: list[float], q: Tensor, onto: Tensor, buffer: Tensor) -> Tensor:
+def _series(coefficients: list[float], q: Tensor, onto: Tensor) -> None:
     """Adds sum_j c_j q^j, j from 1, in place."""
     if len(coefficients) == 1:
-        return onto.add_(q, alpha=coefficients[0])
-    buffer.fill_(0.0)
-    for coefficient in reversed(coefficients):
-        buffer.add_(coefficient).mul_(q)
-    return onto.add_(buffer)
+        onto.add_(q, alpha=coefficients[0])
+    elif coefficients:
+        total = torch.zeros_like(q)
+        for coefficient in reversed(coefficients):
+            total.add_(coefficient).mul_(q)
+        onto.add_(total)
 
 
-def _negative_loss(x: Tensor, poly: PolyFocal, q: Tensor, loss: Tensor, buffer: Tensor) -> Tensor:
-    """L of the module's docstring, in ``loss``."""
-    if x.dtype != loss.dtype:
-        x = buffer.copy_(x)
-    softplus(x, loss)
-    if poly.gamma == 0 and not any(poly.epsilons):
-        return loss
-    torch.sigmoid(x, out=q)
+def _negative_loss(
+    poly: PolyFocal, q: Tensor, ce: Tensor, modulator: Tensor | None, out: Tensor
+) -> None:
+    """The loss of the module's docstring."""
+    if out is not ce:
+        out.copy_(ce)
     if any(poly.epsilons):
-        _series(list(poly.epsilons), q, loss, buffer)
-    return loss if poly.gamma == 0 else loss.mul_(_power(q, poly.gamma, buffer))
+        _series(list(poly.epsilons), q, out)
+    if modulator is not None:
+        out.mul_(modulator)
 
 
 def _negative_gradient(
-    x: Tensor,
-    poly: PolyFocal,
-    factor: float,
-    gradient: Tensor,
-    q: Tensor,
-    inner: Tensor,
-    buffer: Tensor,
-) -> Tensor:
-    """dl/dx of the module's docstring times ``factor``, in ``gradient``."""
-    if x.dtype != q.dtype:
-        x = buffer.copy_(x)
-    torch.sigmoid(x, out=q)
-    if poly.gamma == 0 and not any(poly.epsilons):
-        return torch.mul(q, factor, out=gradient)
-    if poly.gamma == 0:
-        inner.fill_(0.0)
+    poly: PolyFocal, factor: float, q: Tensor, ce: Tensor, modulator: Tensor | None, out: Tensor
+) -> None:
+    """The gradient of the module's docstring times ``factor``; overwrites ``ce``."""
+    if poly.gamma > 0:
+        ce.mul_(poly.gamma * factor)
     else:
-        softplus(x, inner).mul_(poly.gamma * factor)
+        ce.zero_()
     if any(poly.epsilons):
-        slopes = [(poly.gamma + j) * e * factor for j, e in enumerate(poly.epsilons, start=1)]
-        _series(slopes, q, inner, buffer)
-    # factor q + (1 - q) inner
-    torch.lerp(inner, q.new_tensor(factor), q, out=gradient)
-    return gradient if poly.gamma == 0 else gradient.mul_(_power(q, poly.gamma, buffer))
+        _series([(poly.gamma + j) * e * factor for j, e in enumerate(poly.epsilons, 1)], q, ce)
+    # factor q + (1 - q) ce
+    torch.lerp(ce, q.new_tensor(factor), q, out=out)
+    if modulator is not None:
+        out.mul_(modulator)
 
 
 @functools.cache

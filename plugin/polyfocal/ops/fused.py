@@ -1,7 +1,9 @@
 """Where a loss is computed: fused passes where there are some, else composed operations.
 
-A fused loss keeps the logits for backward, one buffer of their size, and nothing else that is
-large. Backward reads them again and writes the gradient for whatever gradient comes from above.
+A fused loss keeps one buffer of the logits' size for backward. By default that is the logits
+themselves: backward reads them again and writes the gradient for whatever gradient comes from
+above, and a second derivative can be taken. The other choice is the gradient, see
+:func:`keep_for_backward`.
 """
 
 import functools
@@ -54,6 +56,32 @@ def use_path(path: str) -> str:
     return before
 
 
+KEPT = ("logits", "gradient")
+_kept = "logits"
+
+
+def keep_for_backward(what: str) -> str:
+    """Chooses the buffer that a reduced loss keeps for backward, from now on, in this process.
+
+    Args:
+        what: 'logits', the default; or 'gradient': the gradient is computed together with the
+            loss, in one pass. That saves reading the logits twice, costs another pass where the
+            gradient that comes from above is not 1 (a loss_weight, gradient scaling), and has no
+            second derivative. docs/performance.md has both measured.
+
+    Returns:
+        The choice until now.
+
+    Raises:
+        UserError: another value.
+    """
+    global _kept
+    if what not in KEPT:
+        raise UserError(f"keep_for_backward({what!r}): expected one of {', '.join(KEPT)}")
+    before, _kept = _kept, what
+    return before
+
+
 @functools.cache
 def _triton() -> ModuleType | None:
     try:
@@ -90,8 +118,9 @@ def sigmoid_poly_focal(
     negative: Tensor | float = 1.0,
     weight: Tensor | None = None,
     reduce: bool = False,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """Weighted binary losses of the entries, or their sum.
+    """Weighted binary losses of the entries, or their sum times ``scale``.
 
     Args:
         logits: (N, C), or any shape with a target of that shape; floating point.
@@ -100,6 +129,7 @@ def sigmoid_poly_focal(
         positive, negative: weights of the entries with target 1 and 0, a number or one a class.
         weight: (N, 1), (N, C) or, with a target of the logits' shape, that shape; None for 1.
         reduce: return the sum.
+        scale: factor on the sum, a number or a scalar without a gradient.
 
     Returns:
         The logits' shape, or a scalar; float64 for float64 logits, else float32.
@@ -109,8 +139,18 @@ def sigmoid_poly_focal(
         backend = _backend(logits, weight, positive, negative)
     if backend is None:
         loss = composed_sigmoid(logits, target, poly, positive, negative, weight)
-        return loss.sum() if reduce else loss
-    return _Sigmoid.apply(logits, target, weight, positive, negative, poly, reduce, backend)
+        return loss.sum() * scale if reduce else loss
+    if reduce and _kept == "gradient" and logits.requires_grad and torch.is_grad_enabled():
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            upstream = torch.as_tensor(scale, device=x.device)
+            arguments = (x, target, poly, positive, negative, weight, True, _path == "auto")
+            total, gradient = backend.sigmoid(*arguments, upstream=upstream)
+            return total * upstream, gradient
+
+        return _KeptGradient.apply(logits, run)[0]
+    loss = _Sigmoid.apply(logits, target, weight, positive, negative, poly, reduce, backend)
+    return loss * scale if reduce else loss
 
 
 def softmax_poly_focal(
@@ -120,8 +160,9 @@ def softmax_poly_focal(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduce: bool = False,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """Weighted single-label losses of the rows, or their sum.
+    """Weighted single-label losses of the rows, or their sum times ``scale``.
 
     Args:
         logits: (N, K), floating point.
@@ -130,6 +171,7 @@ def softmax_poly_focal(
         weight: (N,); None for 1.
         label_smoothing: see :func:`polyfocal.ops.poly_focal.composed_softmax`.
         reduce: return the sum.
+        scale: factor on the sum, a number or a scalar without a gradient.
 
     Returns:
         (N,), or a scalar; float64 for float64 logits, else float32.
@@ -139,13 +181,51 @@ def softmax_poly_focal(
         backend = _backend(logits, weight)
     if backend is None:
         loss = composed_softmax(logits, target, poly, weight, label_smoothing)
-        return loss.sum() if reduce else loss
-    return _Softmax.apply(logits, target, weight, poly, reduce, backend)[0]
+        return loss.sum() * scale if reduce else loss
+    if reduce and _kept == "gradient" and logits.requires_grad and torch.is_grad_enabled():
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            upstream = torch.as_tensor(scale, device=x.device)
+            total, margin = backend.softmax_loss(x, target, poly, weight, True)
+            gradient = backend.softmax_gradient(upstream, margin, x, target, poly, weight)
+            return total * upstream, gradient
+
+        return _KeptGradient.apply(logits, run)[0]
+    loss = _Softmax.apply(logits, target, weight, poly, reduce, backend)[0]
+    return loss * scale if reduce else loss
 
 
 def _second_order(loss: Callable[[Tensor], Tensor], logits: Tensor, upstream: Tensor) -> Tensor:
     """The gradient of the logits as a graph of its own, for a derivative of the gradient."""
     return torch.func.vjp(loss, logits)[1](upstream)[0]
+
+
+class _KeptGradient(torch.autograd.Function):
+    """A scalar loss that comes with its gradient."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        return run(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise UserError(
+                "a second derivative is asked for and keep_for_backward('gradient') kept none of"
+                " what it needs: call polyfocal.ops.keep_for_backward('logits') first"
+            )
+        (gradient,) = ctx.saved_tensors
+        # On a GPU, looking at the number would wait for the device.
+        if upstream.device.type == "cpu" and upstream.item() == 1.0:
+            return gradient, None
+        return (gradient * upstream).to(gradient.dtype), None
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -160,9 +240,8 @@ class _Sigmoid(torch.autograd.Function):
         reduce: bool,
         backend: ModuleType,
     ) -> Tensor:
-        return backend.sigmoid_loss(
-            logits, target, poly, positive, negative, weight, reduce, _path == "auto"
-        )
+        arguments = (logits, target, poly, positive, negative, weight, reduce)
+        return backend.sigmoid(*arguments, _path == "auto")[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -175,17 +254,20 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, *tensors = ctx.saved_tensors
-        scales = [n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)]
+        positive, negative = (
+            n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)
+        )
         if torch.is_grad_enabled():
 
             def loss(x: Tensor) -> Tensor:
-                each = composed_sigmoid(x, target, ctx.poly, *scales, weight)
+                each = composed_sigmoid(x, target, ctx.poly, positive, negative, weight)
                 return each.sum() if ctx.reduce else each
 
             gradient = _second_order(loss, logits, upstream)
         else:
-            gradient = ctx.backend.sigmoid_gradient(
-                upstream, logits, target, ctx.poly, *scales, weight, ctx.reduce, _path == "auto"
+            arguments = (logits, target, ctx.poly, positive, negative, weight, ctx.reduce)
+            _, gradient = ctx.backend.sigmoid(
+                *arguments, _path == "auto", want_loss=False, upstream=upstream
             )
         return gradient, None, None, None, None, None, None, None
 

@@ -70,6 +70,7 @@ def _sigmoid_kernel(
     negative,
     epsilons,
     out,
+    gradient,
     gamma,
     xi,
     gamma_hc,
@@ -81,6 +82,7 @@ def _sigmoid_kernel(
     WEIGHT: tl.constexpr,  # 0 none, 1 a row, 2 an entry
     POSITIVE_BY_CLASS: tl.constexpr,
     NEGATIVE_BY_CLASS: tl.constexpr,
+    LOSS: tl.constexpr,
     GRADIENT: tl.constexpr,
     REDUCE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -103,17 +105,18 @@ def _sigmoid_kernel(
         scale *= tl.load(weight + row, mask=mask, other=0.0)
     if WEIGHT == 2:
         scale *= tl.load(weight + entry, mask=mask, other=0.0)
+    if LOSS:
+        if REDUCE:
+            tl.store(out + block, tl.sum(tl.where(mask, loss * scale, 0.0), axis=0))
+        else:
+            tl.store(out + entry, loss * scale, mask=mask)
     if GRADIENT:
         if REDUCE:
             scale *= tl.load(upstream)
         else:
             scale *= tl.load(upstream + entry, mask=mask, other=0.0)
         value = tl.where(is_positive, slope, -slope) * scale
-        tl.store(out + entry, value.to(out.dtype.element_ty), mask=mask)
-    elif REDUCE:
-        tl.store(out + block, tl.sum(tl.where(mask, loss * scale, 0.0), axis=0))
-    else:
-        tl.store(out + entry, loss * scale, mask=mask)
+        tl.store(gradient + entry, value.to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -177,9 +180,7 @@ def _branches(poly: PolyFocal) -> dict[str, int | bool]:
     }
 
 
-def _run_sigmoid(
-    out: Tensor,
-    upstream: Tensor | None,
+def sigmoid(
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
@@ -187,71 +188,44 @@ def _run_sigmoid(
     negative: Tensor | float,
     weight: Tensor | None,
     reduce: bool,
-) -> None:
+    compiled: bool,
+    want_loss: bool = True,
+    upstream: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As ``cpu.sigmoid``, in one launch; ``compiled`` has no meaning here."""
+    logits = logits.contiguous()
     size, columns = logits.numel(), logits.shape[1]
-    by_entry = weight is not None and weight.shape[1] > 1
-    _sigmoid_kernel[(triton.cdiv(size, _BLOCK),)](
-        logits,
-        target,
-        out if weight is None else weight.contiguous(),
-        out if upstream is None else upstream.contiguous(),
-        positive,
-        negative,
-        _epsilons(poly.epsilons, logits.device),
-        out,
-        float(poly.gamma),
-        float(poly.xi),
-        float(poly.gamma_hc),
-        size,
-        columns,
-        WEIGHT=0 if weight is None else 1 + by_entry,
-        POSITIVE_BY_CLASS=isinstance(positive, Tensor) and positive.dim() > 0,
-        NEGATIVE_BY_CLASS=isinstance(negative, Tensor) and negative.dim() > 0,
-        GRADIENT=upstream is not None,
-        REDUCE=reduce,
-        BLOCK=_BLOCK,
-        **_branches(poly),
-    )
-
-
-def sigmoid_loss(
-    logits: Tensor,
-    target: Tensor,
-    poly: PolyFocal,
-    positive: Tensor | float,
-    negative: Tensor | float,
-    weight: Tensor | None,
-    reduce: bool,
-    compiled: bool,
-) -> Tensor:
-    """As ``cpu.sigmoid_loss``; there is one form of the pass, whatever ``compiled`` says."""
-    shape = (triton.cdiv(logits.numel(), _BLOCK),) if reduce else logits.shape
+    shape = (triton.cdiv(size, _BLOCK),) if reduce else logits.shape
     out = logits.new_empty(shape, dtype=torch.float32)
-    if out.numel():
-        _run_sigmoid(
-            out, None, logits.contiguous(), target, poly, positive, negative, weight, reduce
+    gradient = None if upstream is None else torch.empty_like(logits)
+    if size > 0:
+        _sigmoid_kernel[(triton.cdiv(size, _BLOCK),)](
+            logits,
+            target,
+            out if weight is None else weight.contiguous(),
+            out if upstream is None else upstream.contiguous(),
+            positive,
+            negative,
+            _epsilons(poly.epsilons, logits.device),
+            out,
+            out if gradient is None else gradient,
+            float(poly.gamma),
+            float(poly.xi),
+            float(poly.gamma_hc),
+            size,
+            columns,
+            WEIGHT=0 if weight is None else 1 + (weight.shape[1] > 1),
+            POSITIVE_BY_CLASS=isinstance(positive, Tensor) and positive.dim() > 0,
+            NEGATIVE_BY_CLASS=isinstance(negative, Tensor) and negative.dim() > 0,
+            LOSS=want_loss,
+            GRADIENT=gradient is not None,
+            REDUCE=reduce,
+            BLOCK=_BLOCK,
+            **_branches(poly),
         )
-    return out.sum() if reduce else out
-
-
-def sigmoid_gradient(
-    upstream: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    poly: PolyFocal,
-    positive: Tensor | float,
-    negative: Tensor | float,
-    weight: Tensor | None,
-    reduce: bool,
-    compiled: bool,
-) -> Tensor:
-    """As ``cpu.sigmoid_gradient``."""
-    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    if out.numel():
-        _run_sigmoid(
-            out, upstream, logits.contiguous(), target, poly, positive, negative, weight, reduce
-        )
-    return out
+    if not want_loss:
+        return None, gradient
+    return (out.sum() if reduce else out), gradient
 
 
 def _run_softmax(
