@@ -7,9 +7,10 @@ LazyConfig they are named directly; for yaml they are in Detectron2's registries
 """
 
 try:
-    import detectron2  # noqa: F401
+    # Not the top alone, which any folder of that name beside the caller is too.
+    import detectron2.config  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name != "detectron2":
+    if error.name not in ("detectron2", "detectron2.config"):
         raise
     raise ImportError(
         "polyfocal.detectron2 needs Detectron2, which is not installed: install a torchvision that"

@@ -58,6 +58,8 @@ class LazyExperiment(Experiment):
         missing = [part for part in _PARTS if part not in self.cfg]
         if missing:
             raise UserError(f"{path} is not the config of a training: it has no {missing[0]!r}.")
+        # Detectron2 reads it, and its own configs leave it out.
+        self.cfg.train.setdefault("seed", -1)
 
     @property
     def has_masks(self) -> bool:
@@ -153,7 +155,7 @@ class LazyExperiment(Experiment):
             log_period=train.log_period,
             amp=train.amp.enabled,
             device=available(train.device),
-            seed=train.get("seed", -1),
+            seed=train.seed,
             ddp=OmegaConf.to_container(train.ddp),
         )
 

@@ -168,9 +168,7 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
                 x = layer(x)
         return x
 
-    def forward(
-        self, x: Tensor, instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         if not self.training:
             return super().forward(x, instances)
         logits = self.layers(x)
@@ -253,9 +251,7 @@ class RPN(proposal_generator.RPN):
         sampled = labels >= 0
         logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
         # Detectron2 has 1 for the object; as the only class of a loss it is 0, and 1 background.
-        loss = self.cls_loss(
-            logits[:, None], 1 - labels[sampled].long(), reduction_override="sum"
-        )
+        loss = self.cls_loss(logits[:, None], 1 - labels[sampled].long(), reduction_override="sum")
         losses["loss_rpn_cls"] = (
             self.loss_weight.get("loss_rpn_cls", 1.0)
             * loss
