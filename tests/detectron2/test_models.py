@@ -394,5 +394,33 @@ def test_same_value_as_in_mmdetection():
         torch.testing.assert_close(losses["loss_cls"], value.detach())
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=-1.0, use_sigmoid=False),
+        dict(type="polyfocal.FocalLoss", use_sigmoid=False, class_weight=[1.0, 2.0, 0.5, 0.25]),
+        dict(type="polyfocal.Poly1FocalLoss", epsilon=1.0, use_sigmoid=True),
+    ],
+    ids=["softmax", "class weights", "sigmoid"],
+)
+def test_box_head_has_the_value_of_mmdetections(config, storage):
+    pytest.importorskip("mmdet", reason="needs MMDetection beside Detectron2")
+    import polyfocal.mmdet
+    from mmdet.registry import MODELS
+
+    assert polyfocal.mmdet
+    sigmoid = config["use_sigmoid"]
+    loss_cls = dict(type="polyfocal.RoILoss", loss=config) if sigmoid else config
+    settings = dict(num_classes=3, in_channels=8, roi_feat_size=1, loss_cls=loss_cls)
+    head = MODELS.build(dict(type="mmdet.BBoxHead", **settings))
+    logits, region = torch.randn(6, 4), regions(6)
+    scores, nothing = logits[:, :3] if sigmoid else logits, torch.zeros(6, 4)
+    weights = torch.ones(6), nothing, nothing
+    expected = head.loss(scores, None, torch.zeros(6, 5), region.gt_classes, *weights)["loss_cls"]
+    predictions = logits, torch.zeros(6, 12)
+    found = output_layers(cls_loss=config).losses(predictions, [region])["loss_cls"]
+    torch.testing.assert_close(found, expected)
+
+
 def test_parents_are_detectron2s():
     assert issubclass(RetinaNet, meta_arch.RetinaNet) and issubclass(FCOS, meta_arch.FCOS)

@@ -72,7 +72,7 @@ class CocoEvaluator(DatasetEvaluator):
         numbers = OrderedDict()
         for kind in ("bbox", "segm") if has_masks else ("bbox",):
             truth = Path(metadata.json_file)
-            result = evaluate(truth, detections, kind, self.max_dets)  # type: ignore[arg-type]
+            result = evaluate(truth, detections, kind, self.max_dets)
             self.coco_results[kind] = result
             numbers[kind] = {
                 name.replace("mAP_", "AP").replace("mAP", "AP"): 100 * value

@@ -265,5 +265,5 @@ def _parameters(node: DictConfig) -> set[str]:
         name
         for cls in target.__mro__
         if "__init__" in vars(cls)
-        for name in inspect.signature(cls.__init__).parameters
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
     }

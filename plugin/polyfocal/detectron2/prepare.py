@@ -1,6 +1,6 @@
 """From a config file and the tool's options to an experiment that is ready to run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -46,12 +46,16 @@ def prepare_experiment(
         UserError: The config, an override or the data set is not usable.
     """
     path = Path(path)
-    kinds = {".py": LazyExperiment, ".yaml": YamlExperiment, ".yml": YamlExperiment}
+    kinds: dict[str, Callable[[Path], Experiment]] = {
+        ".py": LazyExperiment,
+        ".yaml": YamlExperiment,
+        ".yml": YamlExperiment,
+    }
     if not path.is_file():
         raise UserError(f"there is no config {path}.")
     if path.suffix not in kinds:
         raise UserError(f"{path} must end in .py (a LazyConfig) or .yaml.")
-    experiment: Experiment = kinds[path.suffix](path)
+    experiment = kinds[path.suffix](path)
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
     adapted = None if data is None else _load_data(experiment, Path(data), train)
