@@ -133,7 +133,7 @@ def test_yaml_and_lazy_config_are_one_experiment(path, scenes):
     models = [experiment.build_model() for experiment in (lazy, yaml)]
     shapes = [{n: w.shape for n, w in model.state_dict().items()} for model in models]
     assert shapes[0] == shapes[1]
-    assert [repr(losses_of(model)) for model in models][0] == repr(losses_of(models[1]))
+    assert repr(losses_of(models[0])) == repr(losses_of(models[1]))
     settings = [experiment.settings() for experiment in (lazy, yaml)]
     for name in ("max_iter", "eval_period", "checkpoint_period", "max_to_keep", "seed", "weights"):
         assert getattr(settings[0], name) == getattr(settings[1], name), name

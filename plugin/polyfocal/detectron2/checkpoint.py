@@ -47,10 +47,12 @@ def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
         ) from error
     except Exception as error:  # other bytes can fail the reader in any way
         raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
-    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        content = {}
+    weights = content.get("model", content.get("blobs", content))
     if not isinstance(weights, dict) or not any(hasattr(v, "shape") for v in weights.values()):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
-    if "model" not in content and path.suffix == ".pkl" or content.get("matching_heuristics"):
+    if ("model" not in content and path.suffix == ".pkl") or content.get("matching_heuristics"):
         return  # of Caffe2 and others: Detectron2 translates its names
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = {

@@ -88,10 +88,8 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
             logits = logits[:, :-1]
         # The parent's statistics and loss of the boxes; its classification loss is put aside.
         losses = super().losses((parents_logits, deltas), proposals)
-        labels = torch.cat(
-            [p.gt_classes for p in proposals] or [torch.zeros(0, device=logits.device)]
-        )
-        loss = self.cls_loss(logits, labels.long(), reduction_override="sum")
+        labels = torch.cat([p.gt_classes for p in proposals])
+        loss = self.cls_loss(logits, labels, reduction_override="sum")
         losses["loss_cls"] = self.loss_weight.get("loss_cls", 1.0) * loss / max(len(logits), 1)
         return losses
 
