@@ -115,6 +115,9 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other or the machine."""
+    for override in args.opts:
+        if override.startswith("--"):
+            raise UserError(f"{override} stands behind an override: options come before them.")
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
     if args.num_gpus * args.num_machines > 1:
@@ -130,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     # News about the packages below us are not for the person who trains.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     try:
         engine = import_detectron2()
         check(args)

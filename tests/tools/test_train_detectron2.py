@@ -203,6 +203,7 @@ def test_checkpoint_errors(trained, data, tmp_path, capsys):
         (RETINANET, ["train.max_iters=1"], "train.max_iters=1 does not fit .*max_iter, "),
         (RETINANET, ["train.max_iter"], "is key=value, got 'train.max_iter'"),
         (RETINANET, ["optimizer.lrr=3"], "the optimizer cannot be built: .*lrr"),
+        (RETINANET, ["train.max_iter=1", "--demo"], "--demo stands behind an override"),
         (RETINANET, ["--demo"], "--demo is the built-in data set and --data another one"),
         (YAML, ["SOLVER.MAX_ITERS", "1"], "SOLVER.MAX_ITERS 1 does not fit"),
         (YAML, ["SOLVER.MAX_ITER"], "KEY value pairs, got SOLVER.MAX_ITER"),
