@@ -159,6 +159,12 @@ def test_every_registry_has_its_class():
     assert all(value.isfinite() for value in losses.values())
 
 
+def test_a_yaml_config_of_the_model_zoo_is_read(scenes):
+    path = model_zoo.get_config_file(ZOO["retinanet"])
+    experiment = prepare_experiment(path, data=scenes, tiny=True, train=False)
+    assert type(experiment.build_model()).__name__ == "RetinaNet"
+
+
 def test_yaml_without_a_loss_says_so():
     cfg = model_zoo.get_config(ZOO["retinanet"])
     add_polyfocal_config(cfg)

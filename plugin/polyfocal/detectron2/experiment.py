@@ -10,6 +10,8 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
+from polyfocal.errors import UserError
+
 TINY_EPOCHS = 8
 TINY_BATCH = 4
 
@@ -53,6 +55,9 @@ class Settings:
         device: Where the model goes.
         seed: Of everything random; negative for another one in each run.
         ddp: Keywords of DistributedDataParallel.
+
+    Raises:
+        UserError: A number is none or out of its range.
     """
 
     output_dir: str
@@ -66,6 +71,15 @@ class Settings:
     device: str
     seed: int
     ddp: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        least = {"max_iter": 1, "eval_period": 0, "checkpoint_period": 1, "log_period": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise UserError(
+                    f"the config has {value!r} as {name}: expected a whole number >= {low}"
+                )
 
 
 class Experiment(ABC):

@@ -173,8 +173,11 @@ def _log(experiment: Experiment, output_dir: Path) -> Iterator[None]:
     """Everything to a file; to the console progress and warnings, on the main process."""
     handlers: list[logging.Handler] = []
     if comm.is_main_process():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(output_dir / "log.txt", encoding="utf-8")
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(output_dir / "log.txt", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{output_dir} cannot be written: {error.strerror}.") from error
         file.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s"))
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))

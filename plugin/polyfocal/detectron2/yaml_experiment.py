@@ -45,8 +45,8 @@ class YamlExperiment(Experiment):
         add_polyfocal_config(self.cfg)
         self._tiny = False
         try:
-            # Not Detectron2's default, which lets a config run code.
-            self.cfg.merge_from_file(str(path), allow_unsafe=False)
+            # As Detectron2 reads it: its own RetinaNet's yaml holds Python code.
+            self.cfg.merge_from_file(str(path))
         except Exception as error:  # of yaml, of yacs' assertions, of missing bases
             raise UserError(
                 f"{path} cannot be read as a config: {' '.join(str(error).split())}."
