@@ -1,7 +1,7 @@
 """polyfocal: the focal-loss family for MMDetection, MMDetection3D and Detectron2.
 
 Importing this package imports torch and nothing of the detection frameworks; their adapters are
-``polyfocal.mmengine`` and ``polyfocal.mmdet``.
+``polyfocal.mmengine``, ``polyfocal.mmdet`` and ``polyfocal.detectron2``.
 """
 
 from polyfocal.losses import (

@@ -69,8 +69,9 @@ class CyclicalFocalLoss(ClassificationLoss):
         if self._progress is None:
             raise UserError(
                 "CyclicalFocalLoss does not know the training's progress: call"
-                " set_progress(iteration / max(1, max_iterations - 1)) before each step, or train"
-                " with MMEngine's Runner, which publishes it"
+                " set_progress(iteration / max(1, max_iterations - 1)) before each step, train with"
+                " MMEngine's Runner, which publishes it, or register"
+                " polyfocal.detectron2.ProgressHook() with Detectron2's trainer"
             )
         return self._progress
 

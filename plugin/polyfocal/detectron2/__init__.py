@@ -1,0 +1,44 @@
+"""Detectron2 adapter. Importing it registers the models and heads that take a loss.
+
+Detectron2 has its losses written into its models and heads. The classes here are Detectron2's own
+with one method changed: their keyword ``cls_loss`` says what the classification loss is. In a
+LazyConfig they are named directly; for yaml they are in Detectron2's registries by their name with
+``Polyfocal`` in front, and :func:`add_polyfocal_config` adds their keys.
+"""
+
+try:
+    # Not the top alone, which any folder of that name beside the caller is too.
+    import detectron2.config  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("detectron2", "detectron2.config"):
+        raise
+    raise ImportError(
+        "polyfocal.detectron2 needs Detectron2, which is not installed: install a torchvision that"
+        " fits torch and build Detectron2 as its INSTALL.md says,"
+        " https://github.com/facebookresearch/detectron2"
+    ) from None
+
+from polyfocal.detectron2.config import add_polyfocal_config
+from polyfocal.detectron2.dense import FCOS, RetinaNet
+from polyfocal.detectron2.loss import build_loss
+from polyfocal.detectron2.progress import ProgressHook
+from polyfocal.detectron2.rcnn import (
+    RPN,
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
+)
+
+__all__ = [
+    "FCOS",
+    "RPN",
+    "CascadeROIHeads",
+    "FastRCNNOutputLayers",
+    "MaskRCNNConvUpsampleHead",
+    "ProgressHook",
+    "RetinaNet",
+    "StandardROIHeads",
+    "add_polyfocal_config",
+    "build_loss",
+]

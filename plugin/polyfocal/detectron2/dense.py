@@ -1,0 +1,117 @@
+"""RetinaNet and FCOS with any sigmoid loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import meta_arch as d2
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from polyfocal.detectron2.loss import build_loss, register
+from polyfocal.losses import ClassificationLoss
+
+
+class RetinaNet(d2.RetinaNet):
+    """Detectron2's RetinaNet with ``cls_loss`` in the place of its focal loss.
+
+    The loss is summed over all anchors but those labelled -1, and divided by Detectron2's moving
+    average of the number of positive anchors; the loss's ``reduction`` is not used, and neither are
+    ``focal_loss_alpha`` and ``focal_loss_gamma``. ``FocalLoss(use_sigmoid=True)`` is what
+    Detectron2 has.
+
+    Args:
+        cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
+            yaml ``MODEL.RETINANET.CLS_LOSS``.
+        kwargs: Those of Detectron2's class.
+
+    Raises:
+        UserError: ``cls_loss`` does not fit.
+    """
+
+    @configurable
+    def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cls_loss = build_loss(cls_loss, "RetinaNet")
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        return {**super().from_config(cfg), "cls_loss": cfg.MODEL.RETINANET.CLS_LOSS}
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        # The parent keeps its books (normaliser, statistics) and makes the loss of the boxes. Its
+        # classification loss comes along, of logits without a graph, and is put aside.
+        losses = super().losses(
+            anchors, _detached(pred_logits), gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        losses["loss_cls"] = _summed(self.cls_loss, pred_logits, gt_labels) / self.loss_normalizer
+        return losses
+
+
+class FCOS(d2.FCOS):
+    """Detectron2's FCOS with ``cls_loss`` in the place of its focal loss.
+
+    As in :class:`RetinaNet`. Detectron2's FCOS is made for LazyConfig only, and so is this one.
+
+    Args:
+        cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`.
+        kwargs: Those of Detectron2's class.
+
+    Raises:
+        UserError: ``cls_loss`` does not fit.
+    """
+
+    def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cls_loss = build_loss(cls_loss, "FCOS")
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        losses = super().losses(
+            anchors,
+            _detached(pred_logits),
+            gt_labels,
+            pred_anchor_deltas,
+            gt_boxes,
+            pred_centerness,
+        )
+        losses["loss_fcos_cls"] = (
+            _summed(self.cls_loss, pred_logits, gt_labels) / self.loss_normalizer
+        )
+        return losses
+
+
+def _detached(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach() for tensor in tensors]
+
+
+def _summed(loss: ClassificationLoss, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
+    """The sum over logits (N, R_i, K) a level and labels (R,) a picture: -1 ignored, K background.
+
+    K is the package's own label of the background in the sigmoid form.
+    """
+    return loss(
+        torch.cat(logits, dim=1).flatten(0, 1),
+        torch.cat(labels),
+        reduction_override="sum",
+        ignore_index=-1,
+    )
+
+
+register(META_ARCH_REGISTRY, RetinaNet)

@@ -1,0 +1,269 @@
+"""Experiments of LazyConfigs."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import CosineParamScheduler
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from polyfocal.detectron2.data import CocoEvaluator
+from polyfocal.detectron2.experiment import (
+    TINY_BATCH,
+    TINY_EPOCHS,
+    Data,
+    Experiment,
+    Settings,
+    available,
+    default_output_dir,
+    iterations,
+    passes_on_coco,
+    periods,
+)
+from polyfocal.errors import UserError
+
+_SHRINK = 4  # of widths
+_FEWER = 8  # of proposals and samples
+_WIDTHS = ("channels", "in_channels", "out_channels")
+_STACKS = ("conv_dims", "fc_dims")
+_MAX_DEPTH = 2
+_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+class LazyExperiment(Experiment):
+    """See :class:`polyfocal.detectron2.experiment.Experiment`.
+
+    Raises:
+        UserError: The file cannot be read as the LazyConfig of a detector.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self.cfg = LazyConfig.load(str(path))
+        except Exception as error:  # a config is a program: it can fail in any way
+            raise UserError(
+                f"{path} cannot be read as a config: {type(error).__name__}: {error}."
+            ) from error
+        missing = [part for part in _PARTS if part not in self.cfg]
+        if missing:
+            raise UserError(f"{path} is not the config of a training: it has no {missing[0]!r}.")
+        # Detectron2 reads it, and its own configs leave it out.
+        self.cfg.train.setdefault("seed", -1)
+
+    @property
+    def has_masks(self) -> bool:
+        return any("mask_head" in node for node in _walk(self.cfg.model))
+
+    def use_tiny_profile(self, side: int) -> None:
+        self._shrink_model()
+        cfg = self.cfg
+        resize = L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
+        train, test = cfg.dataloader.train, cfg.dataloader.test
+        flips = [step for step in train.mapper.augmentations if _class(step) is T.RandomFlip]
+        train.mapper.augmentations = [resize, *flips]
+        test.mapper.augmentations = [resize]
+        train.total_batch_size = TINY_BATCH
+        train.num_workers = test.num_workers = 1
+        cfg.optimizer = L(torch.optim.AdamW)(
+            params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+            lr=1e-3,
+            weight_decay=0.05,
+        )
+        # Parts of the whole, which follow max_iter.
+        cfg.lr_multiplier = L(WarmupParamScheduler)(
+            scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+            warmup_factor=0.05,
+            warmup_length=0.05,
+            warmup_method="linear",
+        )
+        cfg.train.init_checkpoint = ""
+        cfg.train.seed = 0
+        # Two, so that a run killed while it writes one can resume from the other.
+        cfg.train.checkpointer.max_to_keep = 2
+
+    def use_data(self, data: Data, *, tiny: bool) -> None:
+        cfg = self.cfg
+        train, test = cfg.dataloader.train, cfg.dataloader.test
+        batch = train.total_batch_size
+        epochs = TINY_EPOCHS if tiny else passes_on_coco(cfg.train.max_iter, batch)
+        if data.train:
+            train.dataset.names = data.train
+            cfg.train.max_iter = iterations(data.num_train, batch, epochs)
+            cfg.train.eval_period, cfg.train.checkpointer.period = periods(cfg.train.max_iter)
+            self.notes.append(
+                f"{cfg.train.max_iter} steps are {epochs:.0f} passes over {data.num_train} pictures"
+                " with objects; train.max_iter=N changes that."
+            )
+        # Reads polygons and run-length encodings alike.
+        train.mapper.instance_mask_format = "bitmask"
+        test.dataset.names = data.val
+        cfg.dataloader.evaluator = L(CocoEvaluator)(dataset_name=data.val, max_dets=data.max_dets)
+        for node in _walk(cfg.model):
+            if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
+                node.num_classes = data.num_classes
+            for key in ("max_detections_per_image", "test_topk_per_image"):
+                if key in _parameters(node):
+                    node[key] = max(node.get(key, 0), data.max_dets)
+            if "post_nms_topk" in node:
+                node.post_nms_topk[1] = max(node.post_nms_topk[1], data.max_dets)
+
+    def no_flip(self) -> None:
+        mapper = self.cfg.dataloader.train.mapper
+        mapper.augmentations = [
+            step for step in mapper.augmentations if _class(step) is not T.RandomFlip
+        ]
+
+    def override(self, options: Sequence[str]) -> None:
+        for option in options:
+            key, equals, _ = option.partition("=")
+            if not equals:
+                raise UserError(f"an override of a LazyConfig is key=value, got {option!r}.")
+            self._check_key(key, option)
+            try:
+                LazyConfig.apply_overrides(self.cfg, [option])
+            except Exception as error:  # of hydra's grammar, omegaconf or Detectron2
+                sentence = " ".join(str(error).split())
+                raise UserError(f"{option} does not fit {self.path}: {sentence}.") from error
+
+    def datasets(self) -> tuple[list[str], list[str]]:
+        def names(loader: DictConfig) -> list[str]:
+            found = loader.dataset.names
+            return [found] if isinstance(found, str) else list(found)
+
+        return names(self.cfg.dataloader.train), names(self.cfg.dataloader.test)
+
+    def settings(self) -> Settings:
+        train = self.cfg.train
+        return Settings(
+            output_dir=default_output_dir(train.output_dir, self.path),
+            weights=train.init_checkpoint,
+            max_iter=train.max_iter,
+            eval_period=train.eval_period,
+            checkpoint_period=train.checkpointer.period,
+            max_to_keep=train.checkpointer.max_to_keep,
+            log_period=train.log_period,
+            amp=train.amp.enabled,
+            device=available(train.device),
+            seed=train.seed,
+            ddp=OmegaConf.to_container(train.ddp),
+        )
+
+    def dump(self) -> str:
+        return LazyConfig.to_py(self.cfg)
+
+    def build_model(self) -> nn.Module:
+        return instantiate(self.cfg.model)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        self.cfg.optimizer.params.model = model
+        optimizer = instantiate(self.cfg.optimizer)
+        del self.cfg.optimizer.params.model
+        return optimizer
+
+    def build_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        return instantiate(self.cfg.lr_multiplier)
+
+    def build_train_loader(self) -> Iterable[Any]:
+        return instantiate(self.cfg.dataloader.train)
+
+    def build_test_loader(self) -> Iterable[Any]:
+        return instantiate(self.cfg.dataloader.test)
+
+    def build_evaluator(self) -> DatasetEvaluator:
+        evaluator = self.cfg.dataloader.evaluator
+        if _class(evaluator) is COCOEvaluator:
+            return CocoEvaluator(evaluator.dataset_name)
+        return instantiate(evaluator)
+
+    def _check_key(self, key: str, option: str) -> None:
+        """A misspelt key would be added, and change nothing."""
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(self.cfg, parent) if parent else self.cfg
+        if not isinstance(node, DictConfig):
+            if isinstance(node, ListConfig):
+                return
+            raise UserError(f"{option} does not fit {self.path}: it has no {parent or name}.")
+        # A call takes keywords that are not written; one that it does not have fails when built.
+        if name not in node and "_target_" not in node:
+            raise UserError(
+                f"{option} does not fit {self.path}: {parent or 'it'} has {', '.join(node)}."
+            )
+
+    def _shrink_model(self) -> None:
+        """ResNet-18 as the backbone, a quarter of all widths, an eighth of all samples."""
+        model = self.cfg.model
+        bottom_up = model.get("backbone", {}).get("bottom_up")
+        if bottom_up is None or "out_features" not in bottom_up:
+            raise UserError(
+                "the tiny profile puts a ResNet-18 in the place of model.backbone.bottom_up, which"
+                f" {self.path} does not have."
+            )
+        features = list(bottom_up.out_features)
+        for node in _walk(model):
+            for key in [key for key in node if not OmegaConf.is_interpolation(node, key)]:
+                value = node[key]
+                if key in _WIDTHS and isinstance(value, int):
+                    node[key] = value // _SHRINK
+                elif key in _STACKS:
+                    # The last of a mask head's is its deconvolution.
+                    depth = _MAX_DEPTH + ("conv_norm" in _parameters(node) and key == "conv_dims")
+                    node[key] = [width // _SHRINK for width in value][:depth]
+                elif key == "batch_size_per_image":
+                    node[key] = value // _FEWER
+                elif key in ("pre_nms_topk", "post_nms_topk"):
+                    node[key] = [number // _FEWER for number in value]
+                elif key == "sampling_ratio":
+                    node[key] = 1  # the adaptive number of samples costs most on a CPU
+            # From scratch, necks and heads without normalisation learn several times more slowly.
+            for key in ("norm", "conv_norm"):
+                if key in _parameters(node):
+                    node[key] = "GN"
+        # 64 channels and up, as only Detectron2's ResNet-18 is: a quarter of ResNet-50's.
+        model.backbone.bottom_up = L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
+            stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
+            out_features=features,
+            freeze_at=0,
+        )
+        # ImageNet's, in BGR; the 1 of Detectron2's configs belongs to its pretrained weights.
+        model.pixel_std = [57.375, 57.12, 58.395]
+
+
+def _walk(node: Any) -> Iterator[DictConfig]:
+    """Every dictionary in a config tree, the outermost first."""
+    if isinstance(node, DictConfig):
+        yield node
+        for key in list(node):
+            if not OmegaConf.is_interpolation(node, key):
+                yield from _walk(node[key])
+    elif isinstance(node, ListConfig):
+        for value in node:
+            yield from _walk(value)
+
+
+def _class(node: DictConfig) -> Any:
+    return node.get("_target_")
+
+
+def _parameters(node: DictConfig) -> set[str]:
+    """The keywords that the class of a call takes, those of its parents too."""
+    target = _class(node)
+    if not inspect.isclass(target):
+        return set()
+    return {
+        name
+        for cls in target.__mro__
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
+    }

@@ -1,0 +1,136 @@
+"""From a config file and the tool's options to an experiment that is ready to run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from polyfocal.coco import CocoSplit, load_split
+from polyfocal.demo import write_digit_scenes
+from polyfocal.detectron2.data import register_split
+from polyfocal.detectron2.experiment import Data, Experiment
+from polyfocal.detectron2.lazy_experiment import LazyExperiment
+from polyfocal.detectron2.yaml_experiment import YamlExperiment
+from polyfocal.errors import UserError
+
+DEMO_FOLDER = Path("data/digit_scenes")
+"""Where the built-in pictures are kept, below the current directory."""
+
+_MAX_SIDE = 320  # pixels, in the tiny profile where the pictures are larger
+_USUAL_MAX_DETS = 100
+
+
+def prepare_experiment(
+    path: str | Path,
+    *,
+    data: str | Path | None = None,
+    tiny: bool = False,
+    demo: bool = False,
+    options: Sequence[str] = (),
+    train: bool = True,
+) -> Experiment:
+    """Read a config, a LazyConfig or yaml, and adapt it to the data set and the machine.
+
+    Args:
+        path: The config: ``.py`` for a LazyConfig, ``.yaml`` for Detectron2's older kind.
+        data: A COCO-format folder to use in the place of the config's data set, see
+            :func:`polyfocal.coco.load_split`.
+        tiny: Use the CPU-sized version of the architecture.
+        demo: Use the built-in digit scenes and the tiny profile.
+        options: Overrides in the way of the kind of config: ``key=value`` for a LazyConfig, ``KEY
+            value`` for yaml. They win over everything else.
+        train: Whether the train split is needed too, or only the val split.
+
+    Raises:
+        UserError: The config, an override or the data set is not usable.
+    """
+    path = Path(path)
+    kinds: dict[str, Callable[[Path], Experiment]] = {
+        ".py": LazyExperiment,
+        ".yaml": YamlExperiment,
+        ".yml": YamlExperiment,
+    }
+    if not path.is_file():
+        raise UserError(f"there is no config {path}.")
+    if path.suffix not in kinds:
+        raise UserError(f"{path} must end in .py (a LazyConfig) or .yaml.")
+    experiment = kinds[path.suffix](path)
+    if demo:
+        data = write_digit_scenes(DEMO_FOLDER)
+    adapted = None if data is None else _load_data(experiment, Path(data), train)
+    if demo or tiny:
+        side = _MAX_SIDE if adapted is None else min(_MAX_SIDE, _usual_side(adapted.val))
+        experiment.use_tiny_profile(side)
+    if adapted is not None:
+        experiment.use_data(adapted, tiny=demo or tiny)
+    if demo:
+        # A mirrored digit is another sign or none.
+        experiment.no_flip()
+    experiment.override(options)
+    train_sets, test_sets = experiment.datasets()
+    for name in (train_sets if train else []) + test_sets:
+        _check_dataset(name, path)
+    return experiment
+
+
+def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
+    splits = {name: load_split(folder, name) for name in (("train", "val") if train else ("val",))}
+    val = splits["val"]
+    for split in splits.values():
+        if experiment.has_masks and not split.has_masks:
+            raise UserError(
+                f"{experiment.path} needs masks: {split.mask_problem} Take a config without masks"
+                " for it, such as configs/detectron2/retinanet_poly1.py."
+            )
+        if _categories(split) != _categories(val):
+            raise UserError(
+                f"{split.annotation_file} and {val.annotation_file} must declare the same"
+                f" categories, got {_categories(split)} and {_categories(val)}."
+            )
+    names = {split: register_split(found) for split, found in splits.items()}
+    max_dets = _USUAL_MAX_DETS
+    if val.max_instances > max_dets:
+        max_dets = -(-val.max_instances // 100) * 100
+        experiment.notes.append(
+            f"a picture of the val split holds up to {val.max_instances} objects: up to {max_dets} "
+            f"detections a picture are kept and evaluated, not the customary {_USUAL_MAX_DETS}."
+        )
+    return Data(
+        train=names.get("train", ""),
+        val=names["val"],
+        num_train=_with_objects(names["train"]) if train else 0,
+        num_classes=len(val.classes),
+        max_dets=max_dets,
+    )
+
+
+def _categories(split: CocoSplit) -> dict[int, str]:
+    return dict(sorted(zip(split.category_ids, split.classes, strict=True)))
+
+
+def _with_objects(name: str) -> int:
+    """Pictures that Detectron2 trains on: those with an object that is no crowd."""
+    pictures = DatasetCatalog.get(name)
+    return sum(any(not o["iscrowd"] for o in picture["annotations"]) for picture in pictures)
+
+
+def _usual_side(name: str) -> int:
+    """Median of the longer sides of a data set's pictures, in pixels."""
+    return round(median(max(p["width"], p["height"]) for p in DatasetCatalog.get(name)))
+
+
+def _check_dataset(name: str, path: Path) -> None:
+    if name not in DatasetCatalog:
+        raise UserError(
+            f"{path} wants the data set {name!r}, which Detectron2's DatasetCatalog does not have:"
+            " give a COCO-format folder with --data DIR."
+        )
+    file = MetadataCatalog.get(name).get("json_file")
+    if file is None:
+        raise UserError(f"the data set {name!r} of {path} is not in COCO format.")
+    if "://" not in file and not Path(file).is_file():
+        raise UserError(
+            f"there is no data set: {path} wants {file}; give a COCO-format folder with --data DIR,"
+            " or use the built-in pictures with --demo."
+        )

@@ -1,0 +1,22 @@
+"""How the training's progress reaches the cyclical loss."""
+
+from detectron2.engine import HookBase
+
+from polyfocal.losses import CyclicalFocalLoss
+
+
+class ProgressHook(HookBase):
+    """Tells every cyclical focal loss of the trainer's model how much of the training is done.
+
+    The progress is ``iter / (max_iter - 1)``, after a resume too. ``tools/train_detectron2.py`` has
+    it in every run; in another trainer it is one line.
+
+    Example:
+        >>> trainer.register_hooks([ProgressHook()])
+    """
+
+    def before_step(self) -> None:
+        progress = self.trainer.iter / max(1, self.trainer.max_iter - 1)
+        for module in self.trainer.model.modules():
+            if isinstance(module, CyclicalFocalLoss):
+                module.set_progress(progress)

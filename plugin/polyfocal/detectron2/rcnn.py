@@ -1,0 +1,264 @@
+"""The parts of Fast, Faster, Mask and Cascade R-CNN that classify, with any loss."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    proposal_generator,
+    roi_heads,
+)
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from polyfocal.detectron2.loss import build_loss, register
+from polyfocal.errors import UserError
+from polyfocal.losses import ClassificationLoss
+
+
+class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
+    """Detectron2's box classifier and regressor with ``cls_loss`` in the place of cross-entropy.
+
+    The loss decides on the activation. A softmax loss is the mean over the regions, as
+    Detectron2's cross-entropy. A sigmoid loss, of the K classes without the background's logit, is
+    summed over the classes and averaged over the regions, as Detectron2's ``use_sigmoid_ce``; the
+    scores at test time are then sigmoids. The loss's ``reduction`` is not used. The weights keep
+    their K + 1 outputs in both cases.
+
+    Args:
+        input_shape: Of the features.
+        cls_loss: A loss or its config, see :func:`polyfocal.detectron2.build_loss`. In yaml
+            ``MODEL.ROI_BOX_HEAD.CLS_LOSS``.
+        prior_prob: Probability of each class at the start of a training, in (0, 1), where the loss
+            is a sigmoid loss: at 1/2 the many negatives would drown the few positives.
+        kwargs: Those of Detectron2's class.
+
+    Raises:
+        UserError: ``cls_loss``, ``prior_prob`` or ``use_fed_loss`` does not fit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        cls_loss: ClassificationLoss | Mapping[str, Any],
+        prior_prob: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        cls_loss = build_loss(cls_loss, "FastRCNNOutputLayers", needs_sigmoid=False)
+        if kwargs.get("use_fed_loss"):
+            raise UserError(
+                "use_fed_loss is Detectron2's own loss on some of the classes: leave either it or"
+                " cls_loss out"
+            )
+        if not 0 < prior_prob < 1:
+            raise UserError(f"prior_prob={prior_prob}: expected a number between 0 and 1")
+        # The parent's switch of the activation at test time.
+        kwargs["use_sigmoid_ce"] = cls_loss.use_sigmoid
+        super().__init__(input_shape, **kwargs)
+        self.cls_loss = cls_loss
+        if cls_loss.use_sigmoid:
+            nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+        settings = super().from_config(cfg, input_shape)
+        settings["cls_loss"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+        settings["prior_prob"] = cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB
+        return settings
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        logits, deltas = predictions
+        parents_logits = logits.detach()
+        if self.cls_loss.use_sigmoid:
+            # The background's logit is not trained. At 0 it is the largest where no class is
+            # above 1/2, and the parent's accuracies mean something.
+            parents_logits = parents_logits.clone()
+            parents_logits[:, -1] = 0
+            logits = logits[:, :-1]
+        # The parent's statistics and loss of the boxes; its classification loss is put aside.
+        losses = super().losses((parents_logits, deltas), proposals)
+        labels = torch.cat([p.gt_classes for p in proposals])
+        loss = self.cls_loss(logits, labels, reduction_override="sum")
+        losses["loss_cls"] = self.loss_weight.get("loss_cls", 1.0) * loss / max(len(logits), 1)
+        return losses
+
+
+class StandardROIHeads(roi_heads.StandardROIHeads):
+    """Detectron2's class with :class:`FastRCNNOutputLayers`, for yaml.
+
+    In a LazyConfig ``model.roi_heads.box_predictor._target_`` says it.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts = super()._init_box_head(cfg, input_shape)
+        parts["box_predictor"] = FastRCNNOutputLayers(cfg, parts["box_head"].output_shape)
+        return parts
+
+
+class CascadeROIHeads(roi_heads.CascadeROIHeads):
+    """Detectron2's class with :class:`FastRCNNOutputLayers` in every stage, for yaml.
+
+    In a LazyConfig ``_target_`` of ``model.roi_heads.box_predictors`` says it.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts = super()._init_box_head(cfg, input_shape)
+        parts["box_predictors"] = [
+            FastRCNNOutputLayers(
+                cfg, head.output_shape, box2box_transform=predictor.box2box_transform
+            )
+            for head, predictor in zip(parts["box_heads"], parts["box_predictors"], strict=True)
+        ]
+        return parts
+
+
+class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
+    """Detectron2's mask head with ``cls_loss`` in the place of binary cross-entropy.
+
+    The loss is averaged over the pixels of the masks of the regions' own classes; the loss's
+    ``reduction`` is not used. ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` is what
+    Detectron2 has.
+
+    Args:
+        input_shape: Of the features.
+        cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
+            yaml ``MODEL.ROI_MASK_HEAD.CLS_LOSS``.
+        kwargs: Those of Detectron2's class.
+
+    Raises:
+        UserError: ``cls_loss`` does not fit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        cls_loss: ClassificationLoss | Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_shape, **kwargs)
+        self.cls_loss = build_loss(cls_loss, "MaskRCNNConvUpsampleHead")
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+        settings = super().from_config(cfg, input_shape)
+        settings["cls_loss"] = cfg.MODEL.ROI_MASK_HEAD.CLS_LOSS
+        return settings
+
+    def layers(self, x: Tensor) -> Tensor:
+        # The parent is an nn.Sequential, to which a loss would be one layer more.
+        for layer in self:
+            if layer is not self.cls_loss:
+                x = layer(x)
+        return x
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        if not self.training:
+            return super().forward(x, instances)
+        logits = self.layers(x)
+        found = [i for i in instances if len(i)]
+        if not found:
+            return {"loss_mask": logits.sum() * 0}
+        side = logits.shape[-1]
+        masks = torch.cat(
+            [i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, side) for i in found]
+        ).to(logits.device)
+        classes = torch.cat([i.gt_classes for i in found])
+        if logits.shape[1] == 1:  # one mask for all classes
+            classes = torch.zeros_like(classes)
+        logits = logits[torch.arange(len(logits), device=logits.device), classes]
+        self._write_statistics(logits.detach(), masks)
+        loss = self.cls_loss(logits, masks.float(), reduction_override="mean")
+        return {"loss_mask": loss * self.loss_weight}
+
+    def _write_statistics(self, logits: Tensor, masks: Tensor) -> None:
+        """What Detectron2 logs of masks: shares of pixels, and now and then pictures."""
+        inside = masks > 0.5
+        wrong = (logits > 0) != inside
+        storage = get_event_storage()
+        for name, share in {
+            "accuracy": (~wrong).float().mean(),
+            "false_positive": (wrong & ~inside).sum() / (~inside).sum().clamp_min(1),
+            "false_negative": (wrong & inside).sum() / inside.sum().clamp_min(1),
+        }.items():
+            storage.put_scalar(f"mask_rcnn/{name}", share.item())
+        if self.vis_period > 0 and storage.iter % self.vis_period == 0:
+            pairs = torch.cat([logits.sigmoid(), masks.float()], dim=2)
+            for index, pair in enumerate(pairs):
+                storage.put_image(
+                    f"Left: mask prediction;   Right: mask GT ({index})", pair.expand(3, -1, -1)
+                )
+
+
+class RPN(proposal_generator.RPN):
+    """Detectron2's RPN with ``cls_loss`` in the place of binary cross-entropy.
+
+    The loss is summed over the sampled anchors and divided by the number that is to be sampled, as
+    in Detectron2; the loss's ``reduction`` is not used. There is one class, the object.
+    ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` is what Detectron2 has.
+
+    Args:
+        cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
+            yaml ``MODEL.RPN.CLS_LOSS``.
+        kwargs: Those of Detectron2's class.
+
+    Raises:
+        UserError: ``cls_loss`` does not fit.
+    """
+
+    @configurable
+    def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cls_loss = build_loss(cls_loss, "RPN")
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return {**super().from_config(cfg, input_shape), "cls_loss": cfg.MODEL.RPN.CLS_LOSS}
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        # The parent's statistics and loss of the boxes; its classification loss is put aside.
+        losses = super().losses(
+            anchors,
+            [logits.detach() for logits in pred_objectness_logits],
+            gt_labels,
+            pred_anchor_deltas,
+            gt_boxes,
+        )
+        labels = torch.stack(gt_labels)
+        sampled = labels >= 0
+        logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
+        # Detectron2 has 1 for the object; as the only class of a loss it is 0, and 1 background.
+        loss = self.cls_loss(logits[:, None], 1 - labels[sampled].long(), reduction_override="sum")
+        losses["loss_rpn_cls"] = (
+            self.loss_weight.get("loss_rpn_cls", 1.0)
+            * loss
+            / (self.batch_size_per_image * len(gt_labels))
+        )
+        return losses
+
+
+register(ROI_HEADS_REGISTRY, StandardROIHeads)
+register(ROI_HEADS_REGISTRY, CascadeROIHeads)
+register(ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead)
+register(PROPOSAL_GENERATOR_REGISTRY, RPN)
