@@ -5,7 +5,9 @@
 
 Rules of measuring:
 
-- A step is forward, sum over a fixed normaliser, and backward to the logits, which are a leaf.
+- A step is forward, sum over a fixed normaliser, and the gradient of the logits, taken as a layer
+  before them would be given it (``torch.autograd.grad``): a leaf's ``backward()`` copies a gradient
+  that somebody else still holds.
 - All the candidates of a shape run in one process, in turns: one step of each, again and again. The
   figure is the median over the turns, so that what else the machine does hits all alike. Each turn
   has another order, so that none always runs after the same neighbour.
@@ -29,7 +31,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,14 +71,22 @@ SHAPES = {
     "lvis": Shape(512, 1_204, False, 128, "Faster R-CNN, LVIS"),
 }
 
-Step = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Candidate(NamedTuple):
+    """A loss, and what ``polyfocal.ops`` is told while it runs."""
+
+    loss: Loss
+    path: str = "auto"
+    kept: str = "logits"
 
 
 def _one_hot(target: Tensor, columns: int) -> Tensor:
     return F.one_hot(target, columns + 1)[:, :columns].float()
 
 
-def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
+def sigmoid_candidates(shape: Shape) -> dict[str, Candidate]:
     """Every way to the sigmoid focal loss that is installed here, ours first."""
     n = float(shape.positives)
     focal = FocalLoss(use_sigmoid=True)
@@ -86,19 +97,13 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
         "gamma_hc": 3.0,
         "gamma_lc": 2.0,
     }
-    found: dict[str, Step] = {
+    found: dict[str, Loss] = {
         "polyfocal focal": lambda x, y: focal(x, y, avg_factor=n),
         "polyfocal poly-1": lambda x, y: poly1(x, y, avg_factor=n),
         "polyfocal cyclical": lambda x, y: functional.cyclical_focal_loss(
             x, y, progress=0.1, avg_factor=n, **cyclical
         ),
     }
-    for path in ("blocked", "composed"):
-        found[f"polyfocal focal, {path}"] = _on_path(path, found["polyfocal focal"])
-        found[f"polyfocal poly-1, {path}"] = _on_path(path, found["polyfocal poly-1"])
-    for path in ("auto", "blocked"):
-        name = "polyfocal focal, gradient kept" + (", blocked" if path == "blocked" else "")
-        found[name] = _on_path(path, found["polyfocal focal"], "gradient")
     if mmdet := _import("mmdet.models.losses"):
         loss = mmdet.FocalLoss(use_sigmoid=True)
         found["mmdet FocalLoss"] = lambda x, y: loss(x, y, avg_factor=n)
@@ -122,22 +127,28 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Step]:
             gamma=2.0, alpha=0.25, use_softmax=False, include_background=True, reduction="sum"
         )
         found["monai FocalLoss"] = lambda x, y: monai_loss(x, _one_hot(y, x.shape[1])) / n
-    return found
+    candidates = {name: Candidate(loss) for name, loss in found.items()}
+    for path in ("blocked", "composed"):
+        for kind in ("focal", "poly-1"):
+            candidates[f"polyfocal {kind}, {path}"] = Candidate(found[f"polyfocal {kind}"], path)
+    for path, note in (("auto", ""), ("blocked", ", blocked")):
+        candidate = Candidate(found["polyfocal focal"], path, "gradient")
+        candidates[f"polyfocal focal, gradient kept{note}"] = candidate
+    return candidates
 
 
-def softmax_candidates(shape: Shape) -> dict[str, Step]:
+def softmax_candidates(shape: Shape) -> dict[str, Candidate]:
     """Every way to cross-entropy, Poly-1 and softmax focal that is installed here, ours first."""
     n = float(shape.rows)
     poly1 = Poly1CrossEntropyLoss(epsilon=-1.0)
     focal = FocalLoss(use_sigmoid=False)
-    found: dict[str, Step] = {
+    found: dict[str, Loss] = {
         "polyfocal poly-1": lambda x, y: poly1(x, y, avg_factor=n),
         "polyfocal focal": lambda x, y: focal(x, y, avg_factor=n),
         "polyfocal cyclical": lambda x, y: functional.cyclical_focal_loss(
             x, y, progress=0.1, use_sigmoid=False, avg_factor=n
         ),
     }
-    found["polyfocal poly-1, composed"] = _on_path("composed", found["polyfocal poly-1"])
     found["torch cross_entropy"] = lambda x, y: F.cross_entropy(x, y, reduction="sum") / n
     if mmdet := _import("mmdet.models.losses"):
         loss = mmdet.CrossEntropyLoss(use_sigmoid=False)
@@ -149,7 +160,11 @@ def softmax_candidates(shape: Shape) -> dict[str, Step]:
     if monai := _import("monai.losses"):
         monai_loss = monai.FocalLoss(gamma=2.0, use_softmax=True, to_onehot_y=True, reduction="sum")
         found["monai FocalLoss"] = lambda x, y: monai_loss(x, y[:, None]) / n
-    return found
+    candidates = {name: Candidate(loss) for name, loss in found.items()}
+    poly_1 = found["polyfocal poly-1"]
+    candidates["polyfocal poly-1, composed"] = Candidate(poly_1, "composed")
+    candidates["polyfocal poly-1, gradient kept"] = Candidate(poly_1, kept="gradient")
+    return candidates
 
 
 def _import(name: str) -> Any:
@@ -159,30 +174,26 @@ def _import(name: str) -> Any:
         return None
 
 
-def _on_path(path: str, step: Step, kept: str = "logits") -> Step:
-    def on_path(x: Tensor, y: Tensor) -> Tensor:
-        before, kept_before = use_path(path), keep_for_backward(kept)
-        try:
-            loss = step(x, y)
-            loss.backward()
-            return loss.detach()
-        finally:
-            use_path(before)
-            keep_for_backward(kept_before)
-
-    return on_path
+@contextmanager
+def _told(candidate: Candidate) -> Iterator[None]:
+    before, kept_before = use_path(candidate.path), keep_for_backward(candidate.kept)
+    try:
+        yield
+    finally:
+        use_path(before)
+        keep_for_backward(kept_before)
 
 
-def run(step: Step, logits: Tensor, target: Tensor) -> float:
+def run(candidate: Candidate, logits: Tensor, target: Tensor) -> float:
     """Seconds of one step."""
-    logits.grad = None
-    _wait(logits)
-    start = time.perf_counter()
-    loss = step(logits, target)
-    if loss.requires_grad:
-        loss.backward()
-    _wait(logits)
-    return time.perf_counter() - start
+    with _told(candidate):
+        _wait(logits)
+        start = time.perf_counter()
+        (gradient,) = torch.autograd.grad(candidate.loss(logits, target), logits)
+        _wait(logits)
+        seconds = time.perf_counter() - start
+    del gradient
+    return seconds
 
 
 def _wait(x: Tensor) -> None:
@@ -190,7 +201,7 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def saved_bytes(step: Step, logits: Tensor, target: Tensor) -> int:
+def saved_bytes(candidate: Candidate, logits: Tensor, target: Tensor) -> int:
     """Bytes that autograd keeps for backward, each storage once."""
     kept: dict[int, int] = {}
 
@@ -199,24 +210,22 @@ def saved_bytes(step: Step, logits: Tensor, target: Tensor) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = step(logits, target)
-    del loss
+    with _told(candidate), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        candidate.loss(logits, target)
     return sum(kept.values())
 
 
-def peak_bytes(step: Step, logits: Tensor, target: Tensor) -> int:
+def peak_bytes(candidate: Candidate, logits: Tensor, target: Tensor) -> int:
     """Most bytes allocated at one time during a step, beyond what was there before."""
-    logits.grad = None
     if logits.is_cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(step, logits, target)
+        run(candidate, logits, target)
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        run(step, logits, target)
+        run(candidate, logits, target)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -253,14 +262,14 @@ def measure(shape: Shape, turns: int, device: str, dtype: torch.dtype) -> list[d
     target[chosen] = torch.randint(background, (len(chosen),), generator=generator)
     logits = logits.to(device, dtype).requires_grad_()
     target = target.to(device)
-    steps = sigmoid_candidates(shape) if shape.sigmoid else softmax_candidates(shape)
+    candidates = sigmoid_candidates(shape) if shape.sigmoid else softmax_candidates(shape)
     floor = floors(logits)
-    times: dict[str, list[float]] = {name: [] for name in (*steps, *floor)}
+    times: dict[str, list[float]] = {name: [] for name in (*candidates, *floor)}
     order = random.Random(0)
     for turn in range(turns + 2):
         for name in order.sample(list(times), len(times)):
-            if name in steps:
-                seconds = run(steps[name], logits, target)
+            if name in candidates:
+                seconds = run(candidates[name], logits, target)
             else:
                 start = time.perf_counter()
                 floor[name]()
@@ -270,7 +279,7 @@ def measure(shape: Shape, turns: int, device: str, dtype: torch.dtype) -> list[d
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     size = logits.numel() * logits.element_size()
-    ours = medians[next(iter(steps))]
+    ours = medians[next(iter(candidates))]
     rows = []
     for name, seconds in medians.items():
         row: dict[str, object] = {
@@ -280,9 +289,9 @@ def measure(shape: Shape, turns: int, device: str, dtype: torch.dtype) -> list[d
             "to_sigmoid_softplus": seconds / medians["sigmoid + softplus"],
             "to_copy": seconds / medians["copy"],
         }
-        if name in steps:
-            row["saved"] = saved_bytes(steps[name], logits, target) / size
-            row["peak"] = peak_bytes(steps[name], logits, target) / size
+        if name in candidates:
+            row["saved"] = saved_bytes(candidates[name], logits, target) / size
+            row["peak"] = peak_bytes(candidates[name], logits, target) / size
         rows.append(row)
     return rows
 

@@ -23,6 +23,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,12 @@ _BLOCK = 65_536
 _COMPILE_FROM = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
 _COMPILE_COLUMNS = 8
-_LOG2_E = 1.4426950408889634
-_COMPILE_OPTIONS = inspect.signature(torch.compile).parameters
+_COMPILE_ARGUMENTS = inspect.signature(torch.compile).parameters
+# A product and a sum are one instruction, and nothing is put in memory that is cheaper to compute.
+_COMPILE_OPTIONS = {
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "realize_opcount_threshold": 10_000,
+}
 
 Scale = Tensor | float
 
@@ -322,7 +327,8 @@ def _run_compiled(
     if factor is not None:
         scale = scale * factor
     power = int(poly.gamma) if poly.gamma in (0, 1, 2, 3, 4) else None
-    coefficients = torch.tensor((poly.gamma, *poly.epsilons), dtype=dtype)
+    slopes = ((poly.gamma + j) * e for j, e in enumerate(poly.epsilons, start=1))
+    coefficients = torch.tensor((poly.gamma, *poly.epsilons, *slopes), dtype=dtype)
     kernel = _compiled(kind, power, len(poly.epsilons), weight is not None, str(logits.dtype))
     inputs = (
         (logits, scale, coefficients) if weight is None else (logits, scale, coefficients, weight)
@@ -352,8 +358,9 @@ def _compiled(
 
     def negatives(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         x = x.to(coefficients.dtype)
-        # exp2, since Inductor stores an exp or a logarithm that is used twice in memory.
-        u = torch.exp2(x.abs() * -_LOG2_E)
+        # exp2, since Inductor stores an exp or a logarithm that is used twice in memory. The
+        # numbers are literals, log2(e): a global's would be an argument of the loop.
+        u = torch.exp2(x.abs() * -1.4426950408889634)
         # log1p(u) = 2 artanh(s), s = u / (2 + u) <= 1/3, by its series, exact in float32; one
         # division serves s and q.
         both = 1.0 / ((1.0 + u) * (2.0 + u))
@@ -370,7 +377,7 @@ def _compiled(
             powers.append(powers[-1] * q)
         if power is None:
             log_q = torch.clamp_max(x, 0.0) - log1p
-            modulator = torch.exp2(coefficients[0] * _LOG2_E * log_q)
+            modulator = torch.exp2(coefficients[0] * 1.4426950408889634 * log_q)
         else:
             modulator = torch.ones_like(q)
             for _ in range(power):
@@ -391,16 +398,22 @@ def _compiled(
         out: Tensor, x: Tensor, scale: Tensor, coefficients: Tensor, *weight: Tensor
     ) -> None:
         q, ce, modulator, powers = negatives(x, coefficients)
-        gamma = coefficients[0]
-        inner = gamma * ce
+        inner = coefficients[0] * ce
         for j, power_j in enumerate(powers[:terms], start=1):
-            inner = inner + coefficients[j] * (gamma + j) * power_j
+            inner = inner + coefficients[terms + j] * power_j
         slope = modulator * (q + (1.0 - q) * inner) * scale
         for w in weight:
             slope = slope * w
         out.copy_(slope)
 
+    settings: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": _known_options()}
     # All keys share the code of these functions, and by default a code is compiled 8 times at most.
-    limit = {"recompile_limit": 64} if "recompile_limit" in _COMPILE_OPTIONS else {}
-    function = sums if kind == "sums" else gradient
-    return torch.compile(function, dynamic=True, fullgraph=True, **limit)  # type: ignore[call-overload]
+    if "recompile_limit" in _COMPILE_ARGUMENTS:
+        settings["recompile_limit"] = 64
+    return torch.compile(sums if kind == "sums" else gradient, **settings)
+
+
+def _known_options() -> dict[str, Any]:
+    """The options of the compiler that this torch has."""
+    known = torch._inductor.list_options()
+    return {name: value for name, value in _COMPILE_OPTIONS.items() if name in known}

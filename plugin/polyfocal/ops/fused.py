@@ -212,6 +212,7 @@ class _KeptGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else backward is given zeros of the gradient's size
         ctx.save_for_backward(output[1])
 
     @staticmethod
