@@ -1,12 +1,13 @@
 """polyfocal: the focal-loss family for MMDetection, MMDetection3D and Detectron2.
 
 Importing this package imports torch and nothing of the detection frameworks; their adapters are
-``polyfocal.mmengine``, ``polyfocal.mmdet`` and ``polyfocal.detectron2``.
+``polyfocal.mmengine``, ``polyfocal.mmdet``, ``polyfocal.mmdet3d`` and ``polyfocal.detectron2``.
 """
 
 from polyfocal.losses import (
     CyclicalFocalLoss,
     FocalLoss,
+    GaussianPoly1FocalLoss,
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
     PolyNLoss,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CyclicalFocalLoss",
     "FocalLoss",
+    "GaussianPoly1FocalLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "PolyNLoss",

@@ -37,12 +37,15 @@ from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
 __all__ = [
     "cyclical_focal_loss",
     "focal_loss",
+    "gaussian_poly1_focal_loss",
     "poly1_cross_entropy",
     "poly1_focal_loss",
     "poly_n_loss",
 ]
 
 PerClass = float | Sequence[float] | Tensor
+
+_TINY = 1e-12  # beside a probability, so that its logarithm is finite; MMDetection's
 
 
 def _is_finite(number: object) -> bool:
@@ -336,6 +339,80 @@ def cyclical_focal_loss(
         avg_factor,
         label_smoothing,
     )
+
+
+def gaussian_poly1_focal_loss(
+    probabilities: Tensor,
+    heatmap: Tensor,
+    weight: Tensor | None = None,
+    *,
+    epsilon: float,
+    alpha: float = 2.0,
+    gamma: float = 4.0,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Poly-1 Gaussian focal loss, of probabilities.
+
+    .. math:: L = w_t [-(1 - p_t)^\alpha \log p_t + \epsilon (1 - p_t)^{\alpha + 1}]
+
+    with :math:`p_t = p, w_t = 1` at the peaks, where the heatmap y is exactly 1, and
+    :math:`p_t = 1 - p, w_t = (1 - y)^\gamma` elsewhere. w_t weighs both terms, as alpha_t does in
+    :func:`poly1_focal_loss`. alpha and gamma are named as in the Gaussian focal loss, whose alpha
+    is the focal loss's gamma.
+
+    Args:
+        probabilities: any shape, floating point, in [0, 1]; at 0 and 1 exactly the loss is finite.
+        heatmap: the same shape, in [0, 1].
+        weight: the same shape.
+        epsilon: >= -1; 0 is the Gaussian focal loss.
+        alpha, gamma: >= 0.
+        reduction, avg_factor: see :mod:`polyfocal.losses.reduction`.
+
+    Returns:
+        A scalar, or for ``reduction='none'`` the probabilities' shape; float32, or float64 for
+        float64 probabilities.
+
+    Source: Law and Deng, CornerNet (2018), equation 1, and Leng et al., PolyLoss (2022); derived
+    in docs/losses/gaussian_poly1_focal.md.
+    """
+    check_epsilons([epsilon])
+    check_nonnegative("alpha", alpha)
+    check_nonnegative("gamma", gamma)
+    check_reduction(reduction, avg_factor)
+    _check_heatmap(probabilities, heatmap)
+    dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
+    with torch.autocast(probabilities.device.type, enabled=False):
+        p, y = probabilities.to(dtype), heatmap.detach().to(dtype)
+        peak = y == 1
+        p_t, q_t = torch.where(peak, p, 1 - p), torch.where(peak, 1 - p, p)
+        # At q_t = 0 a power below 1 has an infinite slope; below the limit it has none.
+        q_t = q_t.clamp_min(_TINY)
+        loss = -(q_t**alpha) * torch.log(p_t + _TINY)
+        if epsilon:
+            loss = loss + epsilon * q_t ** (alpha + 1)
+        loss = loss * torch.where(peak, 1.0, (1 - y) ** gamma)
+        if weight is not None:
+            loss = loss * expand_weight(weight, loss.shape, dtype)
+        if reduction == "none":
+            return loss
+        scale = mean_scale(loss.shape, None, avg_factor, dtype) if reduction == "mean" else 1.0
+        return loss.sum() * scale
+
+
+def _check_heatmap(probabilities: Tensor, heatmap: Tensor) -> None:
+    """Raises UserError unless both have one shape and, where that can be seen, are in [0, 1]."""
+    if not probabilities.is_floating_point() or heatmap.shape != probabilities.shape:
+        raise UserError(
+            f"got probabilities {tuple(probabilities.shape)} {probabilities.dtype}, heatmap"
+            f" {tuple(heatmap.shape)} {heatmap.dtype}: expected floating point and one shape"
+        )
+    if heatmap.numel() == 0 or heatmap.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for name, tensor in (("probabilities", probabilities), ("the heatmap", heatmap)):
+        low, high = (bound.item() for bound in torch.aminmax(tensor.detach()))
+        if not 0 <= low <= high <= 1:  # also when NaN
+            raise UserError(f"{name} range from {low:.4g} to {high:.4g}: expected 0 to 1")
 
 
 def _loss(

@@ -44,6 +44,7 @@ for _loss in (
     losses.Poly1FocalLoss,
     losses.Poly1CrossEntropyLoss,
     losses.PolyNLoss,
+    losses.GaussianPoly1FocalLoss,
     CyclicalFocalLoss,
 ):
     MODELS.register_module(module=_loss)

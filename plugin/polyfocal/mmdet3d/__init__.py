@@ -1,0 +1,21 @@
+"""MMDetection3D adapter. Importing it registers the losses, the heads that take them, and the rest.
+
+``custom_imports=dict(imports=['polyfocal.mmdet3d'])`` makes ``type='Poly1FocalLoss'`` work in any
+config; ``type='polyfocal.Poly1FocalLoss'`` and ``type='polyfocal.Anchor3DHead'`` work without it.
+"""
+
+try:
+    import mmdet3d  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"polyfocal.mmdet3d needs MMDetection3D, and {error.name} is not installed: run"
+        " `make setup-3d`, or see docs/detection3d.md for the packages and their order"
+    ) from None
+
+import polyfocal.mmdet  # noqa: F401
+from polyfocal.mmdet3d import placement
+from polyfocal.mmdet3d.heads import Anchor3DHead, PartA2RPNHead, ShapeAwareHead
+
+placement.watch()
+
+__all__ = ["Anchor3DHead", "PartA2RPNHead", "ShapeAwareHead"]

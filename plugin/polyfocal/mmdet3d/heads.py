@@ -1,0 +1,37 @@
+"""MMDetection3D's anchor heads, for any classification loss.
+
+MMDetection3D 1.4 decides by the *name* of the loss whether the anchors of a frame are sampled: only
+'mmdet.FocalLoss' and 'mmdet.GHMC' train on all of them and are divided by the positives. Any other
+loss asks ``train_cfg`` for a sampler that the configs of PointPillars and SECOND do not have, and
+where there is one it is divided by all the anchors of a frame, hundreds of thousands.
+"""
+
+from mmdet3d.models import dense_heads
+
+from polyfocal.registry import MODELS
+
+
+@MODELS.register_module()
+class Anchor3DHead(dense_heads.Anchor3DHead):
+    """The head of PointPillars, SECOND and MVX-Net, in which a loss may have any name.
+
+    Without a ``sampler`` in ``train_cfg``, as in every config of MMDetection3D with a focal loss,
+    each anchor counts and all three losses of the head are divided by the number of positives. With
+    one, anchors are sampled and the losses divided by their number. This is how MMDetection 3.x
+    decides. Arguments, and names in a checkpoint, are those of MMDetection3D's Anchor3DHead.
+    """
+
+    def _init_assigner_sampler(self) -> None:
+        # The parent calls it last and has set `sampling` before, by the name.
+        self.sampling = bool(self.train_cfg) and self.train_cfg.get("sampler") is not None
+        super()._init_assigner_sampler()
+
+
+@MODELS.register_module()
+class ShapeAwareHead(Anchor3DHead, dense_heads.ShapeAwareHead):
+    """The head of SSN, in which a loss may have any name, see :class:`Anchor3DHead`."""
+
+
+@MODELS.register_module()
+class PartA2RPNHead(Anchor3DHead, dense_heads.PartA2RPNHead):
+    """The proposal head of Part-A2 and PV-RCNN, see :class:`Anchor3DHead`."""
