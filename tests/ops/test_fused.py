@@ -1,5 +1,6 @@
 """The fused passes against the papers' formulas, finite differences and the composed operations."""
 
+import math
 import os
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def test_any_layout_of_the_logits(layout):
     (expected_gradient,) = torch.autograd.grad(expected, copy)
     (through,) = torch.autograd.grad(logits, base, expected_gradient)
     torch.testing.assert_close(gradient, through)
+
+
+def test_a_sum_of_many_rows_is_accurate():
+    """As a LiDAR frame has them: 320,000 anchors whose losses are all alike, and a weight each."""
+    x = torch.full((320_000, 3), -4.6)
+    labels, weight = torch.full((320_000,), 3), torch.ones(320_000)
+    loss = FocalLoss(use_sigmoid=True, reduction="sum")
+    total = loss(x, labels, weight)
+    p = 1 / (1 + math.exp(4.6))
+    exact = 960_000 * 0.75 * p**2 * -math.log1p(-p)
+    assert total.item() == pytest.approx(exact, rel=2e-6)
 
 
 def test_equal_input_gives_equal_results():
