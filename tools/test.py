@@ -5,16 +5,9 @@ Use the same --data, --profile or --demo as in training: they decide what the mo
 
 import argparse
 import sys
-from copy import deepcopy
-from typing import Any
 
-from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, ConfigDict
-
-from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import add_common_options, prepare_run, run_tool
 from polyfocal.mmdet.runs import test
-from polyfocal.mmdet.tiny import leaf_datasets, walk
 
 EXAMPLES = """\
 examples:
@@ -58,42 +51,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Evaluate with the options of the command line."""
     experiment = prepare_run(args, train=False)
-    cfg = experiment.config
-    more_metrics: list[Any] = []
+    more_metrics = []
     if args.out is not None:
-        if args.out.endswith((".pkl", ".pickle")):
-            more_metrics.append(DumpDetResults(out_file_path=args.out))
-        elif args.out.endswith(".json"):
-            for evaluator in walk(cfg.test_evaluator):
-                evaluator.outfile_prefix = args.out.removesuffix(".json")
-        else:
-            raise UserError(f"--out takes a name that ends in .json or .pkl, got {args.out}.")
+        more_metrics = experiment.keep_detections(args.out)
     if args.show_dir is not None:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+        experiment.draw_all(args.show_dir)
     if args.tta:
-        use_tta(cfg)
+        experiment.use_tta()
     test(experiment, args.checkpoint, more_metrics=more_metrics)
-
-
-def use_tta(cfg: Config) -> None:
-    """Put the model behind MMDetection's test-time augmentation."""
-    if any("segm" in evaluator.get("metric", ()) for evaluator in walk(cfg.test_evaluator)):
-        raise UserError("--tta merges boxes, and this model predicts masks: test it without.")
-    wrapper = cfg.get("tta_model") or ConfigDict(
-        type="DetTTAModel",
-        tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
-    )
-    for dataset in leaf_datasets(cfg.test_dataloader.dataset):
-        dataset.pipeline = cfg.get("tta_pipeline") or flipped(dataset.pipeline)
-    cfg.model = ConfigDict(**wrapper, module=cfg.model)
-
-
-def flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
-    """A test pipeline that yields each picture as it is and mirrored."""
-    *steps, pack = deepcopy(pipeline)
-    pack.meta_keys = (*pack.meta_keys, "flip", "flip_direction")
-    flips = [dict(type="RandomFlip", prob=probability) for probability in (0.0, 1.0)]
-    return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
 def main(argv: list[str] | None = None) -> int:

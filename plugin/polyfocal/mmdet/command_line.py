@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet.experiment import DEMO_FOLDER, Experiment, prepare_experiment
+from polyfocal.mmdet.experiment import Experiment, read_config
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         help="a COCO-format folder: annotations/{train,val}.json (or COCO 2017's names) and "
-        "pictures; classes, paths and evaluation are taken from it",
+        "pictures; classes, paths and evaluation are taken from it. For a LiDAR detector a folder "
+        "in KITTI's layout",
     )
     parser.add_argument(
         "--profile",
@@ -31,7 +33,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--demo",
         action="store_true",
-        help=f"the built-in pictures (written to {DEMO_FOLDER}) with the tiny profile",
+        help="the built-in pictures or LiDAR scans (written to data/) with the tiny profile",
     )
     parser.add_argument(
         "--work-dir",
@@ -60,8 +62,8 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     """The experiment that the common options ask for, with its work directory and launcher.
 
     Raises:
-        UserError: The options contradict each other, or see
-            :func:`polyfocal.mmdet.experiment.prepare_experiment`.
+        UserError: The options contradict each other, or see ``prepare_experiment`` of
+            :mod:`polyfocal.mmdet.experiment` and :mod:`polyfocal.mmdet3d.experiment`.
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
@@ -71,7 +73,10 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
             "start the tool without it."
         )
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    experiment = prepare_experiment(
+    # The adapter of the framework that the config belongs to: polyfocal.mmdet or polyfocal.mmdet3d.
+    scope = read_config(args.config).get("default_scope")
+    adapter = import_module(f"polyfocal.{'mmdet3d' if scope == 'mmdet3d' else 'mmdet'}.experiment")
+    experiment = adapter.prepare_experiment(
         args.config,
         data=args.data,
         tiny=args.profile == "tiny",

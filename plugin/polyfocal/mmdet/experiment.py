@@ -8,13 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmdet.evaluation import DumpDetResults
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import BaseMetric
+from mmengine.runner import Runner
+from rich.console import RenderableType
 
-from polyfocal.coco import CocoSplit, load_split
+from polyfocal.coco import CocoResult, CocoSplit, format_table, load_split
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmdet.pictures import draw_predictions
 from polyfocal.mmdet.tiny import MAX_SIDE, leaf_datasets, use_tiny_profile, walk
 
 DEMO_FOLDER = Path("data/digit_scenes")
@@ -29,6 +34,64 @@ class Experiment:
 
     config: Config
     notes: list[str] = field(default_factory=list)
+
+    def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
+        """What an evaluation found, to print; nothing where there was none yet."""
+        results: dict[str, CocoResult] = {}
+        for metric in metrics:
+            if isinstance(metric, CocoMetric):
+                results.update(metric.coco_results)
+        return [format_table(results)] if results else []
+
+    def draw(self, runner: Runner) -> Path:
+        """Draw predictions of the trained model beside the ground truth; returns the folder."""
+        return draw_predictions(runner)
+
+    def keep_detections(self, out: str) -> list[BaseMetric]:
+        """Have a test write its detections; returns metrics to evaluate beside the config's.
+
+        Args:
+            out: ``NAME.json`` for COCO results, ``NAME.pkl`` for MMDetection's analysis tools.
+
+        Raises:
+            UserError: ``out`` ends in something else.
+        """
+        if out.endswith((".pkl", ".pickle")):
+            return [DumpDetResults(out_file_path=out)]
+        if not out.endswith(".json"):
+            raise UserError(f"--out takes a name that ends in .json or .pkl, got {out}.")
+        for evaluator in walk(self.config.test_evaluator):
+            evaluator.outfile_prefix = out.removesuffix(".json")
+        return []
+
+    def draw_all(self, folder: str) -> None:
+        """Have a test draw every sample, truth and prediction, into a folder below the run's."""
+        self.config.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+
+    def use_tta(self) -> None:
+        """Put the model behind MMDetection's test-time augmentation.
+
+        Raises:
+            UserError: The model predicts masks, which it does not merge.
+        """
+        cfg = self.config
+        if any("segm" in evaluator.get("metric", ()) for evaluator in walk(cfg.test_evaluator)):
+            raise UserError("--tta merges boxes, and this model predicts masks: test it without.")
+        wrapper = cfg.get("tta_model") or ConfigDict(
+            type="DetTTAModel",
+            tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+        )
+        for dataset in leaf_datasets(cfg.test_dataloader.dataset):
+            dataset.pipeline = cfg.get("tta_pipeline") or _flipped(dataset.pipeline)
+        cfg.model = ConfigDict(**wrapper, module=cfg.model)
+
+
+def _flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
+    """A test pipeline that yields each picture as it is and mirrored."""
+    *steps, pack = copy.deepcopy(pipeline)
+    pack.meta_keys = (*pack.meta_keys, "flip", "flip_direction")
+    flips = [dict(type="RandomFlip", prob=probability) for probability in (0.0, 1.0)]
+    return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
 def prepare_experiment(
@@ -55,7 +118,7 @@ def prepare_experiment(
     Raises:
         UserError: The config, an override or the data set is not usable.
     """
-    cfg = _read_config(path)
+    cfg = read_config(path)
     experiment = Experiment(cfg)
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
@@ -74,20 +137,26 @@ def prepare_experiment(
             if step.get("type") == "RandomFlip":
                 step.prob = 0.0
     _use_own_metric(cfg)
-    try:
-        cfg.merge_from_dict(options or {})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--cfg-options does not fit {path}: {error}.") from error
+    merge_options(cfg, options)
     _check_annotations(cfg, path, ("train", "val") if train else ("test",))
     return experiment
 
 
-def _read_config(path: str | Path) -> Config:
+def read_config(path: str | Path) -> Config:
+    """The config of a detector.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
     if not Path(path).is_file():
         raise UserError(f"there is no config {path}.")
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: it can fail in any way
+        if "mmdet3d is not installed" in str(error):
+            raise UserError(
+                f"{path} is a config of MMDetection3D, which is not installed: run `make setup-3d`."
+            ) from error
         raise UserError(
             f"{path} cannot be read as a config: {type(error).__name__}: {error}."
         ) from error
@@ -95,6 +164,18 @@ def _read_config(path: str | Path) -> Config:
     if missing:
         raise UserError(f"{path} is not the config of a detector: it has no {missing[0]!r}.")
     return cfg
+
+
+def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Override settings of a config, in place, such as ``{"train_cfg.max_epochs": 10}``.
+
+    Raises:
+        UserError: The config has no place for one of them.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"--cfg-options does not fit {cfg.filename}: {error}.") from error
 
 
 def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = None) -> None:

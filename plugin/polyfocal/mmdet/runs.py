@@ -5,24 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, find_latest_checkpoint
-from mmengine.structures import InstanceData
-from rich.console import Console
+from mmengine.runner import find_latest_checkpoint
+from rich.console import Console, RenderableType
 
-from polyfocal.coco import format_table
 from polyfocal.mmdet.experiment import Experiment
-from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
 from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
-
-_NUM_PICTURES = 12
-_SCORE_THRESHOLD = 0.3  # of the drawn detections
-_DRAWN_SIDE = 480  # pixels
 
 
 def train(
@@ -53,7 +42,8 @@ def train(
     start = time.perf_counter()
     try:
         runner.train()
-        if not _results(runner.val_loop):  # resumed at its end: there was nothing left to train
+        if not experiment.tables(runner.val_evaluator.metrics):
+            # Resumed at its end: there was nothing left to train.
             runner.val_loop.run()
     finally:
         bar.close()
@@ -62,11 +52,11 @@ def train(
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     _report(
         runner,
-        runner.val_loop,
+        experiment.tables(runner.val_evaluator.metrics),
         {
             "training": f"{minutes} min {seconds} s",
             "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
-            "pictures": _draw_predictions(runner),
+            "pictures": _short(experiment.draw(runner)),
         },
     )
 
@@ -93,7 +83,7 @@ def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | N
     finally:
         bar.close()
     if is_main_process():
-        _report(runner, runner.test_loop, {})
+        _report(runner, experiment.tables(runner.test_evaluator.metrics), {})
 
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:
@@ -108,18 +98,10 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
     return runner
 
 
-def _results(loop: BaseLoop) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for metric in loop.evaluator.metrics:
-        if isinstance(metric, CocoMetric):
-            results.update(metric.coco_results)
-    return results
-
-
-def _report(runner: ConsoleRunner, loop: BaseLoop, lines: dict[str, Any]) -> None:
+def _report(runner: ConsoleRunner, tables: list[RenderableType], lines: dict[str, Any]) -> None:
     console = Console()
-    if results := _results(loop):
-        console.print(format_table(results))
+    for table in tables:
+        console.print(table)
     for name, value in {**lines, "log": _log_file(runner)}.items():
         console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
 
@@ -132,38 +114,3 @@ def _short(path: Path) -> Path:
     with contextlib.suppress(ValueError):
         return path.relative_to(Path.cwd())
     return path
-
-
-@torch.no_grad()
-def _draw_predictions(runner: ConsoleRunner) -> Path:
-    """Pictures of the val split: the ground truth on the left, the predictions on the right."""
-    dataset = runner.val_dataloader.dataset
-    folder = Path(runner.work_dir) / "predictions"
-    folder.mkdir(exist_ok=True)
-    runner.visualizer.dataset_meta = dataset.metainfo
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    model.eval()
-    for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
-        (sample,) = model.test_step(pseudo_collate([dataset[index]]))
-        image = mmcv.imread(sample.img_path, channel_order="rgb")
-        # The names of the classes need room.
-        factor = max(1, _DRAWN_SIDE // max(image.shape[:2]))
-        for instances in (sample.gt_instances, sample.pred_instances):
-            _enlarge(instances, factor)
-        runner.visualizer.add_datasample(
-            name=str(index),
-            image=mmcv.imrescale(image, factor),
-            data_sample=sample,
-            pred_score_thr=_SCORE_THRESHOLD,
-            out_file=str(folder / f"{Path(sample.img_path).stem}.png"),
-        )
-    return _short(folder)
-
-
-def _enlarge(instances: InstanceData, factor: int) -> None:
-    instances.bboxes = instances.bboxes * factor
-    if "masks" in instances:
-        masks = instances.masks
-        if not isinstance(masks, torch.Tensor):
-            masks = masks.to_tensor(torch.bool, instances.bboxes.device)
-        instances.masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)

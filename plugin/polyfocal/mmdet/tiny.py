@@ -60,24 +60,38 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         cfg[loader].update(batch_size=batch, num_workers=1, persistent_workers=True)
         for dataset in leaf_datasets(cfg[loader].dataset):
             dataset.pipeline = _pipeline(dataset.pipeline, side, train=loader.startswith("train"))
+    use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=1e-3)
+    for key in ("tta_model", "tta_pipeline"):
+        cfg.pop(key, None)
+
+
+def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> None:
+    """Change how a detector is trained, in place, to a recipe that works from scratch.
+
+    Args:
+        cfg: The config.
+        batch: Samples in an iteration.
+        max_epochs: Three evaluations are spread over them.
+        lr: The highest learning rate, of AdamW.
+    """
     # The schedulers have no end of their own: they follow train_cfg.max_epochs, whoever sets it.
-    cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=4)
+    cfg.train_cfg = ConfigDict(
+        type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=-(-max_epochs // 3)
+    )
     cfg.param_scheduler = [
         ConfigDict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100),
         ConfigDict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, eta_min=0),
     ]
     cfg.optim_wrapper = ConfigDict(
         type="OptimWrapper",
-        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+        optimizer=dict(type="AdamW", lr=lr, weight_decay=0.05),
         clip_grad=dict(max_norm=10, norm_type=2),
     )
     # Scaling the rate means scaling it from this recipe's batch, not from the original's.
-    cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=_BATCH)
+    cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=batch)
     # Two, so that a run killed while it writes one can resume from the other.
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = 10
-    for key in ("tta_model", "tta_pipeline"):
-        cfg.pop(key, None)
 
 
 def walk(node: Any) -> Iterator[ConfigDict]:

@@ -1,0 +1,49 @@
+"""Pictures of predictions beside the ground truth."""
+
+from pathlib import Path
+
+import mmcv
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+
+_NUM_PICTURES = 12
+_SCORE_THRESHOLD = 0.3  # of the drawn detections
+_DRAWN_SIDE = 480  # pixels
+
+
+@torch.no_grad()
+def draw_predictions(runner: Runner) -> Path:
+    """Pictures of the val split: the ground truth on the left, the predictions on the right."""
+    dataset = runner.val_dataloader.dataset
+    folder = Path(runner.work_dir) / "predictions"
+    folder.mkdir(exist_ok=True)
+    runner.visualizer.dataset_meta = dataset.metainfo
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model.eval()
+    for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
+        (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+        image = mmcv.imread(sample.img_path, channel_order="rgb")
+        # The names of the classes need room.
+        factor = max(1, _DRAWN_SIDE // max(image.shape[:2]))
+        for instances in (sample.gt_instances, sample.pred_instances):
+            _enlarge(instances, factor)
+        runner.visualizer.add_datasample(
+            name=str(index),
+            image=mmcv.imrescale(image, factor),
+            data_sample=sample,
+            pred_score_thr=_SCORE_THRESHOLD,
+            out_file=str(folder / f"{Path(sample.img_path).stem}.png"),
+        )
+    return folder
+
+
+def _enlarge(instances: InstanceData, factor: int) -> None:
+    instances.bboxes = instances.bboxes * factor
+    if "masks" in instances:
+        masks = instances.masks
+        if not isinstance(masks, torch.Tensor):
+            masks = masks.to_tensor(torch.bool, instances.bboxes.device)
+        instances.masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)

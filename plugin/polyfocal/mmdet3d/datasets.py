@@ -1,0 +1,32 @@
+"""A data set that is a folder in KITTI's layout and nothing else."""
+
+from typing import Any
+
+from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
+
+from polyfocal import kitti
+from polyfocal.registry import DATASETS
+
+
+@DATASETS.register_module()
+class KittiDataset(MMDet3DKittiDataset):
+    """MMDetection3D's ``KittiDataset``, which reads the tree itself and no info file.
+
+    Info files are pickles, which run whatever code their maker put there.
+
+    Args:
+        data_root: The tree, see :mod:`polyfocal.kitti`.
+        split: ``"train"`` or ``"val"``.
+        kwargs: Of MMDetection3D's class, but for ``ann_file`` and ``data_prefix``.
+    """
+
+    def __init__(self, data_root: str, split: str, **kwargs: Any) -> None:
+        self.split = split
+        super().__init__(data_root=data_root, ann_file="", data_prefix={}, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The samples of the split, with what MMDetection3D reads of an info file."""
+        infos = kitti.load_infos(self.data_root, self.split)
+        for key, value in infos["metainfo"].items():
+            self._metainfo.setdefault(key, value)
+        return [self.parse_data_info(info) for info in infos["data_list"]]

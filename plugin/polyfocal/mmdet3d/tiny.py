@@ -1,0 +1,118 @@
+"""The tiny profile for LiDAR: the architecture of a config, small enough for a CPU.
+
+The scans end where the boxes become few, every width becomes a half, every stack of layers at most
+two deep. Voxels, anchors and the losses stay those of the config, so that what is learnt is the
+same kind of problem.
+"""
+
+from mmengine.config import Config, ConfigDict
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.tiny import leaf_datasets, use_tiny_recipe, walk
+
+RANGE = (51.2, 20.48)
+"""How far the scans reach, in metres: ahead (and behind, where a config looks there) and aside."""
+
+_BATCH = 2
+_SHRINK = 2  # of widths
+_WIDTHS = frozenset(
+    {"feat_channels", "in_channels", "out_channels", "share_conv_channel", "shared_conv_channels"}
+)
+_MAX_DEPTH = 2
+_MAX_POINTS = 16  # in a pillar
+
+
+def use_tiny_profile(cfg: Config) -> None:
+    """Change a LiDAR detector's config, in place, to its CPU-sized version.
+
+    Args:
+        cfg: An MMDetection3D 1.x config of a detector on pillars.
+
+    Raises:
+        UserError: The model has no pillars.
+    """
+    limits = _shrink_model(cfg.model)
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        train = loader.startswith("train")
+        cfg[loader].update(
+            batch_size=_BATCH if train else 1, num_workers=1, persistent_workers=True
+        )
+        for dataset in leaf_datasets(cfg[loader].dataset):
+            dataset.pipeline = _pipeline(dataset.pipeline, limits, train=train)
+    if cfg.train_dataloader.dataset.type == "RepeatDataset":
+        cfg.train_dataloader.dataset = cfg.train_dataloader.dataset.dataset
+    use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=2e-3)
+
+
+def _shrink_model(model: ConfigDict) -> list[float]:
+    """Shrinks the model; returns the range of its points, (x, y, z low, x, y, z high) in metres."""
+    voxels = model.get("data_preprocessor", {}).get("voxel_layer")
+    scatter = [node for node in walk(model) if node.get("type") == "PointPillarsScatter"]
+    if voxels is None or not scatter:
+        raise UserError(
+            f"the tiny profile is for detectors on pillars (PointPillars, CenterPoint); the model "
+            f"{model.get('type')!r} has no PointPillarsScatter."
+        )
+    # What goes into it are the points themselves.
+    encoder = model.get("voxel_encoder") or model.get("pts_voxel_encoder")
+    x, y = RANGE
+    old = list(voxels.point_cloud_range)
+    limits = [-x if old[0] < 0 else 0.0, -y, old[2], x, y, old[5]]
+    width, height = (
+        round((limits[axis + 3] - limits[axis]) / voxels.voxel_size[axis] / 8) * 8
+        for axis in (0, 1)
+    )
+    # Whole cells at every stride: the range gives way by less than one of the coarsest.
+    limits[3] = limits[0] + width * voxels.voxel_size[0]
+    limits[4] = limits[1] + height * voxels.voxel_size[1]
+    for node in walk(model):
+        for key, value in node.items():
+            if key in _WIDTHS and node is not encoder or key == "feat_channels":
+                node[key] = _half(value)
+            elif key == "layer_nums":
+                node[key] = [min(depth, _MAX_DEPTH) for depth in value]
+            elif key == "point_cloud_range":
+                node[key] = limits
+            elif key == "pc_range":
+                node[key] = limits[:2]
+            elif key == "ranges":
+                node[key] = [[*limits[:2], low[2], *limits[3:5], low[5]] for low in value]
+            elif key == "output_shape":
+                node[key] = [height, width]
+            elif key == "grid_size":
+                node[key] = [width, height, 1]
+            elif key == "norm_cfg" and "naiveSync" in value.get("type", ""):
+                # Statistics over several devices; the rest of the name says which norm it is.
+                value.type = value.type.replace("naiveSync", "")
+    voxels.max_num_points = min(voxels.max_num_points, _MAX_POINTS)
+    return limits
+
+
+def _half(width: int | list[int]) -> int | list[int]:
+    if isinstance(width, int):
+        return width // _SHRINK
+    return [value // _SHRINK for value in width]
+
+
+def _pipeline(pipeline: list[ConfigDict], limits: list[float], *, train: bool) -> list[ConfigDict]:
+    """Load, flip (train only), cut to the range, pack.
+
+    Turning, scaling and pasting in other scans' objects, which the full recipes do, pay off after
+    more epochs than this profile has.
+    """
+    kept = {"PointsRangeFilter"}
+    if train:
+        kept |= {"RandomFlip3D", "ObjectRangeFilter", "ObjectNameFilter", "PointShuffle"}
+    steps = [
+        step
+        for step in walk(pipeline)
+        if step.get("type", "") in kept
+        or (step.get("type", "").startswith("Load") and "transforms" not in step)
+    ]
+    seen = {step.type for step in steps}
+    if "PointsRangeFilter" not in seen:
+        steps.append(ConfigDict(type="PointsRangeFilter"))
+    for step in steps:
+        if step.type in ("PointsRangeFilter", "ObjectRangeFilter"):
+            step.point_cloud_range = limits
+    return [*steps, pipeline[-1]]
