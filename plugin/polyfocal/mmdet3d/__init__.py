@@ -14,8 +14,16 @@ except ModuleNotFoundError as error:
 
 import polyfocal.mmdet  # noqa: F401
 from polyfocal.mmdet3d import placement
+from polyfocal.mmdet3d.datasets import KittiDataset
 from polyfocal.mmdet3d.heads import Anchor3DHead, PartA2RPNHead, ShapeAwareHead
+from polyfocal.mmdet3d.pictures import DrawFromAboveHook
 
 placement.watch()
 
-__all__ = ["Anchor3DHead", "PartA2RPNHead", "ShapeAwareHead"]
+__all__ = [
+    "Anchor3DHead",
+    "DrawFromAboveHook",
+    "KittiDataset",
+    "PartA2RPNHead",
+    "ShapeAwareHead",
+]

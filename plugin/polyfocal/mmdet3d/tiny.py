@@ -67,7 +67,7 @@ def _shrink_model(model: ConfigDict) -> list[float]:
     limits[4] = limits[1] + height * voxels.voxel_size[1]
     for node in walk(model):
         for key, value in node.items():
-            if key in _WIDTHS and node is not encoder or key == "feat_channels":
+            if (key in _WIDTHS and node is not encoder) or key == "feat_channels":
                 node[key] = _half(value)
             elif key == "layer_nums":
                 node[key] = [min(depth, _MAX_DEPTH) for depth in value]
