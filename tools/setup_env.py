@@ -1,6 +1,7 @@
 """Create `.venv` in the repository root and install the stack that polyfocal is tested with.
 
-`make setup`, `make demo` and `make test` run this file. It needs nothing but the Python that
+`make setup`, `make demo` and, with --3d, `make setup-3d`, `make demo-3d` and `make test` run this
+file. It needs nothing but the Python that
 runs it (3.10 or newer), skips whatever is installed already and may be stopped at any moment:
 the next run redoes the step that was not finished.
 
@@ -11,6 +12,7 @@ Nearly all of the time goes into the operators of mmcv, which come as C++ source
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,16 @@ PINS = {
     "mmcv": "2.1.0",
     "mmdet": "3.3.0",
     "pycocotools": "2.0.11",
+}
+
+# What MMDetection3D's metadata asks for (Open3D, an old matplotlib, an old shapely) breaks the rest
+# and is not needed for what is used here, so these are installed without. The packages that are
+# needed are the extra `mmdet3d` in pyproject.toml.
+PINS_3D = {
+    "mmdet3d": "1.4.0",
+    "nuscenes-devkit": "1.2.0",
+    "lyft-dataset-sdk": "0.0.8",
+    "descartes": "1.1.0",
 }
 
 # Prints, for every distribution of the environment, its version and the folder of its metadata
@@ -250,7 +262,7 @@ def accept_mmcv(arguments: Sequence[str], advice: str, env: dict[str, str]) -> N
         raise StepFailed(f"    mmcv was installed, but its operators do not load.\n{advice}")
 
 
-def fingerprint(versions: dict[str, str]) -> dict[str, str]:
+def fingerprint(versions: dict[str, str], pins: Iterable[str]) -> dict[str, str]:
     """What has to be the same for a finished set-up to be still valid."""
     init = (ROOT / "plugin/polyfocal/__init__.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__\s*=\s*"([^"]+)"', init, re.MULTILINE)
@@ -259,12 +271,15 @@ def fingerprint(versions: dict[str, str]) -> dict[str, str]:
         "polyfocal": version.group(1) if version else "",
         "pyproject": hashlib.sha256(pyproject).hexdigest(),
         "python": str(PYTHON),
-        **{name: versions.get(name, "") for name in PINS},
+        **{name: versions.get(name, "") for name in pins},
     }
 
 
-def set_up() -> None:
+def set_up(with_3d: bool) -> None:
     """Brings the environment to the tested state, step by step.
+
+    Args:
+        with_3d: With MMDetection3D.
 
     Raises:
         StepFailed: A step did not work.
@@ -277,7 +292,9 @@ def set_up() -> None:
         finished = json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         finished = {}
-    if finished == fingerprint(versions) and "polyfocal" in versions:
+    pins = [*PINS, *PINS_3D] if with_3d else list(PINS)
+    wanted = fingerprint(versions, pins)
+    if wanted.items() <= finished.items() and "polyfocal" in versions:
         took = time.monotonic() - start
         print(f"The environment in {VENV.name} is complete (looked for {took:.1f} s).")
         return
@@ -295,8 +312,8 @@ def set_up() -> None:
         with Step(f"torch {PINS['torch']}", "a minute or two"):
             pip_install(f"torch=={PINS['torch']}", advice=online)
 
-    pins = [name for name in PINS if name not in ("torch", "mmcv")]
-    missing = [f"{name}=={PINS[name]}" for name in pins if versions.get(name) != PINS[name]]
+    plain = [name for name in PINS if name not in ("torch", "mmcv")]
+    missing = [f"{name}=={PINS[name]}" for name in plain if versions.get(name) != PINS[name]]
     if missing:
         with Step(" ".join(missing), "a minute"):
             pip_install(*missing, advice=online)
@@ -304,12 +321,21 @@ def set_up() -> None:
     if not probe(PROBE_MMCV):
         build_mmcv()
 
-    with Step("polyfocal with the extras mmdet and test", "some seconds"):
-        editable = ["--no-build-isolation", "-e", f"{ROOT}[mmdet,test]"]
+    extra = "mmdet3d" if with_3d else "mmdet"
+    with Step(f"polyfocal with the extras {extra} and test", "some seconds"):
+        editable = ["--no-build-isolation", "-e", f"{ROOT}[{extra},test]"]
         pip_install(*editable, advice=online)
 
+    if with_3d:
+        missing = [f"{name}=={pin}" for name, pin in PINS_3D.items() if versions.get(name) != pin]
+        if missing:
+            with Step(" ".join(missing), "some seconds"):
+                pip_install("--no-deps", *missing, advice=online)
+
     partial = STAMP.with_suffix(".tmp")
-    partial.write_text(json.dumps(fingerprint(installed()), indent=1) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(fingerprint(installed(), pins), indent=1) + "\n", encoding="utf-8"
+    )
     os.replace(partial, STAMP)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     print(f"The environment in {VENV.name} is complete: {minutes} min {seconds} s.")
@@ -321,8 +347,11 @@ def main() -> int:
         found = ".".join(map(str, sys.version_info[:2]))
         print(f"error: Python 3.10 or newer is needed, this is {found}.", file=sys.stderr)
         return 2
+    parser = argparse.ArgumentParser(description="Create .venv and install the tested stack.")
+    parser.add_argument("--3d", action="store_true", dest="with_3d", help="with MMDetection3D")
+    args = parser.parse_args()
     try:
-        set_up()
+        set_up(args.with_3d)
     except StepFailed as failure:
         print(f"{failure}\nerror: the set-up stopped." + f" All output: {LOG}" * LOG.exists())
         return 2
