@@ -409,10 +409,10 @@ def _check_heatmap(probabilities: Tensor, heatmap: Tensor) -> None:
         )
     if heatmap.numel() == 0 or heatmap.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    for name, tensor in (("probabilities", probabilities), ("the heatmap", heatmap)):
+    for name, tensor in (("probabilities range", probabilities), ("the heatmap ranges", heatmap)):
         low, high = (bound.item() for bound in torch.aminmax(tensor.detach()))
         if not 0 <= low <= high <= 1:  # also when NaN
-            raise UserError(f"{name} range from {low:.4g} to {high:.4g}: expected 0 to 1")
+            raise UserError(f"{name} from {low:.4g} to {high:.4g}: expected 0 to 1")
 
 
 def _loss(
