@@ -14,7 +14,7 @@ RANGE = (51.2, 20.48)
 """How far the scans reach, in metres: ahead (and behind, where a config looks there) and aside."""
 
 _BATCH = 2
-_SHRINK = 2  # of widths
+_SHRINK = 4  # of widths
 _WIDTHS = frozenset(
     {"feat_channels", "in_channels", "out_channels", "share_conv_channel", "shared_conv_channels"}
 )
