@@ -61,3 +61,57 @@ def batch(columns=4, box_columns=7):
         )
         samples.append(sample)
     return {"inputs": {"points": inputs}, "data_samples": samples}
+
+
+def write_tree(root, splits=(("train", 2), ("val", 1))):
+    """A folder in KITTI's layout with made frames, its camera in the scanner's place."""
+    for folder in ("velodyne", "label_2", "calib"):
+        (root / "training" / folder).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets").mkdir(exist_ok=True)
+    number = 0
+    for split, count in splits:
+        names = [f"{number + index:06d}" for index in range(count)]
+        number += count
+        (root / f"ImageSets/{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for name in names:
+            points, boxes, labels = _made(int(name))
+            points.astype(np.float32).tofile(root / f"training/velodyne/{name}.bin")
+            lines = [_label(box, CLASSES[label]) for box, label in zip(boxes, labels, strict=True)]
+            (root / f"training/label_2/{name}.txt").write_text("".join(lines))
+            (root / f"training/calib/{name}.txt").write_text(CALIB)
+    return root
+
+
+_PROJECTION = np.array([[700.0, 0, 620, 0], [0, 700, 180, 0], [0, 0, 1, 0]])
+CALIB = "".join(
+    f"{key}: {' '.join(map(str, values))}\n"
+    for key, values in {
+        **{f"P{camera}": _PROJECTION.ravel() for camera in range(4)},
+        "R0_rect": np.eye(3).ravel(),
+        "Tr_velo_to_cam": [0, -1, 0, 0, 0, 0, -1, 0, 1, 0, 0, 0],
+        "Tr_imu_to_velo": np.eye(3, 4).ravel(),
+    }.items()
+)
+
+
+def _label(box, name):
+    x, y, z, length, width, height, yaw = box
+    corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1)
+    along, across, up = corners * np.array([[length], [width], [height]]) / 2
+    camera = np.stack(
+        [
+            -(y + np.sin(yaw) * along + np.cos(yaw) * across),
+            -(z + up),
+            x + np.cos(yaw) * along - np.sin(yaw) * across,
+            np.ones(8),
+        ]
+    )
+    u, v, depth = _PROJECTION @ camera
+    left, right = np.clip([(u / depth).min(), (u / depth).max()], 0, 1241)
+    top, bottom = np.clip([(v / depth).min(), (v / depth).max()], 0, 374)
+    turn = (-yaw - np.pi / 2 + np.pi) % (2 * np.pi) - np.pi
+    alpha = (turn - np.arctan2(-y, x) + np.pi) % (2 * np.pi) - np.pi
+    return (
+        f"{name} 0.00 0 {alpha:.2f} {left:.2f} {top:.2f} {right:.2f} {bottom:.2f} {height:.2f}"
+        f" {width:.2f} {length:.2f} {-y:.2f} {height / 2 - z:.2f} {x:.2f} {turn:.2f}\n"
+    )

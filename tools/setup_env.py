@@ -42,9 +42,9 @@ PINS = {
     "pycocotools": "2.0.11",
 }
 
-# What MMDetection3D and these kits ask for (NumPy 1, a second OpenCV, Open3D) breaks the rest and is
-# not needed for what is used here, so they are installed without. The packages that are needed are
-# the extra `mmdet3d` in pyproject.toml.
+# What MMDetection3D and these kits ask for (NumPy 1, a second OpenCV, Open3D) breaks the rest and
+# is not needed for what is used here, so they are installed without. What they do need is in
+# the extra `mmdet3d` of pyproject.toml.
 PINS_3D = {
     "mmdet3d": "1.4.0",
     "nuscenes-devkit": "1.2.0",

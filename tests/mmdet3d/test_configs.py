@@ -1,4 +1,4 @@
-"""Every shipped 3D config: it reads well, builds, and its tiny profile takes a step and predicts."""
+"""Every shipped 3D config: it reads well, builds, and its tiny profile learns and predicts."""
 
 import re
 from pathlib import Path
@@ -91,7 +91,9 @@ def test_tiny_profile_trains_and_predicts(name):
     log = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
     assert log["loss"].isfinite() and log["loss"] > 0
     still = [key for key, weight in model.named_parameters() if weight.equal(before[key])]
-    assert not still, "all of it learns"
+    # CenterPoint has branches for classes that these frames do not hold.
+    assert not [key for key in still if "task_heads" not in key], "all of it learns"
+    assert not [key for key in still if "heatmap" in key]
 
     model.eval()
     with torch.no_grad():

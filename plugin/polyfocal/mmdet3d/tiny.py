@@ -103,12 +103,8 @@ def _pipeline(pipeline: list[ConfigDict], limits: list[float], *, train: bool) -
     kept = {"PointsRangeFilter"}
     if train:
         kept |= {"RandomFlip3D", "ObjectRangeFilter", "ObjectNameFilter", "PointShuffle"}
-    steps = [
-        step
-        for step in walk(pipeline)
-        if step.get("type", "") in kept
-        or (step.get("type", "").startswith("Load") and "transforms" not in step)
-    ]
+    flat = [inner for step in pipeline for inner in step.get("transforms", [step])]
+    steps = [step for step in flat[:-1] if step.type in kept or step.type.startswith("Load")]
     seen = {step.type for step in steps}
     if "PointsRangeFilter" not in seen:
         steps.append(ConfigDict(type="PointsRangeFilter"))

@@ -1,0 +1,143 @@
+"""A 3D config meets a KITTI tree: what is read, evaluated, refused and drawn."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet3d", reason="needs MMDetection3D: run `make setup-3d`")
+
+import lidar_frames
+import numpy as np
+import torch
+from mmdet3d.registry import DATASETS
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet import command_line
+from polyfocal.mmdet3d.experiment import prepare_experiment
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+POINTPILLARS = CONFIGS / "pointpillars_poly1_kitti.py"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return lidar_frames.write_tree(tmp_path_factory.mktemp("kitti"))
+
+
+def test_data_is_the_tree_and_no_info_file(tree):
+    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    for loader, split, length in (("train", "train", 2), ("val", "val", 1), ("test", "val", 1)):
+        wanted = cfg[f"{loader}_dataloader"].dataset
+        assert (wanted.type, wanted.split) == ("polyfocal.KittiDataset", split)
+        assert "ann_file" not in wanted
+        with DefaultScope.overwrite_default_scope("mmdet3d"):
+            dataset = DATASETS.build(wanted)
+        assert len(dataset) == length
+        assert dataset.metainfo["classes"] == ["Pedestrian", "Cyclist", "Car"]
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.type == "polyfocal.KittiMetric"
+
+
+def test_boxes_come_out_where_they_were_put(tree):
+    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    with DefaultScope.overwrite_default_scope("mmdet3d"):
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    truth = dataset[0]["data_samples"].eval_ann_info
+    points, boxes, labels = lidar_frames._made(2)
+    np.testing.assert_array_equal(truth["gt_labels_3d"], labels)
+    found = truth["gt_bboxes_3d"]
+    # Labels have two decimals.
+    np.testing.assert_allclose(found.gravity_center, boxes[:, :3], atol=0.011)
+    np.testing.assert_allclose(found.dims, boxes[:, 3:6], atol=0.006)
+    turn = (found.yaw.numpy() - boxes[:, 6] + np.pi) % (2 * np.pi) - np.pi
+    np.testing.assert_allclose(turn, 0, atol=0.006)
+    assert len(dataset[0]["inputs"]["points"]) < len(points), "cut to the range"
+
+
+def test_the_full_recipe_leaves_pasting_out_and_says_so(tree):
+    experiment = prepare_experiment(POINTPILLARS, data=tree)
+    train = experiment.config.train_dataloader.dataset
+    assert train.type == "RepeatDataset" and train.dataset.type == "polyfocal.KittiDataset"
+    kinds = [step.type for step in train.dataset.pipeline]
+    assert "ObjectSample" not in kinds and "GlobalRotScaleTrans" in kinds
+    (note,) = experiment.notes
+    assert note.startswith("ObjectSample, which pastes in objects of other scans, is left out")
+
+
+def test_options_win(tree):
+    cfg = prepare_experiment(
+        POINTPILLARS, data=tree, tiny=True, options={"model.bbox_head.loss_cls.epsilon": 0.5}
+    ).config
+    assert cfg.model.bbox_head.loss_cls.epsilon == 0.5
+    with pytest.raises(UserError, match="--cfg-options does not fit .*poly1_kitti.py"):
+        prepare_experiment(POINTPILLARS, data=tree, options={"param_scheduler.9.gamma": 1})
+
+
+def test_what_is_refused(tree, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"there is no data set: .*wants data/kitti/kitti_infos_tra"
+    ):
+        prepare_experiment(POINTPILLARS)
+    with pytest.raises(UserError, match=r"layout, and .*waymo.py is for WaymoDataset: take a conf"):
+        prepare_experiment(CONFIGS / "pointpillars_poly1_waymo.py", data=tree)
+    with pytest.raises(UserError, match=r"layout, and .*nuscenes.py is for NuScenesDataset: take"):
+        prepare_experiment(CONFIGS / "centerpoint_poly1_nuscenes.py", demo=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UserError, match=r"needs a GPU, .* its SparseEncoder runs mmcv's sparse con"
+    ):
+        prepare_experiment(CONFIGS / "second_poly1_kitti.py", data=tree)
+    experiment = prepare_experiment(POINTPILLARS, data=tree, train=False)
+    with pytest.raises(UserError, match="--tta is for pictures"):
+        experiment.use_tta()
+
+
+def run(name, *arguments):
+    """A tool's run as in a process of its own, and its exit status."""
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main([str(argument) for argument in arguments])
+
+
+def test_tools_train_test_and_draw(tree, tmp_path, capsys):
+    options = ["train_cfg.max_epochs=1", "default_hooks.logger.interval=1"]
+    for loader in ("train", "val", "test"):
+        options += [
+            f"{loader}_dataloader.num_workers=0",
+            f"{loader}_dataloader.persistent_workers=False",
+        ]
+    common = ["--data", tree, "--profile", "tiny", "--work-dir", tmp_path / "work"]
+    status = run("train", POINTPILLARS, *common, "--cfg-options", *options)
+    assert status == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "Car" in shown and "pictures" in shown
+    picture = Image.open(tmp_path / "work" / "predictions" / "000002.png")
+    assert picture.size[0] > picture.size[1] > 300
+
+    checkpoint = tmp_path / "work" / "epoch_1.pth"
+    status = run(
+        "test", POINTPILLARS, checkpoint, *common, "--show-dir", "shown", "--cfg-options", *options
+    )
+    assert status == 0, capsys.readouterr().err
+    assert "Car" in capsys.readouterr().out
+    (picture,) = (tmp_path / "work").glob("*/shown/000002.png")
+
+    status = run("test", POINTPILLARS, checkpoint, *common, "--tta")
+    assert status == 2
+    assert capsys.readouterr().err.startswith("error: --tta is for pictures")
+
+
+def test_a_config_of_3d_without_mmdet3d(monkeypatch):
+    def fail(path):
+        raise ModuleNotFoundError("mmdet3d is not installed, please install mmdet3d manually.")
+
+    monkeypatch.setattr("polyfocal.mmdet.experiment.Config.fromfile", fail)
+    with pytest.raises(UserError, match=r"which is not installed: run `make setup-3d`"):
+        command_line.read_config(POINTPILLARS)
