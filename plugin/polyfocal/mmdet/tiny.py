@@ -90,7 +90,7 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
     # Scaling the rate means scaling it from this recipe's batch, not from the original's.
     cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=batch)
     # Two, so that a run killed while it writes one can resume from the other.
-    cfg.default_hooks.checkpoint.max_keep_ckpts = 2
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2)
     cfg.default_hooks.logger.interval = 10
 
 

@@ -1,6 +1,6 @@
 """The tiny profile for LiDAR: the architecture of a config, small enough for a CPU.
 
-The scans end where the boxes become few, every width becomes a half, every stack of layers at most
+The scans end where the boxes become few, every width becomes a quarter, every stack of layers at most
 two deep. Voxels, anchors and the losses stay those of the config, so that what is learnt is the
 same kind of problem.
 """
@@ -41,7 +41,7 @@ def use_tiny_profile(cfg: Config) -> None:
             dataset.pipeline = _pipeline(dataset.pipeline, limits, train=train)
     if cfg.train_dataloader.dataset.type == "RepeatDataset":
         cfg.train_dataloader.dataset = cfg.train_dataloader.dataset.dataset
-    use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=2e-3)
+    use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=4e-3)
 
 
 def _shrink_model(model: ConfigDict) -> list[float]:
