@@ -22,7 +22,9 @@ class KittiDataset(MMDet3DKittiDataset):
 
     def __init__(self, data_root: str, split: str, **kwargs: Any) -> None:
         self.split = split
-        super().__init__(data_root=data_root, ann_file="", data_prefix={}, **kwargs)
+        folder = "testing" if split == "test" else "training"
+        prefix = {"pts": f"{folder}/velodyne", "img": f"{folder}/image_2"}
+        super().__init__(data_root=data_root, ann_file="", data_prefix=prefix, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """The samples of the split, with what MMDetection3D reads of an info file."""
