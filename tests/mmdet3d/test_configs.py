@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mmdet3d", reason="needs MMDetection3D: run `make setup-3d`")
+pytest.importorskip("mmdet3d.registry", reason="needs MMDetection3D: run `make setup-3d`")
 
 import lidar_frames
 import torch

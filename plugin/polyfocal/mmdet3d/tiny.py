@@ -1,8 +1,8 @@
 """The tiny profile for LiDAR: the architecture of a config, small enough for a CPU.
 
-The scans end where the boxes become few, every width becomes a quarter, every stack of layers at most
-two deep. Voxels, anchors and the losses stay those of the config, so that what is learnt is the
-same kind of problem.
+The scans end where the boxes become few, every width becomes a quarter, every stack of layers at
+most two deep. Voxels, anchors and the losses stay those of the config, so that what is learnt is
+the same kind of problem.
 """
 
 from mmengine.config import Config, ConfigDict
