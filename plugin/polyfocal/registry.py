@@ -25,9 +25,8 @@ class _Registry(Registry):
 
     def import_from_location(self) -> None:
         super().import_from_location()
-
         if "mmdet3d.registry" in sys.modules:
-        importlib.import_module("polyfocal.mmdet3d")
+            importlib.import_module("polyfocal.mmdet3d")
 
 
 MODELS = _Registry("model", parent=MMENGINE_MODELS, scope="polyfocal", locations=_LOCATIONS)
