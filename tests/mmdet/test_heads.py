@@ -12,6 +12,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 
 STOCK_FOCAL = dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
 STOCK_CE = dict(type="mmdet.CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
@@ -283,3 +284,26 @@ def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, 
 def test_heads_that_a_loss_cannot_serve_are_refused(head, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(dict(head, loss_cls=POLY1_CE))
+
+
+def test_heatmaps_take_the_loss_for_heatmaps_and_no_other_head_does():
+    gaussian = dict(type="polyfocal.GaussianPoly1FocalLoss", epsilon=0.0)
+    head = dict(type="CenterNetHead", in_channels=8, feat_channels=8, num_classes=3)
+    results = []
+    for loss in (dict(type="mmdet.GaussianFocalLoss"), gaussian):
+        torch.manual_seed(0)
+        built = MODELS.build(head | dict(loss_center_heatmap=loss))
+        built.init_weights()
+        outs = built([torch.randn(1, 8, 16, 16)])
+        boxes = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 20.0, 50.0, 60.0]])]
+        instances = [InstanceData(bboxes=boxes[0], labels=torch.tensor([0, 2]))]
+        losses = built.loss_by_feat(
+            *outs, instances, [dict(batch_input_shape=(64, 64), img_shape=(64, 64))]
+        )
+        results.append(losses["loss_center_heatmap"])
+    torch.testing.assert_close(results[1], results[0])
+
+    with pytest.raises(ValueError, match=r"write type='polyfocal.GaussianPoly1FocalLoss', without"):
+        MODELS.build(head | dict(loss_center_heatmap=POLY1_FOCAL))
+    with pytest.raises(ValueError, match=r"RetinaHead.loss_cls is a GaussianPoly1FocalLoss, which"):
+        tiny_model("retina", gaussian)

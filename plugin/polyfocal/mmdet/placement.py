@@ -4,7 +4,15 @@ A head assigns its loss to an attribute, and torch tells about that: a module re
 sees the head and the loss together at the only moment when both are known and nothing has run.
 """
 
-from mmdet.models.dense_heads import GFLHead, RTMDetHead, TOODHead, YOLOV3Head
+from mmdet.models.dense_heads import (
+    CenterNetHead,
+    CornerHead,
+    GFLHead,
+    RTMDetHead,
+    TOODHead,
+    YOLOV3Head,
+)
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import nn
@@ -12,11 +20,13 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss
+from polyfocal.losses import ClassificationLoss, GaussianPoly1FocalLoss
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 
 # They hand (labels, quality scores) to their loss, made for Quality Focal Loss.
 _QUALITY_HEADS = (GFLHead, RTMDetHead, TOODHead)
+# They give the probabilities of a heatmap and a target of Gaussian bumps.
+_HEATMAP_HEADS = (CenterNetHead, CornerHead)
 
 _watching: RemovableHandle | None = None
 
@@ -36,11 +46,23 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
         name: of the attribute.
         loss: what it is given; anything but a loss of this package is let through.
     """
+    where, what = f"{type(head).__name__}.{name}", type(loss).__name__
+    if isinstance(loss, GaussianPoly1FocalLoss):
+        if isinstance(head, BaseDenseHead | BBoxHead) and not isinstance(head, _HEATMAP_HEADS):
+            raise UserError(
+                f"{where} is a {what}, which is for the heatmaps of CenterNetHead and CornerHead:"
+                " write type='polyfocal.Poly1FocalLoss'"
+            )
+        return
     if not isinstance(loss, ClassificationLoss | RoILoss | MaskLoss):
         return
     if isinstance(head, RoILoss | MaskLoss):
         return
-    where, what = f"{type(head).__name__}.{name}", type(loss).__name__
+    if isinstance(head, _HEATMAP_HEADS) and "heatmap" in name:
+        raise UserError(
+            f"{where} is a {what}, which takes logits, and the head gives the probabilities of a"
+            " heatmap: write type='polyfocal.GaussianPoly1FocalLoss', without use_sigmoid"
+        )
     if isinstance(head, FCNMaskHead):
         if not isinstance(loss, MaskLoss):
             raise UserError(

@@ -100,8 +100,8 @@ def prepare_experiment(
         for node in walk(evaluators):
             if node.get("type") in ("KittiMetric", "mmdet3d.KittiMetric"):
                 node.type = f"polyfocal.{KittiMetric.__name__}"
-    # MMDetection3D's own needs Open3D.
-    cfg.visualizer = ConfigDict(type="mmengine.Visualizer", vis_backends=[], name="visualizer")
+    # MMDetection3D's own needs Open3D to draw; here it only writes the log's numbers.
+    cfg.visualizer.type = "mmengine.Visualizer"
     merge_options(cfg, options)
     _check_annotations(cfg, ("train", "val") if train else ("test",))
     return experiment
@@ -121,12 +121,16 @@ def _check_device(cfg: Config) -> None:
 
 def _check_reads_kitti(cfg: Config) -> None:
     for dataset in leaf_datasets(cfg.train_dataloader.dataset):
-        if dataset.type not in ("KittiDataset", "mmdet3d.KittiDataset"):
+        if not _is_kitti(dataset):
             raise UserError(
                 f"--data and --demo are data in KITTI's layout, and {cfg.filename} is for "
                 f"{dataset.type}: take a config for KITTI, such as "
                 "configs/pointpillars_poly1_kitti.py."
             )
+
+
+def _is_kitti(dataset: ConfigDict) -> bool:
+    return dataset.type in ("KittiDataset", "mmdet3d.KittiDataset")
 
 
 def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...]) -> None:
@@ -155,8 +159,12 @@ def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
             file = os.path.join(dataset.get("data_root") or "", dataset.ann_file)
-            if "://" not in file and not os.path.isfile(file):
-                raise UserError(
-                    f"there is no data set: {cfg.filename} wants {file}; give a folder in KITTI's "
-                    "layout with --data DIR, or use the simulated scans with --demo."
+            if "://" in file or os.path.isfile(file):
+                continue
+            advice = "make it with MMDetection3D's tools/create_data.py"
+            if _is_kitti(dataset):
+                advice = (
+                    "give a folder in KITTI's layout with --data DIR, or use the simulated scans "
+                    "with --demo"
                 )
+            raise UserError(f"there is no data set: {cfg.filename} wants {file}; {advice}.")

@@ -18,6 +18,7 @@ _HEATMAP_HEADS = (
     dense_heads.MonoFlexHead,
     dense_heads.SMOKEMono3DHead,
 )
+_LOGIT_HEADS = (dense_heads.Base3DDenseHead, dense_heads.BaseMono3DDenseHead)
 
 _watching: RemovableHandle | None = None
 
@@ -38,11 +39,13 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
         loss: what it is given; anything but a loss of this package is let through.
     """
     where, what = f"{type(head).__name__}.{name}", type(loss).__name__
-    if isinstance(loss, GaussianPoly1FocalLoss) and isinstance(head, dense_heads.Anchor3DHead):
-        raise UserError(
-            f"{where} is a {what}, which takes the probabilities of a heatmap, and the head gives"
-            " logits: write type='polyfocal.Poly1FocalLoss'"
-        )
+    if isinstance(loss, GaussianPoly1FocalLoss):
+        if isinstance(head, _LOGIT_HEADS) and not isinstance(head, _HEATMAP_HEADS):
+            raise UserError(
+                f"{where} is a {what}, which takes the probabilities of a heatmap, and the head"
+                " gives logits: write type='polyfocal.Poly1FocalLoss'"
+            )
+        return
     if not isinstance(loss, ClassificationLoss):
         return
     if isinstance(head, _HEATMAP_HEADS):
