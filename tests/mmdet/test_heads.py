@@ -1,6 +1,7 @@
 """The losses inside whole MMDetection models, against the framework's own losses there."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,9 +10,12 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 import torch
 from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmdet_models import CONFIGS, batch, tiny_model
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
+
+from polyfocal.mmengine import AdaFocalHook
 
 STOCK_FOCAL = dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
 STOCK_CE = dict(type="mmdet.CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
@@ -203,6 +207,26 @@ def test_softmax_losses_train_in_a_roi_head(loss):
     found, gradients = losses_and_gradients(model)
     assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
     assert gradients["roi_head.bbox_head.fc_cls.weight"].abs().sum() > 0
+
+
+def test_adafocal_hook_reads_the_boxes_that_a_roi_head_is_trained_on():
+    model = tiny_model("faster", dict(type="polyfocal.AdaFocalLoss", num_bins=4))
+    data = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_classes=3, num_items=[4, 2])
+    runner = SimpleNamespace(model=model, val_loop=None, build_dataloader=lambda config: [data])
+    hook = AdaFocalHook(dataloader={})
+    hook.before_train(runner)
+    seen = []
+    loss = model.roi_head.bbox_head.loss_cls
+    loss.register_forward_hook(lambda module, args, output: seen.append(args))
+    model.train()
+    hook.after_train_epoch(runner)
+    ((logits, labels, *_),) = seen
+    assert model.training and not logits.requires_grad and len(labels) >= 4
+    confidence, guess = logits.softmax(dim=1).max(dim=1)
+    expected = MODELS.build(dict(type="polyfocal.AdaFocalLoss", num_bins=4))
+    expected.update(confidence, guess == labels)
+    torch.testing.assert_close(loss.gammas, expected.gammas)
+    assert loss.gammas.ne(1).any()
 
 
 def test_flsd_trains_in_a_dense_head():
