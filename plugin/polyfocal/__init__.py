@@ -5,20 +5,38 @@ Importing this package imports torch and nothing of the detection frameworks; th
 """
 
 from polyfocal.losses import (
+    AdaFocalLoss,
+    ConfidenceRegularizationLoss,
     CyclicalFocalLoss,
+    DebiasedFocalLoss,
+    DualFocalLoss,
     FocalLoss,
+    ImbalancedNoisedTopKLoss,
+    NoisedTopKLoss,
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
     PolyNLoss,
+    ProductOfExpertsLoss,
+    ReweightedCrossEntropyLoss,
+    SampleDependentFocalLoss,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaFocalLoss",
+    "ConfidenceRegularizationLoss",
     "CyclicalFocalLoss",
+    "DebiasedFocalLoss",
+    "DualFocalLoss",
     "FocalLoss",
+    "ImbalancedNoisedTopKLoss",
+    "NoisedTopKLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "PolyNLoss",
+    "ProductOfExpertsLoss",
+    "ReweightedCrossEntropyLoss",
+    "SampleDependentFocalLoss",
     "__version__",
 ]

@@ -199,6 +199,31 @@ def evaluate(
     return CocoResult(stats, per_class)
 
 
+def class_counts(file: str | Path) -> list[int]:
+    """How many objects each category of an annotation file has, crowds left out.
+
+    Args:
+        file: COCO or LVIS annotations; only categories and annotations are read of it.
+
+    Returns:
+        The counts in the order of the file's categories, which is that of the labels.
+
+    Raises:
+        DatasetError: it cannot be read or is no such file.
+    """
+    content = _read_json(Path(file))
+    try:
+        counts = {category["id"]: 0 for category in content["categories"]}
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd"):
+                counts[annotation["category_id"]] += 1
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{file} is not a COCO annotation file: its categories and annotations have no {error}."
+        ) from None
+    return list(counts.values())
+
+
 def format_table(results: dict[str, CocoResult]) -> Group:
     """Two tables for rich to print: the statistics and the mAP of each class.
 

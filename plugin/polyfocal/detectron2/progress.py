@@ -1,12 +1,12 @@
-"""How the training's progress reaches the cyclical loss."""
+"""How the training's progress reaches the losses that change with it."""
 
 from detectron2.engine import HookBase
 
-from polyfocal.losses import CyclicalFocalLoss
+from polyfocal.losses import ScheduledLoss
 
 
 class ProgressHook(HookBase):
-    """Tells every cyclical focal loss of the trainer's model how much of the training is done.
+    """Tells every scheduled loss of the trainer's model how much of the training is done.
 
     The progress is ``iter / (max_iter - 1)``, after a resume too. ``tools/train_detectron2.py`` has
     it in every run; in another trainer it is one line.
@@ -18,5 +18,5 @@ class ProgressHook(HookBase):
     def before_step(self) -> None:
         progress = self.trainer.iter / max(1, self.trainer.max_iter - 1)
         for module in self.trainer.model.modules():
-            if isinstance(module, CyclicalFocalLoss):
+            if isinstance(module, ScheduledLoss):
                 module.set_progress(progress)

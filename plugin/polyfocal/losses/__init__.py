@@ -1,15 +1,40 @@
 """The losses as modules; the functions behind them are in ``polyfocal.losses.functional``."""
 
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ClassificationLoss, ScheduledLoss
+from polyfocal.losses.bias import BiasHead, BiasSource, ClassPriors, StoredScores
+from polyfocal.losses.calibrated import AdaFocalLoss, DualFocalLoss, SampleDependentFocalLoss
 from polyfocal.losses.cyclical import CyclicalFocalLoss
+from polyfocal.losses.debiasing import (
+    ConfidenceRegularizationLoss,
+    DebiasedFocalLoss,
+    DebiasingLoss,
+    ProductOfExpertsLoss,
+    ReweightedCrossEntropyLoss,
+)
 from polyfocal.losses.focal import FocalLoss
 from polyfocal.losses.poly import Poly1CrossEntropyLoss, Poly1FocalLoss, PolyNLoss
+from polyfocal.losses.topk import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
 __all__ = [
+    "AdaFocalLoss",
+    "BiasHead",
+    "BiasSource",
+    "ClassPriors",
     "ClassificationLoss",
+    "ConfidenceRegularizationLoss",
     "CyclicalFocalLoss",
+    "DebiasedFocalLoss",
+    "DebiasingLoss",
+    "DualFocalLoss",
     "FocalLoss",
+    "ImbalancedNoisedTopKLoss",
+    "NoisedTopKLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "PolyNLoss",
+    "ProductOfExpertsLoss",
+    "ReweightedCrossEntropyLoss",
+    "SampleDependentFocalLoss",
+    "ScheduledLoss",
+    "StoredScores",
 ]

@@ -98,7 +98,7 @@ class ClassificationLoss(nn.Module, ABC):
         Args:
             pred, target, weight: as in :meth:`forward`.
             common: ``use_sigmoid``, ``class_weight``, ``ignore_index``, ``reduction`` and
-                ``avg_factor``, to hand on.
+                ``avg_factor``, to hand on; and what else :meth:`forward` was given.
         """
 
     def forward(
@@ -109,6 +109,7 @@ class ClassificationLoss(nn.Module, ABC):
         avg_factor: Tensor | float | None = None,
         reduction_override: str | None = None,
         ignore_index: int | None = None,
+        **inputs: Any,
     ) -> Tensor:
         """The weighted and reduced loss times ``loss_weight``.
 
@@ -118,6 +119,7 @@ class ClassificationLoss(nn.Module, ABC):
             weight, avg_factor: see :mod:`polyfocal.losses.reduction`.
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.
+            inputs: what this loss is computed from beside logits and targets.
         """
         loss = self.compute(
             pred,
@@ -128,5 +130,36 @@ class ClassificationLoss(nn.Module, ABC):
             ignore_index=self.ignore_index if ignore_index is None else ignore_index,
             reduction=self.reduction if reduction_override is None else reduction_override,
             avg_factor=avg_factor,
+            **inputs,
         )
         return loss if self.loss_weight == 1.0 else self.loss_weight * loss
+
+
+class ScheduledLoss(ClassificationLoss):
+    """A loss that changes while the model is trained.
+
+    It needs to know how much of the training is done. An adapter of a framework reads that from
+    the framework by overriding :meth:`progress`; in a training loop of one's own,
+    :meth:`set_progress` says it.
+    """
+
+    _progress: float | None = None
+
+    def set_progress(self, progress: float) -> None:
+        """Says what part of the training is done, in [0, 1]; values outside are clamped."""
+        self._progress = float(progress)
+
+    def progress(self) -> float:
+        """The part of the training that is done.
+
+        Raises:
+            UserError: nobody has said it.
+        """
+        if self._progress is None:
+            raise UserError(
+                f"{type(self).__name__} does not know the training's progress: call"
+                " set_progress(iteration / max(1, max_iterations - 1)) before each step, train with"
+                " MMEngine's Runner, which publishes it, or register"
+                " polyfocal.detectron2.ProgressHook() with Detectron2's trainer"
+            )
+        return self._progress

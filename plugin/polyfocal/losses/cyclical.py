@@ -5,19 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ScheduledLoss
 from polyfocal.losses.functional import PerClass
 from polyfocal.losses.schedule import check_factor
 
 
-class CyclicalFocalLoss(ClassificationLoss):
+class CyclicalFocalLoss(ScheduledLoss):
     """Cyclical focal loss, :func:`polyfocal.losses.functional.cyclical_focal_loss`.
 
-    It needs to know how much of the training is done. An adapter of a framework reads that from
-    the framework by overriding :meth:`progress`; in a training loop of one's own,
-    :meth:`set_progress` says it.
+    How it learns what part of the training is done: :class:`~polyfocal.losses.base.ScheduledLoss`.
 
     Args:
         gamma_hc: exponent of the high-confidence term, >= 0.
@@ -54,26 +51,6 @@ class CyclicalFocalLoss(ClassificationLoss):
         self.gamma_lc = gamma_lc
         self.factor = factor
         self.label_smoothing = label_smoothing
-        self._progress: float | None = None
-
-    def set_progress(self, progress: float) -> None:
-        """Says what part of the training is done, in [0, 1]; values outside are clamped."""
-        self._progress = float(progress)
-
-    def progress(self) -> float:
-        """The part of the training that is done.
-
-        Raises:
-            UserError: nobody has said it.
-        """
-        if self._progress is None:
-            raise UserError(
-                "CyclicalFocalLoss does not know the training's progress: call"
-                " set_progress(iteration / max(1, max_iterations - 1)) before each step, train with"
-                " MMEngine's Runner, which publishes it, or register"
-                " polyfocal.detectron2.ProgressHook() with Detectron2's trainer"
-            )
-        return self._progress
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.cyclical_focal_loss(

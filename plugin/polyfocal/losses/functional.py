@@ -24,22 +24,34 @@ dtype or range that is none of these.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses.reduction import check_reduction, expand_weight, mean_scale
 from polyfocal.losses.schedule import cyclical_weight
-from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
+from polyfocal.ops import PolyFocal, noised_gap, sigmoid_poly_focal, softmax_poly_focal
+from polyfocal.ops.poly_focal import at_class, softmax_margin
 
 __all__ = [
+    "confidence_regularization",
     "cyclical_focal_loss",
+    "debiased_focal_loss",
+    "dual_focal_loss",
     "focal_loss",
+    "imbalanced_noised_topk_loss",
+    "noised_topk_loss",
     "poly1_cross_entropy",
     "poly1_focal_loss",
     "poly_n_loss",
+    "product_of_experts",
+    "reweighted_cross_entropy",
+    "stepped_focal_loss",
+    "topk_margins",
 ]
 
 PerClass = float | Sequence[float] | Tensor
@@ -91,6 +103,32 @@ def check_label_smoothing(label_smoothing: float, use_sigmoid: bool, soft: bool 
             f" {'use_sigmoid=True' if use_sigmoid else 'soft targets'}: it is defined for the"
             " softmax form with integer labels"
         )
+
+
+def check_form(name: str, use_sigmoid: bool | None, form: bool) -> None:
+    """Raises UserError unless ``use_sigmoid`` is the only form that a loss has."""
+    if use_sigmoid is not form:
+        raise UserError(f"use_sigmoid={use_sigmoid}: the {name} is defined for use_sigmoid={form}")
+
+
+def check_topk(k: int, epsilon: float, num_samples: int, scale: float) -> None:
+    """Raises UserError for settings that the noised top-K losses do not have."""
+    for name, number in (("k", k), ("num_samples", num_samples)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise UserError(f"{name}={number}: expected a whole number >= 1")
+    check_nonnegative("epsilon", epsilon)
+    if not (_is_finite(scale) and scale > 0):
+        raise UserError(f"scale={scale}: expected a finite number > 0")
+
+
+def check_steps(edges: Sequence[float] | Tensor, gammas: Sequence[float] | Tensor) -> None:
+    """Raises UserError unless there are ascending edges in [0, 1] and one gamma more."""
+    if isinstance(edges, Tensor) or isinstance(gammas, Tensor):
+        return  # of a module, which has checked them
+    if not all(_is_finite(g) for g in gammas) or len(gammas) != len(edges) + 1:
+        raise UserError(f"gammas={gammas}: expected {len(edges) + 1} finite numbers, one a step")
+    if not all(_is_finite(e) and 0 <= e <= 1 for e in edges) or sorted(edges) != list(edges):
+        raise UserError(f"edges={edges}: expected ascending probabilities")
 
 
 def _check_per_class(name: str, value: PerClass | None, high: float) -> None:
@@ -338,6 +376,472 @@ def cyclical_focal_loss(
     )
 
 
+def noised_topk_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    k: int,
+    epsilon: float,
+    num_samples: int = 5,
+    use_sigmoid: bool = False,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    r"""Noised top-K hinge loss.
+
+    .. math::
+        L = \max(0,\, 1 + \mathrm{top}_{K+1,\epsilon}(s) - s_y), \qquad
+        \mathrm{top}_{k,\epsilon}(s) = \frac1B \sum_b (s + \epsilon Z_b)_{[k]}, \; Z_b \sim N(0, I)
+
+    with (.)_[k] the k-th largest of all classes, y among them. The gradient is the perturbed
+    optimizer's: that of top is the mean over the B copies of the one-hot vector of the class at
+    rank K + 1. No tensor of the size N x C x B is made.
+
+    Args:
+        logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see the module;
+            softmax form's shapes with integer labels, more than k columns.
+        k: K >= 1, the label should be among the K largest scores.
+        epsilon: of the noise, in the scores' unit, >= 0; 0 is the hinge without smoothing.
+        num_samples: B >= 1.
+        use_sigmoid: must be False.
+        generator: of the noise, on the logits' device; None for torch's own.
+        noise: (N, C, B) in the place of drawing.
+
+    Source: Garcin et al., Stochastic smoothing of the top-K calibrated hinge loss (2022), the
+        balanced loss.
+    """
+    return imbalanced_noised_topk_loss(
+        logits,
+        target,
+        weight,
+        k=k,
+        epsilon=epsilon,
+        margins=None,
+        scale=1.0,
+        num_samples=num_samples,
+        use_sigmoid=use_sigmoid,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        avg_factor=avg_factor,
+        generator=generator,
+        noise=noise,
+    )
+
+
+def imbalanced_noised_topk_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    k: int,
+    epsilon: float,
+    margins: Sequence[float] | Tensor | None,
+    scale: float = 50.0,
+    num_samples: int = 5,
+    use_sigmoid: bool = False,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    r"""Noised top-K hinge loss with a margin a class.
+
+    .. math:: L = \max(0,\, S\,(m_y + \mathrm{top}_{K+1,\epsilon}(s) - s_y))
+
+    Args:
+        logits, target, weight, k, epsilon, num_samples, use_sigmoid, class_weight, ignore_index,
+            reduction, avg_factor, generator, noise: as in :func:`noised_topk_loss`.
+        margins: m, one >= 0 a column, see :func:`topk_margins`; with one fewer than there are
+            columns the last column is background and gets the smallest margin, that of the most
+            frequent class. None for 1 everywhere.
+        scale: S > 0. 50 is meant for scores that are cosines; with others use 1.
+
+    Source: Garcin et al. (2022), the imbalanced loss.
+    """
+    check_topk(k, epsilon, num_samples, scale)
+    check_form("noised top-K loss", use_sigmoid, False)
+    if margins is not None:
+        _check_per_class("margins", margins, high=math.inf)
+
+    def rows(scores: Tensor, labels: Tensor) -> Tensor:
+        columns = scores.shape[1]
+        if columns <= k:
+            raise UserError(
+                f"k={k} with logits of {columns} columns: the noised top-K loss needs at least"
+                f" {k + 1}, since it compares with the class at rank k + 1"
+            )
+        expected = (*scores.shape, num_samples)
+        if noise is not None and noise.shape != expected:
+            raise UserError(f"noise has shape {tuple(noise.shape)}: expected {expected}")
+        margin: Tensor | float = 1.0
+        if margins is not None:
+            table = torch.as_tensor(margins, dtype=scores.dtype, device=scores.device)
+            if len(table) == columns - 1:
+                table = torch.cat([table, table.amin(dim=0, keepdim=True)])
+            if len(table) != columns:
+                raise UserError(
+                    f"{len(table)} class counts (margins) for logits of {columns} columns: expected"
+                    f" {columns}, or {columns - 1} if the last column is background"
+                )
+            margin = table[labels]
+        gap = noised_gap(scores, labels, k + 1, epsilon, num_samples, generator, noise)
+        return torch.relu(scale * (margin + gap))
+
+    return _of_rows(
+        "the noised top-K loss",
+        rows,
+        logits,
+        target,
+        weight,
+        class_weight,
+        ignore_index,
+        reduction,
+        avg_factor,
+    )
+
+
+def topk_margins(class_counts: Sequence[float] | Tensor, max_margin: float) -> Tensor:
+    r"""Margins of the imbalanced noised top-K loss, :math:`m_y = C / n_y^{1/4}`.
+
+    C is such that the rarest class has ``max_margin``. A class without a sample has that margin
+    too, and takes no part in choosing C.
+
+    Args:
+        class_counts: n, samples of each class, >= 0, one of them above 0.
+        max_margin: > 0.
+
+    Returns:
+        float32, one a class.
+
+    Source: Garcin et al. (2022), after Cao et al., LDAM (2019).
+    """
+    if not (_is_finite(max_margin) and max_margin > 0):
+        raise UserError(f"max_margin={max_margin}: expected a finite number > 0")
+    _check_per_class("class_counts", class_counts, high=math.inf)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.dim() != 1 or not (counts > 0).any():
+        raise UserError("class_counts: expected one number a class, one of them above 0")
+    rarest = counts[counts > 0].min()
+    return (max_margin * (rarest / counts.clamp_min(rarest)) ** 0.25).float()
+
+
+def debiased_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    bias_logits: Tensor,
+    use_sigmoid: bool,
+    gamma: float = 2.0,
+    alpha: PerClass | None = None,
+    bias_weight: float = 1.0,
+    theta: float = 1.0,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Debiased focal loss, :math:`-\alpha_t (1 - p^B_t)^\gamma \log p_t`.
+
+    p^B_t is the probability that a model which sees the bias only gives to the target: what the
+    bias explains weighs little. Where ``bias_logits`` has a gradient, ``bias_weight`` times the
+    cross-entropy of the bias model is added, and the gradient of the first term reaches it too.
+
+    Args:
+        logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see the module.
+        bias_logits: the bias model's, of the logits' shape; logarithms of probabilities will do in
+            the softmax form.
+        use_sigmoid, gamma, alpha: as in :func:`focal_loss`.
+        bias_weight: lambda_h >= 0.
+        theta: annealing, in [0, 1]: p^B is replaced by the normalised p^B to the power theta.
+
+    Source: Karimi Mahabadi et al., End-to-End Bias Mitigation by Modelling Biases in Corpora
+        (2020), debiased focal loss.
+    """
+    check_nonnegative("gamma", gamma)
+    bias = _check_bias(bias_logits, logits, theta)
+    soft = _check_input(logits, target, use_sigmoid, ignore_index)
+    modulator = _bias_miss(theta * bias, target, use_sigmoid, soft, ignore_index)
+    if gamma != 1:
+        # A power below 1 has no finite slope at 0.
+        modulator = modulator.clamp_min(torch.finfo(modulator.dtype).tiny) ** gamma
+    common = (class_weight, ignore_index, reduction, avg_factor)
+    weighted = _times(weight, modulator, logits, use_sigmoid)
+    loss = _loss(logits, target, weighted, PolyFocal(), use_sigmoid, alpha, *common)
+    return loss + _bias_training([bias], bias_weight, target, weight, use_sigmoid, common)
+
+
+def product_of_experts(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    bias_logits: Tensor,
+    use_sigmoid: bool,
+    bias_weight: float = 1.0,
+    theta: float = 1.0,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Product of experts: cross-entropy of :math:`\mathrm{softmax}(\log p + \log p^B)`.
+
+    The model learns what the bias does not say already; at test time it is used without it. In
+    the sigmoid form the two log-odds are added.
+
+    Args:
+        logits, target, weight, bias_logits, use_sigmoid, bias_weight, theta, class_weight,
+            ignore_index, reduction, avg_factor: as in :func:`debiased_focal_loss`.
+
+    Source: Clark et al. (2019); Karimi Mahabadi et al. (2020); Utama et al., Towards Debiasing NLU
+        Models from Unknown Biases (2020).
+    """
+    bias = _check_bias(bias_logits, logits, theta)
+    common = (class_weight, ignore_index, reduction, avg_factor)
+    if not use_sigmoid:
+        bias = torch.log_softmax(bias, dim=1)
+    both = logits.to(bias.dtype) + theta * bias
+    loss = _loss(both, target, weight, PolyFocal(), use_sigmoid, None, *common)
+    return loss + _bias_training([bias], bias_weight, target, weight, use_sigmoid, common)
+
+
+def reweighted_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    bias_logits: Tensor,
+    use_sigmoid: bool,
+    bias_weight: float = 1.0,
+    theta: float = 1.0,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Cross-entropy with the weights :math:`w_i = (1 - p^B_t)^\theta` over their mean.
+
+    So that the mean over a batch is :math:`\sum_i w_i CE_i / \sum_i w_i`. The weights have no
+    gradient.
+
+    Args:
+        logits, target, weight, bias_logits, use_sigmoid, bias_weight, class_weight,
+            ignore_index, reduction, avg_factor: as in :func:`debiased_focal_loss`.
+        theta: annealing, in [0, 1]: the power of the weights.
+
+    Source: Utama et al. (2020), example reweighting, and its code for the annealing.
+    """
+    bias = _check_bias(bias_logits, logits, theta)
+    soft = _check_input(logits, target, use_sigmoid, ignore_index)
+    miss = _bias_miss(bias.detach(), target, use_sigmoid, soft, ignore_index) ** theta
+    counted = miss
+    if ignore_index is not None and not soft:
+        counted = miss[target != ignore_index]
+    if counted.numel():
+        miss = miss / counted.mean().clamp_min(torch.finfo(miss.dtype).tiny)
+    common = (class_weight, ignore_index, reduction, avg_factor)
+    weighted = _times(weight, miss, logits, use_sigmoid)
+    loss = _loss(logits, target, weighted, PolyFocal(), use_sigmoid, None, *common)
+    return loss + _bias_training([bias], bias_weight, target, weight, use_sigmoid, common)
+
+
+def confidence_regularization(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    bias_logits: Tensor,
+    teacher_logits: Tensor,
+    use_sigmoid: bool,
+    bias_weight: float = 1.0,
+    theta: float = 1.0,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Confidence regularisation: distillation from a teacher that the bias makes less sure.
+
+    .. math::
+        L = -\sum_j q_j \log p_j, \qquad q_j = \frac{t_j^w}{\sum_k t_k^w}, \qquad w = 1 - p^B_t
+
+    with t the teacher's probabilities; in the sigmoid form for every class against its
+    complement. q has no gradient.
+
+    Args:
+        logits, target, weight, bias_logits, use_sigmoid, theta, class_weight, ignore_index,
+            reduction, avg_factor: as in :func:`debiased_focal_loss`; ``class_weight`` weighs by q
+            in the softmax form.
+        teacher_logits: of the logits' shape. Where it has a gradient it is trained as the bias
+            model is.
+        bias_weight: of both of their cross-entropies, >= 0.
+
+    Source: Utama et al., Mind the Trade-off: Debiasing NLU Models without Degrading the
+        In-distribution Performance (2020).
+    """
+    bias = _check_bias(bias_logits, logits, theta)
+    teacher = _check_bias(teacher_logits, logits, 1.0, "teacher_logits")
+    soft = _check_input(logits, target, use_sigmoid, ignore_index)
+    w = _bias_miss((theta * bias).detach(), target, use_sigmoid, soft, ignore_index)
+    own_weight, own_factor = weight, avg_factor
+    if ignore_index is not None and not soft:
+        keep = target != ignore_index
+        shown = keep.unsqueeze(1).expand_as(logits) if use_sigmoid else keep
+        own_weight = _times(weight, shown.to(w.dtype), logits, use_sigmoid)
+        if reduction == "mean" and avg_factor is None:
+            own_factor = shown.sum().clamp_min(1)
+    if use_sigmoid:
+        quiet = torch.sigmoid(w * teacher.detach())
+    else:
+        quiet = torch.softmax(w.unsqueeze(1) * torch.log_softmax(teacher.detach(), dim=1), dim=1)
+    loss = _loss(
+        logits,
+        quiet,
+        own_weight,
+        PolyFocal(),
+        use_sigmoid,
+        None,
+        class_weight,
+        None,
+        reduction,
+        own_factor,
+    )
+    common = (class_weight, ignore_index, reduction, avg_factor)
+    return loss + _bias_training([bias, teacher], bias_weight, target, weight, use_sigmoid, common)
+
+
+def dual_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gamma: float,
+    use_sigmoid: bool = False,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Dual focal loss, :math:`-(1 - p_y + p_j)^\gamma \log p_y`.
+
+    p_j is the largest probability below p_y, 0 if there is none. Focal loss alone makes a model
+    too modest where it made it modest enough; p_j keeps the gap to the next class in view.
+
+    Args:
+        logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see the module;
+            softmax form with integer labels.
+        gamma: >= 0; 0 is cross-entropy.
+        use_sigmoid: must be False.
+
+    Source: Tao et al., Dual Focal Loss for Calibration (2023).
+    """
+    check_nonnegative("gamma", gamma)
+    check_form("dual focal loss", use_sigmoid, False)
+
+    def rows(x: Tensor, labels: Tensor) -> Tensor:
+        log_p = torch.log_softmax(x, dim=1)
+        log_py = log_p.gather(1, labels.unsqueeze(1))
+        lower = log_p.masked_fill(log_p >= log_py, -math.inf)
+        below = lower.amax(dim=1) if x.shape[0] else lower.sum(dim=1)
+        log_py = log_py.squeeze(1)
+        # 1 - p_y from the logits, so that it is exact next to 0; see debiased_focal_loss of the
+        # bound.
+        base = -torch.expm1(log_py) + torch.exp(below)
+        return -(base.clamp_min(torch.finfo(x.dtype).tiny) ** gamma) * log_py
+
+    return _of_rows(
+        "the dual focal loss",
+        rows,
+        logits,
+        target,
+        weight,
+        class_weight,
+        ignore_index,
+        reduction,
+        avg_factor,
+    )
+
+
+def stepped_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    edges: Sequence[float] | Tensor,
+    gammas: Sequence[float] | Tensor,
+    use_sigmoid: bool,
+    alpha: PerClass | None = None,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Focal loss whose gamma is a step function of p_t.
+
+    .. math::
+        L = -\alpha_t (1 - p_t)^{\gamma(p_t)} \log p_t \;(\gamma \ge 0), \qquad
+        L = -\alpha_t (1 + p_t)^{|\gamma(p_t)|} \log p_t \;(\gamma < 0)
+
+    gamma is gammas[i] where edges[i - 1] <= p_t < edges[i], and is a constant for the gradient.
+    ``edges=(0.2, 0.5), gammas=(5, 3, 3)`` is FLSD-53; AdaFocal chooses both while it trains.
+
+    Args:
+        logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see the module;
+            integer labels.
+        edges: E ascending probabilities.
+        gammas: E + 1 finite numbers.
+        use_sigmoid, alpha: as in :func:`focal_loss`.
+
+    Source: Mukhoti et al., Calibrating Deep Neural Networks using Focal Loss (2020), FLSD-53;
+        Ghosh et al., AdaFocal (2022), for gammas below 0.
+    """
+    check_alpha(alpha)
+    check_steps(edges, gammas)
+
+    def each(z: Tensor, alpha_t: Tensor | float) -> Tensor:
+        log_pt, log_miss = F.logsigmoid(z), F.logsigmoid(-z)
+        step = torch.as_tensor(edges, dtype=z.dtype, device=z.device)
+        table = torch.as_tensor(gammas, dtype=z.dtype, device=z.device)
+        p_t = torch.exp(log_pt.detach())
+        gamma = table[torch.bucketize(p_t, step, right=True)]
+        modulator = torch.where(
+            gamma < 0,
+            torch.exp(gamma.abs() * torch.log1p(torch.exp(log_pt))),
+            torch.exp(gamma * log_miss),
+        )
+        return -alpha_t * modulator * log_pt
+
+    def rows(x: Tensor, labels: Tensor) -> Tensor:
+        a = _per_class("alpha", alpha, x, x.shape[1], x.dtype)
+        if not use_sigmoid:
+            return each(softmax_margin(x, labels), 1.0 if a is None else at_class(a, labels))
+        positive = labels.unsqueeze(1) == torch.arange(x.shape[1], device=x.device)
+        alpha_t = 1.0 if a is None else torch.where(positive, a, 1.0 - a)
+        return each(torch.where(positive, x, -x), alpha_t)
+
+    return _of_rows(
+        "the stepped focal loss",
+        rows,
+        logits,
+        target,
+        weight,
+        class_weight,
+        ignore_index,
+        reduction,
+        avg_factor,
+        use_sigmoid,
+    )
+
+
 def _loss(
     logits: Tensor,
     target: Tensor,
@@ -393,6 +897,104 @@ def _loss(
         for factor in factors:
             loss = loss * factor
         return loss
+
+
+def _of_rows(
+    name: str,
+    rows: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_weight: Sequence[float] | Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+    avg_factor: Tensor | float | None,
+    use_sigmoid: bool = False,
+) -> Tensor:
+    """As :func:`_loss`, for a loss of labels that ``rows`` composes of torch operations."""
+    check_reduction(reduction, avg_factor)
+    check_class_weight(class_weight)
+    if _check_input(logits, target, use_sigmoid, ignore_index):
+        raise UserError(
+            f"got targets of the logits' shape {tuple(target.shape)}: {name} takes integer labels"
+            " (N,)"
+        )
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    with torch.autocast(logits.device.type, enabled=False):
+        keep = None
+        if ignore_index is not None:
+            keep = target != ignore_index
+            target = torch.where(keep, target, 0)
+        loss = rows(logits.to(dtype), target)
+        shape = loss.shape
+        per_class = _per_class("class_weight", class_weight, logits, logits.shape[1], dtype)
+        if isinstance(per_class, Tensor):
+            loss = loss * (per_class if use_sigmoid else per_class[target])
+        if weight is not None:
+            loss = loss * expand_weight(weight, shape, dtype)
+        if keep is not None:
+            loss = loss * (keep.unsqueeze(1) if use_sigmoid else keep)
+        if reduction == "none":
+            return loss
+        scale = mean_scale(shape, keep, avg_factor, dtype) if reduction == "mean" else 1.0
+        return loss.sum() * scale
+
+
+def _check_bias(
+    bias_logits: Tensor, logits: Tensor, theta: float, name: str = "bias_logits"
+) -> Tensor:
+    """The bias model's logits, in the dtype of the loss."""
+    if not (_is_finite(theta) and 0 <= theta <= 1):
+        raise UserError(f"theta={theta}: expected a number in [0, 1]")
+    if bias_logits.shape != logits.shape or not bias_logits.is_floating_point():
+        raise UserError(
+            f"{name} {tuple(bias_logits.shape)} {bias_logits.dtype} for logits"
+            f" {tuple(logits.shape)}: expected floating point of the same shape"
+        )
+    return bias_logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
+def _bias_miss(
+    bias: Tensor, target: Tensor, use_sigmoid: bool, soft: bool, ignore_index: int | None
+) -> Tensor:
+    """1 - p^B_t: (N, C) in the sigmoid form, else (N,)."""
+    if soft:
+        p = torch.sigmoid(bias) if use_sigmoid else torch.softmax(bias, dim=1)
+        p_t = target * p + (1.0 - target) * (1.0 - p) if use_sigmoid else (target * p).sum(dim=1)
+        return 1.0 - p_t
+    if ignore_index is not None:
+        target = torch.where(target != ignore_index, target, 0)
+    if not use_sigmoid:
+        return torch.sigmoid(-softmax_margin(bias, target))
+    positive = target.unsqueeze(1) == torch.arange(bias.shape[1], device=bias.device)
+    return torch.sigmoid(torch.where(positive, -bias, bias))
+
+
+def _times(weight: Tensor | None, factor: Tensor, logits: Tensor, use_sigmoid: bool) -> Tensor:
+    if weight is None:
+        return factor
+    return expand_weight(
+        weight, logits.shape if use_sigmoid else logits.shape[:1], factor.dtype
+    ) * (factor)
+
+
+def _bias_training(
+    models: list[Tensor],
+    bias_weight: float,
+    target: Tensor,
+    weight: Tensor | None,
+    use_sigmoid: bool,
+    common: tuple[Any, ...],
+) -> Tensor | float:
+    """The cross-entropies of the bias models that are trained together with the main one."""
+    check_nonnegative("bias_weight", bias_weight)
+    if bias_weight == 0:
+        return 0.0
+    return sum(
+        bias_weight * _loss(bias, target, weight, PolyFocal(), use_sigmoid, None, *common)
+        for bias in models
+        if bias.requires_grad
+    )
 
 
 def _per_class(

@@ -17,9 +17,10 @@ except ModuleNotFoundError as error:
 
 import polyfocal.mmengine  # noqa: F401
 from polyfocal.mmdet import placement
+from polyfocal.mmdet.bias import BiasHeadHook, attach_bias_heads
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 from polyfocal.mmdet.metrics import CocoMetric
 
 placement.watch()
 
-__all__ = ["CocoMetric", "MaskLoss", "RoILoss"]
+__all__ = ["BiasHeadHook", "CocoMetric", "MaskLoss", "RoILoss", "attach_bias_heads"]

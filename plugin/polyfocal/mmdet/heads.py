@@ -9,35 +9,39 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss
+from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
 from polyfocal.registry import MODELS
 
 
-def _build(adapter: str, loss: dict[str, Any], why: str) -> ClassificationLoss:
-    """The inner loss of an adapter, which must be one of ours in its sigmoid form."""
+def _build(adapter: str, loss: dict[str, Any]) -> ClassificationLoss:
+    """The inner loss of an adapter, which must be one of ours."""
     built = MMDET_MODELS.build(loss)
     if not isinstance(built, ClassificationLoss):
         raise UserError(
             f"{adapter} holds a {type(built).__name__}: expected a loss of polyfocal, for instance"
             " type='polyfocal.Poly1FocalLoss'"
         )
-    if not built.use_sigmoid:
-        raise UserError(f"{adapter} holds a {type(built).__name__} of softmax form: {why}")
     return built
 
 
 @MODELS.register_module()
 @MMENGINE_MODELS.register_module()
 class RoILoss(nn.Module):
-    """A sigmoid loss as ``loss_cls`` of a BBoxHead, such as Shared2FCBBoxHead or Cascade R-CNN's.
+    """A loss as ``loss_cls`` of a BBoxHead, such as Shared2FCBBoxHead or Cascade R-CNN's.
 
     A BBoxHead ignores ``use_sigmoid``: it makes C + 1 outputs and takes their softmax at test
-    time. With this adapter it makes C outputs, one a class, and takes their sigmoid in training
-    statistics, in the refinement of cascades and at test time alike, with a last column,
-    1 - max_k p_k, as the background's score. A softmax loss needs no adapter there.
+    time. This adapter gives it, in training statistics, in the refinement of cascades and at test
+    time alike, what two kinds of losses need:
+
+    - a sigmoid loss: C outputs, one a class, and their sigmoid, with a last column, 1 - max_k p_k,
+      as the background's score;
+    - a noised top-K loss: C + 1 outputs and the softmax of the scores stretched by log(C + 1) over
+      the margin, :meth:`polyfocal.losses.NoisedTopKLoss.activation`.
+
+    Any other softmax loss needs no adapter there.
 
     Args:
-        loss: config of a sigmoid loss of this package.
+        loss: config of a sigmoid loss or of a noised top-K loss of this package.
 
     Example:
         >>> loss_cls = dict(
@@ -51,14 +55,21 @@ class RoILoss(nn.Module):
 
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = _build("RoILoss", loss, "a BBoxHead takes it without an adapter")
+        self.loss = _build("RoILoss", loss)
+        if not isinstance(self.loss, NoisedTopKLoss) and not self.loss.use_sigmoid:
+            raise UserError(
+                f"RoILoss holds a {type(self.loss).__name__} of softmax form: a BBoxHead takes it"
+                " without an adapter"
+            )
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Outputs of the classifier: one a class."""
-        return num_classes
+        """Outputs of the classifier: one a class, and the background's in a top-K loss."""
+        return num_classes + isinstance(self.loss, NoisedTopKLoss)
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Scores (N, C + 1), the background last, of logits (N, C)."""
+        """Scores (N, C + 1), the background last, of logits (N, C) or, top-K, (N, C + 1)."""
+        if isinstance(self.loss, NoisedTopKLoss):
+            return self.loss.activation(cls_score)
         scores = cls_score.sigmoid()
         if scores.shape[1] == 0 or scores.shape[0] == 0:
             return scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
@@ -69,7 +80,7 @@ class RoILoss(nn.Module):
         return {"acc": accuracy(self.get_activation(cls_score), labels)}
 
     def forward(self, cls_score: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The inner loss of logits (N, C) and labels (N,) in [0, C]."""
+        """The inner loss of the logits and labels (N,) in [0, C]."""
         return self.loss(cls_score, labels, *args, **kwargs)
 
 
@@ -93,9 +104,12 @@ class MaskLoss(nn.Module):
 
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = _build(
-            "MaskLoss", loss, "masks of classes do not compete, write use_sigmoid=True"
-        )
+        self.loss = _build("MaskLoss", loss)
+        if not self.loss.use_sigmoid:
+            raise UserError(
+                f"MaskLoss holds a {type(self.loss).__name__} of softmax form: masks of classes do"
+                " not compete, write use_sigmoid=True"
+            )
 
     def forward(self, mask_preds: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (N, C, H, W), masks (N, H, W) in [0, 1] and labels (N,)."""

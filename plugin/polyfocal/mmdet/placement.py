@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss
+from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 
 # They hand (labels, quality scores) to their loss, made for Quality Focal Loss.
@@ -54,6 +54,11 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
     if isinstance(head, BBoxHead):
         _check_bbox_head(head, where, loss)
         return
+    if isinstance(loss, NoisedTopKLoss) and hasattr(head, "cls_out_channels"):
+        raise UserError(
+            f"{where} is a {what}: {type(head).__name__} takes the plain softmax at test time,"
+            " under which this loss's scores are nearly flat; it is for BBoxHeads, inside RoILoss"
+        )
     if isinstance(loss, RoILoss):
         raise UserError(
             f"{where} is a RoILoss, which is for BBoxHeads: give {type(head).__name__} the inner"
@@ -84,8 +89,14 @@ def _check_bbox_head(head: BBoxHead, where: str, loss: ClassificationLoss | RoIL
                 f"{where} is a RoILoss: {type(head).__name__} takes a sigmoid loss without an"
                 f" adapter, give it {type(loss.loss).__name__} itself"
             )
-    elif loss.use_sigmoid and not takes_sigmoid:
-        what = type(loss).__name__
+        return
+    what = type(loss).__name__
+    if isinstance(loss, NoisedTopKLoss):
+        raise UserError(
+            f"{where} is a {what}, whose scores are nearly flat under a BBoxHead's softmax: write"
+            f" dict(type='polyfocal.RoILoss', loss=dict(type='polyfocal.{what}', ...))"
+        )
+    if loss.use_sigmoid and not takes_sigmoid:
         raise UserError(
             f"{where} is a sigmoid {what}, but a BBoxHead takes the softmax of C + 1 outputs at"
             f" test time: write dict(type='polyfocal.RoILoss', loss=dict(type='polyfocal.{what}',"

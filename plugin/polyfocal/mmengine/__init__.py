@@ -13,9 +13,17 @@ except ModuleNotFoundError as error:
     ) from None
 
 from polyfocal.mmengine.checkpoint import allow_mmengine_checkpoints
-from polyfocal.mmengine.losses import CyclicalFocalLoss
+from polyfocal.mmengine.hooks import AdaFocalHook, StoredScoresHook, StoreScoresHook
+from polyfocal.mmengine.losses import CyclicalFocalLoss, class_counts
 from polyfocal.mmengine.statistics import ClassStatisticsHook
 
 allow_mmengine_checkpoints()
 
-__all__ = ["ClassStatisticsHook", "CyclicalFocalLoss"]
+__all__ = [
+    "AdaFocalHook",
+    "ClassStatisticsHook",
+    "CyclicalFocalLoss",
+    "StoreScoresHook",
+    "StoredScoresHook",
+    "class_counts",
+]

@@ -1,21 +1,30 @@
 """The losses as MMEngine knows them."""
 
+import functools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
 
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.registry import MODELS
 
 
-class CyclicalFocalLoss(losses.CyclicalFocalLoss):
-    """:class:`polyfocal.losses.CyclicalFocalLoss` that follows MMEngine's Runner by itself.
+class RunnerProgress:
+    """What makes a :class:`~polyfocal.losses.ScheduledLoss` follow MMEngine's Runner by itself.
 
     The progress is ``iter / (max_iters - 1)`` of the current MessageHub, where the Runner
     publishes both for epoch-based and iteration-based training, after a resume too. Nothing is
     stored in the module, so that copies of it (EMA) and replicas (DistributedDataParallel) agree.
-    :meth:`set_progress` takes precedence.
+    ``set_progress`` takes precedence.
     """
+
+    _progress: float | None
 
     def progress(self) -> float:
         """The part of the training that is done.
@@ -29,22 +38,97 @@ class CyclicalFocalLoss(losses.CyclicalFocalLoss):
         iteration, max_iters = hub.get_info("iter"), hub.get_info("max_iters")
         if iteration is None or max_iters is None:
             raise UserError(
-                "CyclicalFocalLoss finds no training progress in MMEngine's MessageHub: train with"
-                " MMEngine's Runner, or call set_progress(iteration / max(1, max_iterations - 1))"
-                " on the loss before each step"
+                f"{type(self).__name__} finds no training progress in MMEngine's MessageHub: train"
+                " with MMEngine's Runner, or call set_progress(iteration / max(1, max_iterations -"
+                " 1)) on the loss before each step"
             )
         return iteration / max(1, max_iters - 1)
 
 
+class CyclicalFocalLoss(RunnerProgress, losses.CyclicalFocalLoss):
+    """:class:`polyfocal.losses.CyclicalFocalLoss` that follows MMEngine's Runner by itself."""
+
+
+def class_counts(source: Any) -> list[int]:
+    """Samples of each class, in the order of the labels.
+
+    Args:
+        source: path of a COCO (or LVIS) annotation file, of which crowds are left out; or a data
+            set with ``get_cat_ids(index)``, as MMDetection's and MMPretrain's have it, or with
+            ``targets``, as torchvision's have it.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if isinstance(source, str | Path):
+        from polyfocal.coco import class_counts as of_file
+
+        return of_file(source)
+    if hasattr(source, "get_cat_ids"):
+        labels = [int(c) for index in range(len(source)) for c in source.get_cat_ids(index)]
+    elif hasattr(source, "targets"):
+        labels = [int(label) for label in source.targets]
+    else:
+        raise UserError(
+            f"class_counts of a {type(source).__name__}: expected the path of a COCO file, or a"
+            " data set with get_cat_ids(index) or targets"
+        )
+    counted = Counter(labels)
+    names = (getattr(source, "metainfo", None) or {}).get("classes") or ()
+    return [counted[label] for label in range(max(len(names), max(counted, default=-1) + 1))]
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """A setting as the loss wants it, from what a config can hold."""
+    if name in ("bias", "teacher") and isinstance(value, dict):
+        return MODELS.build(value)
+    if name == "class_counts" and isinstance(value, str | Path):
+        return class_counts(value)
+    return value
+
+
+def _configurable(cls: type[nn.Module]) -> Any:
+    """The class for configs: dictionaries for bias models, a path for counts, the Runner's time."""
+    original: Callable[..., None] = cls.__init__
+
+    # The keywords stay those of the class, by which a misspelt one is answered.
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **settings: Any) -> None:
+        original(self, *args, **{name: _resolved(name, v) for name, v in settings.items()})
+
+    bases = (RunnerProgress, cls) if issubclass(cls, losses.ScheduledLoss) else (cls,)
+    described = {"__doc__": cls.__doc__, "__module__": __name__, "__init__": __init__}
+    return type(cls.__name__, bases, described)
+
+
+ClassPriors = _configurable(losses.ClassPriors)
+ImbalancedNoisedTopKLoss = _configurable(losses.ImbalancedNoisedTopKLoss)
+DebiasedFocalLoss = _configurable(losses.DebiasedFocalLoss)
+ProductOfExpertsLoss = _configurable(losses.ProductOfExpertsLoss)
+ReweightedCrossEntropyLoss = _configurable(losses.ReweightedCrossEntropyLoss)
+ConfidenceRegularizationLoss = _configurable(losses.ConfidenceRegularizationLoss)
+
 # In the root registry too: with custom_imports=dict(imports=['polyfocal.mmdet']) the bare name is
 # found from every OpenMMLab scope. A framework's own class of that name, such as mmdet's
 # FocalLoss, comes first there; polyfocal.FocalLoss always means ours.
-for _loss in (
+for _module in (
     losses.FocalLoss,
     losses.Poly1FocalLoss,
     losses.Poly1CrossEntropyLoss,
     losses.PolyNLoss,
     CyclicalFocalLoss,
+    losses.NoisedTopKLoss,
+    ImbalancedNoisedTopKLoss,
+    DebiasedFocalLoss,
+    ProductOfExpertsLoss,
+    ReweightedCrossEntropyLoss,
+    ConfidenceRegularizationLoss,
+    losses.DualFocalLoss,
+    losses.SampleDependentFocalLoss,
+    losses.AdaFocalLoss,
+    ClassPriors,
+    losses.BiasHead,
+    losses.StoredScores,
 ):
-    MODELS.register_module(module=_loss)
-    MMENGINE_MODELS.register_module(module=_loss)
+    MODELS.register_module(module=_module)
+    MMENGINE_MODELS.register_module(module=_module)

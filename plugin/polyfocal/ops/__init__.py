@@ -10,6 +10,14 @@ from polyfocal.ops.fused import (
     softmax_poly_focal,
     use_path,
 )
+from polyfocal.ops.noised_topk import noised_gap
 from polyfocal.ops.poly_focal import PolyFocal
 
-__all__ = ["PolyFocal", "keep_for_backward", "sigmoid_poly_focal", "softmax_poly_focal", "use_path"]
+__all__ = [
+    "PolyFocal",
+    "keep_for_backward",
+    "noised_gap",
+    "sigmoid_poly_focal",
+    "softmax_poly_focal",
+    "use_path",
+]
