@@ -813,10 +813,11 @@ def stepped_focal_loss(
         table = torch.as_tensor(gammas, dtype=z.dtype, device=z.device)
         p_t = torch.exp(log_pt.detach())
         gamma = table[torch.bucketize(p_t, step, right=True)]
+        # The side of torch.where that is not taken must be finite too, for its gradient.
         modulator = torch.where(
             gamma < 0,
             torch.exp(gamma.abs() * torch.log1p(torch.exp(log_pt))),
-            torch.exp(gamma * log_miss),
+            torch.exp(gamma.clamp_min(0) * log_miss),
         )
         return -alpha_t * modulator * log_pt
 
