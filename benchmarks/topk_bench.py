@@ -39,7 +39,7 @@ from polyfocal.losses import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
 def _log_symmetric(x: Tensor, degree: int) -> Tensor:
     """Logarithms of the elementary symmetric polynomials 0 ... degree of e^x, (N, degree + 1)."""
-    n, classes = x.shape
+    classes = x.shape[1]
     low = torch.finfo(x.dtype).min / 4
     width = 1 << (classes - 1).bit_length()
     # Each leaf is the polynomial 1 + e^x t.

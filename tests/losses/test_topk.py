@@ -122,9 +122,7 @@ def test_seed_and_generator_make_the_noise():
     logits, labels, _ = inputs()
     draw = dict(k=3, epsilon=1.0, reduction="none")
     one, again, other = (
-        L.noised_topk_loss(
-            logits, labels, generator=torch.Generator().manual_seed(seed), **draw
-        )
+        L.noised_topk_loss(logits, labels, generator=torch.Generator().manual_seed(seed), **draw)
         for seed in (1, 1, 2)
     )
     assert one.equal(again) and not one.equal(other)

@@ -25,7 +25,7 @@ NAMES = {
     for detector, losses in {
         "retinanet": ("poly1", "focal", "cyclical"),
         "fcos": ("poly1", "focal", "cyclical"),
-        "mask_rcnn": ("poly1", "ce", "cyclical", "focal"),
+        "mask_rcnn": ("poly1", "ce", "cyclical", "focal", "topk_lvis"),
         "cascade_mask_rcnn": ("poly1",),
         "atss": ("poly1",),
         "deformable_detr": ("poly1",),
@@ -77,6 +77,7 @@ def test_reads_well(path):
         "cyclical": {"polyfocal.CyclicalFocalLoss"},
         "focal": {"polyfocal.FocalLoss"} if "mask" in path.stem else set(),
         "ce": set(),
+        "lvis": {"polyfocal.NoisedTopKLoss"},
     }
     assert kinds == expected[path.stem.rsplit("_", 1)[1]]
 
@@ -99,6 +100,16 @@ def test_focal_box_classifier_starts_at_the_prior():
     # Xavier's uniform bound for 12544 inputs and 1024 outputs.
     bound = (6 / (12544 + 1024)) ** 0.5
     assert model.shared_fcs[0].weight.abs().max() == pytest.approx(bound, rel=1e-3)
+
+
+def test_large_vocabulary_builds_with_its_background_and_its_activation():
+    (path,) = (path for path in CONFIGS if path.stem == "mask_rcnn_topk_lvis")
+    head = MODELS.build(Config.fromfile(path).model.roi_head.bbox_head)
+    assert head.fc_cls.out_features == 1204
+    row = torch.zeros(1, 1204)
+    row[0, 7] = 1.0  # a box whose label just meets the margin of 1
+    scores = head.loss_cls.get_activation(row)
+    assert scores.shape == (1, 1204) and scores[0, 7].item() == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 import torch
 from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
+from mmdet_models import CONFIGS, batch, tiny_model
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
@@ -25,67 +25,11 @@ POLY_N = dict(
     type="polyfocal.PolyNLoss", epsilons=(0.0, 0.0), gamma=2.0, alpha=0.25, use_sigmoid=True
 )
 
-CONFIGS = {
-    "retina": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
-    "fcos": "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
-    "atss": "mmdet::atss/atss_r50_fpn_1x_coco.py",
-    "rpn": "mmdet::rpn/rpn_r50_fpn_1x_coco.py",
-    "faster": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
-    "mask": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
-    "cascade": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
-    "deformable": "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
-    "dino": "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
-}
-
 
 @pytest.fixture(autouse=True)
 def mmdet_scope():
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
-
-
-def heads(model):
-    """The dictionaries of a model's config that hold ``loss_cls``."""
-    name = "rpn_head" if "rpn_head" in model and "roi_head" not in model else "bbox_head"
-    head = model.roi_head.bbox_head if "roi_head" in model else model[name]
-    return head if isinstance(head, list) else [head]
-
-
-def tiny_model(name, loss_cls=None, loss_mask=None):
-    """The installed config's model with a thin ResNet-18 and three classes."""
-    model = copy.deepcopy(get_config(CONFIGS[name]).model)
-    model.backbone.update(depth=18, base_channels=8, init_cfg=None, style="pytorch")
-    channels = [8, 16, 32, 64]
-    model.neck.in_channels = channels[-len(model.neck.in_channels) :]
-    for head in heads(model):
-        if name != "rpn":
-            head.num_classes = 3
-        if loss_cls is not None:
-            head.loss_cls = copy.deepcopy(loss_cls)
-        if "fc_out_channels" in head:
-            head.fc_out_channels = 32
-    if name in ("deformable", "dino"):
-        model.num_queries = 30
-        for part in (model.encoder, model.decoder):
-            part.num_layers = 2
-            part.layer_cfg.ffn_cfg.feedforward_channels = 32
-    if loss_mask is not None:
-        model.roi_head.mask_head.loss_mask = loss_mask
-    if name == "mask":
-        model.roi_head.mask_head.update(num_classes=3, num_convs=1)
-    torch.manual_seed(0)
-    model = MODELS.build(model)
-    model.init_weights()
-    return model
-
-
-def batch(model):
-    """Two pictures, prepared as the model wants them; the second has no object."""
-    torch.manual_seed(1)
-    shapes = [[3, 96, 96], [3, 96, 96]]
-    data = demo_mm_inputs(2, shapes, num_classes=3, num_items=[4, 0], with_mask=True)
-    data = model.data_preprocessor(data, training=True)
-    return data["inputs"], data["data_samples"]
 
 
 def losses_and_gradients(model):
@@ -193,6 +137,81 @@ def test_roi_adapter_trains_and_predicts_with_the_same_activation(name):
         assert all((sigmoid - score).abs().min() < 1e-6 for score in scores)
 
 
+TOPK = dict(type="polyfocal.NoisedTopKLoss", k=1, epsilon=0.2, use_sigmoid=False)
+TAIL = dict(
+    type="polyfocal.ImbalancedNoisedTopKLoss", k=2, epsilon=0.01, class_counts=[100, 10, 1],
+    max_margin=0.2, scale=60.0, use_sigmoid=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["faster", "cascade"])
+@pytest.mark.parametrize("loss", [TOPK, TAIL], ids=lambda c: c["type"])
+def test_topk_in_roi_heads_trains_and_predicts(name, loss):
+    model = tiny_model(name, dict(type="polyfocal.RoILoss", loss=loss))
+    box_heads = model.roi_head.bbox_head
+    head = box_heads[-1] if isinstance(box_heads, torch.nn.ModuleList) else box_heads
+    assert head.fc_cls.out_features == 4
+    found, _ = losses_and_gradients(model)
+    assert all(value.isfinite().all() for value in found.values())
+    assert head.fc_cls.weight.grad.abs().sum() > 0
+    inputs, samples = batch(model)
+    torch.nn.init.normal_(head.fc_cls.weight, std=1.0)
+    seen = []
+    hook = head.fc_cls.register_forward_hook(lambda *args: seen.append(args[-1].detach()))
+    model.eval()
+    with torch.no_grad():
+        results = model.predict(inputs, samples)
+    hook.remove()
+    scores = torch.cat([r.pred_instances.scores for r in results])
+    assert len(scores) and results[0].pred_instances.labels.max() < 3
+    if name == "faster":
+        stretch = torch.log(torch.tensor(4.0)) / (1.0 if loss is TOPK else 0.2)
+        softmax = (stretch * seen[0]).softmax(dim=1)[:, :3].flatten()
+        assert all((softmax - score).abs().min() < 1e-5 for score in scores)
+
+
+def test_normalised_classifier_is_an_option_of_the_head():
+    model = copy.deepcopy(get_config(CONFIGS["faster"]).model)
+    head = model.roi_head.bbox_head
+    head.update(num_classes=3, fc_out_channels=32)
+    head.loss_cls = dict(type="polyfocal.RoILoss", loss=TAIL)
+    head.cls_predictor_cfg = dict(type="NormedLinear", tempearture=1.0, bias=False)
+    head = MODELS.build(head)
+    scores, _ = head(5 * torch.randn(6, 256, 7, 7))
+    assert scores.shape == (6, 4) and scores.abs().max() <= 1.0 + 1e-6
+    x = torch.randn(6, 32)
+    expected = torch.cosine_similarity(x[:, None], head.fc_cls.weight[None], dim=2)
+    torch.testing.assert_close(head.fc_cls(x), expected, rtol=1e-4, atol=1e-4)
+
+
+ROI_LOSSES = [
+    dict(type="polyfocal.DualFocalLoss", gamma=3.0, use_sigmoid=False),
+    dict(type="polyfocal.SampleDependentFocalLoss", use_sigmoid=False),
+    dict(type="polyfocal.AdaFocalLoss", use_sigmoid=False),
+] + [
+    dict(
+        type=f"polyfocal.{name}", use_sigmoid=False,
+        bias=dict(type="polyfocal.ClassPriors", class_counts=[5, 2, 1, 30]),
+    )
+    for name in ("DebiasedFocalLoss", "ProductOfExpertsLoss", "ReweightedCrossEntropyLoss")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ROI_LOSSES, ids=lambda c: c["type"])
+def test_softmax_losses_train_in_a_roi_head(loss):
+    model = tiny_model("faster", loss)
+    found, gradients = losses_and_gradients(model)
+    assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
+    assert gradients["roi_head.bbox_head.fc_cls.weight"].abs().sum() > 0
+
+
+def test_flsd_trains_in_a_dense_head():
+    loss = dict(type="polyfocal.SampleDependentFocalLoss", use_sigmoid=True, alpha=0.25)
+    found, gradients = losses_and_gradients(tiny_model("retina", loss))
+    assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
+    assert gradients["bbox_head.retina_cls.weight"].abs().sum() > 0
+
+
 def test_roi_adapter_is_focal_of_the_same_logits():
     adapter = MODELS.build(dict(type="polyfocal.RoILoss", loss=POLY1_FOCAL))
     stock = MODELS.build(STOCK_FOCAL)
@@ -249,6 +268,8 @@ def test_bare_names_and_scoped_names_mean_the_same_class():
             r"Shared2FCBBoxHead.loss_cls is a sigmoid Poly1CrossEntropyLoss",
         ),
         ("faster", dict(type="polyfocal.RoILoss", loss=POLY1_CE), None, "of softmax form"),
+        ("faster", TOPK, None, "NoisedTopKLoss, whose scores are nearly flat under a BBoxHead's"),
+        ("retina", TOPK, None, "NoisedTopKLoss: RetinaHead takes the plain softmax at test time"),
         (
             "faster",
             dict(type="polyfocal.RoILoss", loss=STOCK_FOCAL),
