@@ -156,6 +156,7 @@ def test_topk_in_roi_heads_trains_and_predicts(name, loss):
     assert head.fc_cls.weight.grad.abs().sum() > 0
     inputs, samples = batch(model)
     torch.nn.init.normal_(head.fc_cls.weight, std=1.0)
+    model.roi_head.test_cfg.score_thr = 0.0
     seen = []
     hook = head.fc_cls.register_forward_hook(lambda *args: seen.append(args[-1].detach()))
     model.eval()
