@@ -425,3 +425,12 @@ def test_box_head_has_the_value_of_mmdetections(config, storage):
 
 def test_parents_are_detectron2s():
     assert issubclass(RetinaNet, meta_arch.RetinaNet) and issubclass(FCOS, meta_arch.FCOS)
+
+
+def test_topk_losses_are_refused_and_calibrated_ones_are_built():
+    with pytest.raises(errors.UserError, match="NoisedTopKLoss, whose scores are nearly flat"):
+        build_loss(plugin.NoisedTopKLoss(1, 1.0), "a head", needs_sigmoid=False)
+    loss = build_loss(
+        dict(type="DualFocalLoss", gamma=2.0, use_sigmoid=False), "a head", needs_sigmoid=False
+    )
+    assert isinstance(loss, plugin.DualFocalLoss)

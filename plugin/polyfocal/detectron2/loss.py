@@ -19,6 +19,8 @@ _LOSSES = {
         losses.Poly1CrossEntropyLoss,
         losses.PolyNLoss,
         losses.CyclicalFocalLoss,
+        losses.DualFocalLoss,
+        losses.SampleDependentFocalLoss,
     )
 }
 
@@ -54,6 +56,11 @@ def build_loss(
         raise UserError(
             f"the cls_loss of {where} is a {type(cls_loss).__name__}: expected a loss of polyfocal"
             " or a dictionary with its type"
+        )
+    if isinstance(cls_loss, losses.NoisedTopKLoss):
+        raise UserError(
+            f"the cls_loss of {where} is a {type(cls_loss).__name__}, whose scores are nearly flat"
+            " under the plain softmax that Detectron2 takes: it is for MMDetection's RoI heads"
         )
     if needs_sigmoid and not cls_loss.use_sigmoid:
         raise UserError(
