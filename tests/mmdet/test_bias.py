@@ -138,9 +138,9 @@ def test_a_colour_that_tells_the_class_silences_its_examples():
     model = tiny_model("faster", config("DebiasedFocalLoss", "faster", sees="geometry"))
     attach_bias_heads(model)
     loss = model.roi_head.bbox_head.loss_cls
-    optimizer = torch.optim.Adam(loss.bias.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(loss.bias.parameters(), lr=0.2)
     values = []
-    for _ in range(6):
+    for _ in range(4):
         optimizer.zero_grad()
         _, losses = train_once(model)
         optimizer.step()

@@ -144,8 +144,7 @@ TAIL = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["faster", "cascade"])
-@pytest.mark.parametrize("loss", [TOPK, TAIL], ids=lambda c: c["type"])
+@pytest.mark.parametrize(("name", "loss"), [("faster", TAIL), ("cascade", TOPK), ("faster", TOPK)])
 def test_topk_in_roi_heads_trains_and_predicts(name, loss):
     model = tiny_model(name, dict(type="polyfocal.RoILoss", loss=loss))
     box_heads = model.roi_head.bbox_head

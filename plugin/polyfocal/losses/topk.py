@@ -97,8 +97,7 @@ class ImbalancedNoisedTopKLoss(NoisedTopKLoss):
         k, epsilon, num_samples, seed, use_sigmoid: as in :class:`NoisedTopKLoss`.
         class_counts: training samples of each class, >= 0; for logits with a background column,
             those of the other classes. From a config it may also be the path of a COCO annotation
-            file, or of a folder's training split; ``polyfocal.mmengine.class_counts`` takes a
-            data set.
+            file; ``polyfocal.mmengine.class_counts`` counts a data set.
         max_margin: margin of the rarest class, > 0.
         scale: factor inside the hinge, > 0. 50, the default of the paper's code, is for a
             classifier of normalised weights on normalised features; with another one write 1.
