@@ -1,4 +1,4 @@
-"""Evaluate a trained detector on the val split of its data set.
+"""Evaluate a trained detector or classifier on the val split of its data set.
 
 Use the same --data, --profile or --demo as in training: they decide what the model looks like.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 
+from polyfocal.classification.experiment import is_classification
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import add_common_options, prepare_run, run_tool
 from polyfocal.mmdet.runs import test
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate with the options of the command line."""
     experiment = prepare_run(args, train=False)
     cfg = experiment.config
+    if is_classification(cfg) and (args.out or args.show_dir or args.tta):
+        raise UserError("--out, --show-dir and --tta are for detectors: test a classifier without.")
     more_metrics: list[Any] = []
     if args.out is not None:
         if args.out.endswith((".pkl", ".pickle")):

@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
 
+from polyfocal.classification.experiment import adapt_classification, is_classification
 from polyfocal.coco import CocoSplit, load_split
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
@@ -43,7 +44,8 @@ def prepare_experiment(
     """Read a config and adapt it to the data set and the machine.
 
     Args:
-        path: An MMDetection 3.x config.
+        path: An MMDetection 3.x config, or one of a classifier, which
+            :func:`polyfocal.classification.experiment.adapt_classification` adapts.
         data: A COCO-format folder to use in the place of the config's data set, see
             :func:`polyfocal.coco.load_split`.
         tiny: Use the CPU-sized version of the architecture, see
@@ -57,6 +59,9 @@ def prepare_experiment(
     """
     cfg = _read_config(path)
     experiment = Experiment(cfg)
+    if is_classification(cfg):
+        adapt_classification(cfg, data=data, tiny=tiny, demo=demo, options=options)
+        return experiment
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
     splits = {}
@@ -93,7 +98,7 @@ def _read_config(path: str | Path) -> Config:
         ) from error
     missing = [key for key in ("model", "train_dataloader", "val_dataloader") if key not in cfg]
     if missing:
-        raise UserError(f"{path} is not the config of a detector: it has no {missing[0]!r}.")
+        raise UserError(f"{path} is not the config of a detector or a classifier: it has no {missing[0]!r}.")
     return cfg
 
 

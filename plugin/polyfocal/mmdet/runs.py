@@ -1,4 +1,4 @@
-"""Training and testing a detector, from a ready config to the table and the pictures."""
+"""Training and testing, from a ready config to the table and, of a detector, the pictures."""
 
 import contextlib
 import time
@@ -7,16 +7,15 @@ from typing import Any
 
 import mmcv
 import torch
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, find_latest_checkpoint
 from mmengine.structures import InstanceData
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from polyfocal.coco import format_table
 from polyfocal.mmdet.experiment import Experiment
-from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
 from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
 
@@ -27,13 +26,18 @@ _DRAWN_SIDE = 480  # pixels
 
 def train(
     experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
-) -> None:
+) -> dict[str, float]:
     """Train, evaluate on the val split, and draw predictions beside the ground truth.
+
+    A classifier's pictures are not drawn.
 
     Args:
         experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
         resume: A checkpoint to go on from, or ``"auto"`` for the work directory's last one.
         load_from: A checkpoint to take weights from; those that do not fit are left out.
+
+    Returns:
+        What the last evaluation measured, by the metrics' names.
 
     Raises:
         UserError: The config or a checkpoint does not fit.
@@ -53,31 +57,41 @@ def train(
     start = time.perf_counter()
     try:
         runner.train()
-        if not _results(runner.val_loop):  # resumed at its end: there was nothing left to train
+        if not _tables(runner.val_loop):  # resumed at its end: there was nothing left to train
             runner.val_loop.run()
     finally:
         bar.close()
+    hub = runner.message_hub.log_scalars
+    measured = {
+        name.removeprefix("val/"): history.current()
+        for name, history in hub.items()
+        if name.startswith("val/") and not name.endswith("time")
+    }
     if not is_main_process():
-        return
+        return measured
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    _report(
-        runner,
-        runner.val_loop,
-        {
-            "training": f"{minutes} min {seconds} s",
-            "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
-            "pictures": _draw_predictions(runner),
-        },
-    )
+    lines = {
+        "training": f"{minutes} min {seconds} s",
+        "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
+    }
+    if isinstance(runner.visualizer, DetLocalVisualizer):
+        lines["pictures"] = _draw_predictions(runner)
+    _report(runner, runner.val_loop, lines)
+    return measured
 
 
-def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None) -> None:
+def test(
+    experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None
+) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config; ``--data`` makes that the val split.
 
     Args:
         experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
         checkpoint: A file or an address that MMEngine knows.
         more_metrics: Metrics to fill beside the config's, such as MMDetection's ``DumpDetResults``.
+
+    Returns:
+        What was measured, by the metrics' names.
 
     Raises:
         UserError: The config or the checkpoint does not fit.
@@ -89,11 +103,12 @@ def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | N
     bar = ProgressBarHook()
     runner.register_hook(bar)
     try:
-        runner.test()
+        measured = runner.test()
     finally:
         bar.close()
     if is_main_process():
         _report(runner, runner.test_loop, {})
+    return measured
 
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:
@@ -108,18 +123,16 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
     return runner
 
 
-def _results(loop: BaseLoop) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for metric in loop.evaluator.metrics:
-        if isinstance(metric, CocoMetric):
-            results.update(metric.coco_results)
-    return results
+def _tables(loop: BaseLoop) -> list[RenderableType]:
+    """What the metrics of this package have measured."""
+    metrics = [metric for metric in loop.evaluator.metrics if hasattr(metric, "table")]
+    return [table for metric in metrics if (table := metric.table()) is not None]
 
 
 def _report(runner: ConsoleRunner, loop: BaseLoop, lines: dict[str, Any]) -> None:
     console = Console()
-    if results := _results(loop):
-        console.print(format_table(results))
+    for table in _tables(loop):
+        console.print(table)
     for name, value in {**lines, "log": _log_file(runner)}.items():
         console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
 
