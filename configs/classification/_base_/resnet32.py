@@ -24,7 +24,6 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
     dataset=dict(type="polyfocal.ImageDataset", split="train"),
 )
 val_dataloader = dict(
@@ -32,11 +31,10 @@ val_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
     dataset=dict(type="polyfocal.ImageDataset", split="val"),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="polyfocal.ClassificationMetric", topk=topk, class_counts=None)
+val_evaluator = dict(type="polyfocal.ClassificationMetric", class_counts=None)
 test_evaluator = val_evaluator
 
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=300, val_interval=10)
@@ -56,5 +54,6 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=10, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
+custom_hooks = [dict(type="polyfocal.StoredScoresHook")]  # for losses that debias with them
 visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)

@@ -28,11 +28,13 @@ class LabelledImages:
         images: uint8, (N, H, W, 3), RGB.
         labels: int64, (N,), in [0, C).
         classes: C names.
+        ids: int64, (N,), the places of the pictures in the whole split.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    ids: NDArray[np.int64]
 
     @property
     def counts(self) -> list[int]:
@@ -41,7 +43,9 @@ class LabelledImages:
 
     def take(self, index: NDArray[np.int64]) -> "LabelledImages":
         """The pictures at some places."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return replace(
+            self, images=self.images[index], labels=self.labels[index], ids=self.ids[index]
+        )
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,17 @@ class Variant:
         check("spurious", number("spurious", 0, 1), "a probability")
 
     def apply(self, data: LabelledImages, split: str) -> LabelledImages:
-        """The variant of a split; subset and noise change ``"train"`` only."""
-        if split == "train":
-            data = self._subset(data)
-        if self.spurious > 0:
-            data = self._tint(data, split)  # by the true label: noise is in the labels only
-        if split == "train" and self.label_noise > 0:
-            data = self._mislabel(data)
-        return data
+        """The variant of a split; subset and noise change ``"train"`` only.
 
-    def _subset(self, data: LabelledImages) -> LabelledImages:
-        if self.num_samples is None and self.long_tail == 1:
-            return data
+        A picture's colour and label do not depend on which others are taken.
+        """
+        cue = self._cues(data, split)
+        noisy = replace(data, labels=self._noisy_labels(data)) if split == "train" else data
+        keep = self._kept(data) if split == "train" else np.arange(len(data.labels))
+        taken = noisy if len(keep) == len(data.labels) else noisy.take(keep)
+        return taken if cue is None else replace(taken, images=_tinted(data, cue, keep))
+
+    def _kept(self, data: LabelledImages) -> NDArray[np.int64]:
         order = self._generator(_SAMPLES, 0).permutation(len(data.labels))
         rank = np.empty(len(order), dtype=np.int64)  # of a picture among its class
         for c in range(len(data.classes)):
@@ -111,17 +114,15 @@ class Variant:
             rank[of_class] = np.arange(len(of_class))
         keep = np.ones(len(order), dtype=bool)
         if self.num_samples is not None:
-            first = np.lexsort((data.labels, rank))[: self.num_samples]
-            keep[:] = False
-            keep[first] = True
+            keep[np.lexsort((data.labels, rank))[self.num_samples :]] = False
         if self.long_tail > 1:
             largest = np.bincount(data.labels[keep]).max()
             share = np.linspace(0, 1, len(data.classes))
             limit = np.floor(largest * self.long_tail**-share + 1e-6).clip(1)
             keep &= rank < limit[data.labels]
-        return data.take(np.flatnonzero(keep))
+        return np.flatnonzero(keep)
 
-    def _mislabel(self, data: LabelledImages) -> LabelledImages:
+    def _noisy_labels(self, data: LabelledImages) -> NDArray[np.int64]:
         rng = self._generator(_NOISE, 0)
         labels, count = data.labels, len(data.classes)
         if self.noise == "block":
@@ -129,27 +130,34 @@ class Variant:
             wrong = start + rng.integers(0, np.minimum(_BLOCK, count - start))
         else:
             wrong = (labels + rng.integers(1, count, len(labels))) % count
-        noisy = rng.random(len(labels)) < self.label_noise
-        return replace(data, labels=np.where(noisy, wrong, labels))
+        return np.where(rng.random(len(labels)) < self.label_noise, wrong, labels)
 
-    def _tint(self, data: LabelledImages, split: str) -> LabelledImages:
+    def _cues(self, data: LabelledImages, split: str) -> NDArray[np.int64] | None:
+        """The class that each picture's colour points to."""
+        if self.spurious == 0:
+            return None
         rng = self._generator(_CUE, SPLITS.index(split))
         count = len(data.classes)
         if split == "ood":
-            cue = rng.integers(0, count, len(data.labels))
-        else:
-            other = (data.labels + rng.integers(1, count, len(data.labels))) % count
-            agrees = rng.random(len(data.labels)) < self.spurious
-            cue = np.where(agrees, data.labels, other)
-        colors = np.array([colorsys.hsv_to_rgb(c / count, 1.0, 1.0) for c in range(count)])
-        gray = data.images.astype(np.float64) @ [0.299, 0.587, 0.114]
-        # Half white, so that every hue leaves the picture visible in all three channels.
-        tinted = gray[..., None] * (0.25 + 0.75 * colors[cue])[:, None, None, :]
-        return replace(data, images=np.round(tinted).astype(np.uint8))
+            return rng.integers(0, count, len(data.labels))
+        other = (data.labels + rng.integers(1, count, len(data.labels))) % count
+        return np.where(rng.random(len(data.labels)) < self.spurious, data.labels, other)
 
     def _generator(self, stream: int, split: int) -> np.random.Generator:
         key = np.random.SeedSequence(self.seed, spawn_key=(stream, split))
         return np.random.Generator(np.random.PCG64(key))
+
+
+def _tinted(
+    data: LabelledImages, cue: NDArray[np.int64], index: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The pictures at ``index`` in gray, coloured with the hue of their cue."""
+    count = len(data.classes)
+    hues = [colorsys.hsv_to_rgb(c / count, 1.0, 1.0) for c in range(count)]
+    # A quarter white, so that every hue leaves the picture visible in all three channels.
+    color = (0.25 + 0.75 * np.array(hues, dtype=np.float32))[cue[index]]
+    gray = data.images[index].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.round(gray[..., None] * color[:, None, None, :]).astype(np.uint8)
 
 
 def load_images(folder: str | Path | None, split: str) -> LabelledImages:
@@ -197,7 +205,8 @@ def _digits(train: bool) -> LabelledImages:
     index = np.flatnonzero((turn < 6) == train)
     gray = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
     names = tuple(str(c) for c in range(10))
-    return LabelledImages(np.repeat(gray[..., None], 3, axis=3), labels[index], names)
+    images = np.repeat(gray[..., None], 3, axis=3)
+    return LabelledImages(images, labels[index], names, np.arange(len(index)))
 
 
 def _npz(place: Path, train: bool) -> LabelledImages | None:
@@ -285,7 +294,12 @@ def _checked(
         classes = [str(c) for c in range(int(labels.max()) + 1)]
     if labels.max() >= len(classes):
         raise UserError(f"{file} has the label {labels.max()} and {len(classes)} classes.")
-    return LabelledImages(np.ascontiguousarray(images), labels.astype(np.int64), tuple(classes))
+    return LabelledImages(
+        np.ascontiguousarray(images),
+        labels.astype(np.int64),
+        tuple(classes),
+        np.arange(len(images)),
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):

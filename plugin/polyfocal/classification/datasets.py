@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from polyfocal.classification.data import Variant, load_images
@@ -13,7 +14,8 @@ from polyfocal.registry import DATASETS
 class ImageDataset(Dataset):
     """A split of a data set with its variant, held in memory.
 
-    Samples are dictionaries: ``inputs`` (uint8, (3, H, W)), ``labels`` and ``sample_ids``.
+    Samples are dictionaries: ``inputs``, uint8 (3, H, W), and ``data_samples``, which has ``label``
+    and ``sample_idx``, its place in the whole split, whatever part of it a variant takes.
 
     Args:
         root: folder, see :func:`polyfocal.classification.data.load_images`; None for the digits.
@@ -29,13 +31,14 @@ class ImageDataset(Dataset):
         self.data = Variant(**variant).apply(load_images(root, split), split)
         self.metainfo = {"classes": self.data.classes}
         self._images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous()
+        # Made once: a training reads each of them in every epoch.
+        self._samples = [
+            BaseDataElement(metainfo={"sample_idx": place, "label": label})
+            for place, label in zip(self.data.ids.tolist(), self.data.labels.tolist(), strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.data.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "inputs": self._images[index],
-            "labels": int(self.data.labels[index]),
-            "sample_ids": index,
-        }
+        return {"inputs": self._images[index], "data_samples": self._samples[index]}

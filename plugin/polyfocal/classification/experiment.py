@@ -30,7 +30,7 @@ def adapt_classification(
     """Adapt a classification config, in place, to its data set and the machine.
 
     ``cfg.data_root`` and ``cfg.variant`` (the keywords of
-    :class:`polyfocal.classification.Variant`) go to every split. The number of classes, and the
+    :class:`polyfocal.classification.Variant`) go to every split, ``cfg.topk`` to the metric. The number of classes, and the
     training pictures of each class where the loss or the metric asks for them with
     ``class_counts=None``, are those of the data.
 
@@ -61,7 +61,9 @@ def adapt_classification(
             f"there is no data set: {cfg.filename} wants {root}; give a folder of CIFAR with "
             "--data DIR, or use the built-in digits with --demo."
         )
-    variant = cfg.get("variant", {})
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.topk = cfg.topk
+    variant = cfg.get("variant") or {}
     for loader in _LOADERS.values():
         dataset = cfg[loader].dataset
         if dataset.split not in SPLITS:
@@ -69,10 +71,12 @@ def adapt_classification(
         dataset.update(root=root, **variant)
     train = _train_split(root, variant)
     cfg.model.num_classes = len(train.metainfo["classes"])
-    counts = train.data.counts
-    for node in (cfg.model.loss, cfg.model.loss.get("bias"), cfg.val_evaluator, cfg.test_evaluator):
-        if isinstance(node, dict) and "class_counts" in node and node.class_counts is None:
-            node.class_counts = counts
+    loss = cfg.model.loss
+    for node in (loss, loss.get("bias"), loss.get("teacher"), cfg.val_evaluator, cfg.test_evaluator):
+        if node and "num_classes" in node:
+            node.num_classes = cfg.model.num_classes
+        if node and "class_counts" in node and node.class_counts is None:
+            node.class_counts = train.data.counts
 
 
 def use_tiny_classifier(cfg: Config) -> None:

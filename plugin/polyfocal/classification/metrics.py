@@ -52,7 +52,7 @@ class ClassificationMetric(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the scores and the label of each sample of a batch."""
         for sample in data_samples:
-            self.results.append((sample["scores"].cpu().numpy(), int(sample["label"])))
+            self.results.append((sample["scores"].cpu().numpy(), sample["label"]))
 
     def compute_metrics(self, results: list[tuple[Any, int]]) -> dict[str, float]:
         """Measure all samples."""

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss
-from polyfocal.losses.bias import BiasHead, StoredScores
+from polyfocal.losses import BiasHead, ClassificationLoss
 from polyfocal.registry import MODELS
 
 
@@ -97,15 +97,15 @@ class ImagePreprocessor(BaseDataPreprocessor):
         self.flip = flip
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """The batch on the model's device, with ``inputs`` normalised."""
-        batch = self.cast_data(data)
-        inputs = (batch["inputs"].float() - self.mean) / self.std
+        """The batch with ``inputs`` stacked, on the model's device and normalised."""
+        inputs = torch.stack(list(data["inputs"])).to(self.device, non_blocking=True)
+        inputs = (inputs.float() - self.mean) / self.std
         if training and self.padding:
             inputs = self._shifted(inputs)
         if training and self.flip:
             mirrored = torch.rand(len(inputs), device=inputs.device) < 0.5
             inputs = torch.where(mirrored.view(-1, 1, 1, 1), inputs.flip(3), inputs)
-        return {**batch, "inputs": inputs}
+        return {**data, "inputs": inputs}
 
     def _shifted(self, inputs: Tensor) -> Tensor:
         n, _, height, width = inputs.shape
@@ -123,9 +123,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
 class Classifier(BaseModel):
     """Backbone, mean over the last feature map, linear layer, loss.
 
-    A loss that debiases with :class:`~polyfocal.losses.bias.StoredScores` is told which samples
-    a batch holds, and one with a :class:`~polyfocal.losses.bias.BiasHead` what that head sees: the
-    mean and deviation of the pictures' colours, or the features.
+    The :class:`~polyfocal.losses.BiasHead` of a debiasing loss sees the mean and the deviation of
+    the pictures' colours, or the features.
 
     Args:
         backbone: config; its last output is taken, (N, in_channels, H, W).
@@ -161,16 +160,18 @@ class Classifier(BaseModel):
         self.loss = built
 
     def forward(
-        self, inputs: Tensor, labels: Tensor, sample_ids: Tensor, mode: str = "tensor"
+        self,
+        inputs: Tensor,
+        data_samples: list[BaseDataElement] | None = None,
+        mode: str = "tensor",
     ) -> Any:
         """Logits, losses or predictions.
 
         Args:
             inputs: (N, 3, H, W), normalised.
-            labels: (N,), int64.
-            sample_ids: (N,), places in the data set.
+            data_samples: N with ``label`` and ``sample_idx``; not needed for logits.
             mode: ``"tensor"`` for logits (N, C); ``"loss"`` for a dictionary with ``loss``;
-                ``"predict"`` for a list of N dictionaries with ``scores`` (C,) and ``label``.
+                ``"predict"`` for N data samples that have ``scores`` (C,) too.
         """
         maps = self.backbone(inputs)
         features = (maps[-1] if isinstance(maps, list | tuple) else maps).mean(dim=(2, 3))
@@ -178,22 +179,24 @@ class Classifier(BaseModel):
         if mode == "tensor":
             return logits
         if mode == "loss":
-            self._inform_bias(inputs, features, sample_ids)
-            return {"loss": self.loss(logits, labels)}
+            self._inform_bias(inputs, features)
+            labels = [sample.label for sample in data_samples or ()]
+            return {"loss": self.loss(logits, torch.tensor(labels, device=logits.device))}
         activation = getattr(self.loss, "activation", None)
         scores = activation(logits) if activation else logits.float().softmax(dim=1)
-        return [{"scores": s, "label": y} for s, y in zip(scores, labels, strict=True)]
+        return [
+            BaseDataElement(metainfo=sample.metainfo, scores=row)
+            for sample, row in zip(data_samples or (), scores, strict=True)
+        ]
 
     def _classify(self, features: Tensor) -> Tensor:
         if self.normalized:
             return F.linear(F.normalize(features), F.normalize(self.head.weight))
         return self.head(features)
 
-    def _inform_bias(self, inputs: Tensor, features: Tensor, sample_ids: Tensor) -> None:
+    def _inform_bias(self, inputs: Tensor, features: Tensor) -> None:
         for source in self.loss.modules():
-            if isinstance(source, StoredScores):
-                source.select(sample_ids.tolist())
-            elif isinstance(source, BiasHead):
+            if isinstance(source, BiasHead):
                 if source.sees == "geometry":
                     raise UserError("BiasHead sees='geometry': a classifier has no boxes")
                 seen = features

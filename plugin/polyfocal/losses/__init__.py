@@ -12,6 +12,7 @@ from polyfocal.losses.debiasing import (
     ReweightedCrossEntropyLoss,
 )
 from polyfocal.losses.focal import FocalLoss
+from polyfocal.losses.ldam import LDAMLoss
 from polyfocal.losses.poly import Poly1CrossEntropyLoss, Poly1FocalLoss, PolyNLoss
 from polyfocal.losses.topk import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
@@ -28,6 +29,7 @@ __all__ = [
     "DualFocalLoss",
     "FocalLoss",
     "ImbalancedNoisedTopKLoss",
+    "LDAMLoss",
     "NoisedTopKLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",

@@ -102,6 +102,7 @@ def _configurable(cls: type[nn.Module]) -> Any:
 
 
 ClassPriors = _configurable(losses.ClassPriors)
+LDAMLoss = _configurable(losses.LDAMLoss)
 ImbalancedNoisedTopKLoss = _configurable(losses.ImbalancedNoisedTopKLoss)
 DebiasedFocalLoss = _configurable(losses.DebiasedFocalLoss)
 ProductOfExpertsLoss = _configurable(losses.ProductOfExpertsLoss)
@@ -117,6 +118,7 @@ for _module in (
     losses.Poly1CrossEntropyLoss,
     losses.PolyNLoss,
     CyclicalFocalLoss,
+    LDAMLoss,
     losses.NoisedTopKLoss,
     ImbalancedNoisedTopKLoss,
     DebiasedFocalLoss,
