@@ -161,8 +161,8 @@ def study_shortcut(args: argparse.Namespace, folder: Path) -> None:
     gammas: Methods = {"cross_entropy": {}}
     for gamma in (0.5, 1, 2, 5, 10):
         gammas[f"focal_gamma_{gamma:g}"] = {"model.loss.gamma": float(gamma)}
-    # The shallow model: a tenth of the digits, three epochs, as it would learn the easy cue first.
-    shallow = {"variant.num_samples": 200, "train_cfg.max_epochs": 3, "train_cfg.val_interval": 3}
+    # The shallow model sees few pictures for few epochs: enough for the easy cue, not for digits.
+    shallow = {**_schedule(20), "variant.num_samples": 200}
     colour = {"type": "polyfocal.BiasHead", "num_classes": None, "sees": "colour"}
 
     def stored(name: str) -> dict[str, Any]:
