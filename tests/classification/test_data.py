@@ -152,9 +152,7 @@ def test_digits():
     for data in (train, val):
         assert {image[..., 0].tobytes() for image in data.images} <= found
     first = digits.target[0]
-    np.testing.assert_array_equal(
-        train.images[0, :, :, 1], np.round(digits.images[0] * (255 / 16))
-    )
+    np.testing.assert_array_equal(train.images[0, :, :, 1], np.round(digits.images[0] * (255 / 16)))
     assert train.labels[0] == first
 
 
@@ -208,7 +206,9 @@ def test_spurious_colour():
     for split in ("train", "val", "ood"):
         data = variant.apply(many(), split)
         colours[split] = data.images[:, 0, 0]
-        own = np.stack([np.median(colours["train"][c * 1000 : (c + 1) * 1000], 0) for c in range(10)])
+        own = np.stack(
+            [np.median(colours["train"][c * 1000 : (c + 1) * 1000], 0) for c in range(10)]
+        )
         agrees = (colours[split] == own[data.labels]).all(axis=1).mean()
         assert agrees == pytest.approx(0.1 if split == "ood" else 0.8, abs=0.02)
     assert len(np.unique(colours["ood"], axis=0)) == 10

@@ -16,7 +16,7 @@ from polyfocal.errors import UserError
 SOFTMAX = {"use_sigmoid": False}
 COUNTS = {"class_counts": [50, 20, 5]}
 COLOUR = {"type": "polyfocal.BiasHead", "num_classes": 3, "sees": "colour"}
-SHALLOW = {"type": "polyfocal.BiasHead", "num_classes": 3, "sees": "features", "in_features": 16}
+SHALLOW = {"type": "polyfocal.BiasHead", "num_classes": 3, "sees": "features", "in_channels": 16}
 LOSSES = [
     {"type": "FocalLoss", **SOFTMAX, "alpha": None},
     {"type": "CyclicalFocalLoss", **SOFTMAX},
@@ -25,7 +25,7 @@ LOSSES = [
     {"type": "NoisedTopKLoss", "k": 1, "epsilon": 0.1},
     {"type": "ImbalancedNoisedTopKLoss", "k": 1, "epsilon": 0.1, "max_margin": 0.2, **COUNTS},
     {"type": "LDAMLoss", **COUNTS},
-    {"type": "DualFocalLoss", **SOFTMAX},
+    {"type": "DualFocalLoss", **SOFTMAX, "gamma": 2.0},
     {"type": "DebiasedFocalLoss", **SOFTMAX, "bias": COLOUR},
     {"type": "ProductOfExpertsLoss", **SOFTMAX, "bias": SHALLOW},
     {"type": "ReweightedCrossEntropyLoss", **SOFTMAX, "bias": COLOUR},

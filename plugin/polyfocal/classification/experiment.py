@@ -72,7 +72,13 @@ def adapt_classification(
     train = _train_split(root, variant)
     cfg.model.num_classes = len(train.metainfo["classes"])
     loss = cfg.model.loss
-    for node in (loss, loss.get("bias"), loss.get("teacher"), cfg.val_evaluator, cfg.test_evaluator):
+    for node in (
+        loss,
+        loss.get("bias"),
+        loss.get("teacher"),
+        cfg.val_evaluator,
+        cfg.test_evaluator,
+    ):
         if node and "num_classes" in node:
             node.num_classes = cfg.model.num_classes
         if node and "class_counts" in node and node.class_counts is None:
@@ -92,9 +98,7 @@ def use_tiny_classifier(cfg: Config) -> None:
     cfg.train_dataloader.batch_size = 64
     cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=12)
     cfg.param_scheduler = [
-        ConfigDict(
-            type="LinearLR", start_factor=0.05, begin=0, end=1, convert_to_iter_based=True
-        ),
+        ConfigDict(type="LinearLR", start_factor=0.05, begin=0, end=1, convert_to_iter_based=True),
         ConfigDict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, eta_min=0),
     ]
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2

@@ -98,7 +98,9 @@ def _read_config(path: str | Path) -> Config:
         ) from error
     missing = [key for key in ("model", "train_dataloader", "val_dataloader") if key not in cfg]
     if missing:
-        raise UserError(f"{path} is not the config of a detector or a classifier: it has no {missing[0]!r}.")
+        raise UserError(
+            f"{path} is not the config of a detector or a classifier: it has no {missing[0]!r}."
+        )
     return cfg
 
 
