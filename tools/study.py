@@ -81,9 +81,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     shortcut.add_argument(
         "--strength",
         type=float,
-        default=0.9,
+        default=0.95,
         metavar="P",
-        help="probability that the colour is that of the class (default: 0.9)",
+        help="probability that the colour is that of the class (default: 0.95)",
     )
     shortcut.add_argument(
         "--pictures", type=int, default=600, help="digit scenes to train on (default: 600)"

@@ -166,9 +166,9 @@ def load_images(folder: str | Path | None, split: str) -> LabelledImages:
     Args:
         folder: None for scikit-learn's 1,797 digits of 8 x 8 pixels, six of every ten of a class
             to train on and four to evaluate on. Otherwise a folder with CIFAR-10 or CIFAR-100 as
-            published (``data_batch_1`` ..., ``train``/``test`` for Python; ``data_batch_1.bin`` ...,
-            ``train.bin``/``test.bin``), itself or one folder below, or with one ``.npz`` file that
-            has ``x_train``, ``y_train``, ``x_test``, ``y_test`` and maybe ``classes``.
+            published, the Python version (``data_batch_1`` ... or ``train``, ``test``) or the
+            binary one (the same with ``.bin``), itself or one folder below; or with an ``.npz``
+            file that has ``x_train``, ``y_train``, ``x_test``, ``y_test`` and maybe ``classes``.
         split: ``"train"``, ``"val"`` or ``"ood"``; the last two are the same test pictures, told
             apart by the cue of a :class:`Variant` only.
 

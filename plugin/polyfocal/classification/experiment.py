@@ -30,9 +30,9 @@ def adapt_classification(
     """Adapt a classification config, in place, to its data set and the machine.
 
     ``cfg.data_root`` and ``cfg.variant`` (the keywords of
-    :class:`polyfocal.classification.Variant`) go to every split, ``cfg.topk`` to the metric. The number of classes, and the
-    training pictures of each class where the loss or the metric asks for them with
-    ``class_counts=None``, are those of the data.
+    :class:`polyfocal.classification.Variant`) go to every split, ``cfg.topk`` to the metric. The
+    number of classes, and the training pictures of each class where the loss or the metric asks
+    for them with ``class_counts=None``, are those of the data.
 
     Args:
         cfg: The config.

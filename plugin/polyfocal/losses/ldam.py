@@ -60,7 +60,7 @@ class LDAMLoss(ClassificationLoss):
         if pred.dim() != 2 or pred.shape[1] != len(self.margins) or target.dim() != 1:
             raise UserError(
                 f"LDAMLoss has {len(self.margins)} class counts for logits {tuple(pred.shape)} and"
-                f" a target {tuple(target.shape)}: expected (N, {len(self.margins)}) and labels (N,)"
+                f" a target {tuple(target.shape)}: expected a column a count and labels (N,)"
             )
         columns = torch.arange(pred.shape[1], device=pred.device)
         margins = self.margins.to(pred.device, pred.dtype) * (target.unsqueeze(1) == columns)

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def train_and_measure(
             data=data,
             tiny=tiny,
             demo=demo,
-            options={**(options or {}), **more},
+            # MMEngine writes one option into the value of another: they stay the caller's.
+            options=deepcopy({**(options or {}), **more}),
             train=training,
         )
         cfg = experiment.config
