@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from loss_bench import Step, _import, peak_bytes, run
+from loss_bench import Loss, _import, peak_bytes, run
 
 from polyfocal.losses import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
@@ -71,12 +71,12 @@ def smooth_topk(logits: Tensor, target: Tensor, k: int, tau: float = 1.0) -> Ten
     return (tau * (everything - with_label)).mean()
 
 
-def candidates(classes: int, k: int, samples: int) -> dict[str, Step]:
+def candidates(classes: int, k: int, samples: int) -> dict[str, Loss]:
     """Every loss that is compared, ours first."""
     counts = list(range(1, classes + 1))
     ours = NoisedTopKLoss(k, epsilon=0.2, num_samples=samples)
     tail = ImbalancedNoisedTopKLoss(k, 0.01, counts, 0.2, scale=60.0, num_samples=samples)
-    found: dict[str, Step] = {
+    found: dict[str, Loss] = {
         "polyfocal noised top-K": lambda x, y: ours(x, y),
         "polyfocal noised top-K, imbalanced": lambda x, y: tail(x, y),
     }

@@ -1,4 +1,4 @@
-"""Train a detector and evaluate it on the val split of its data set.
+"""Train a detector or a classifier and evaluate it on the val split of its data set.
 
 A config alone trains on COCO 2017 in data/coco; --data takes any COCO-format folder, and --demo
 the built-in pictures. The work directory gets the log, the checkpoints and pictures of predictions
@@ -29,6 +29,9 @@ examples:
   python tools/train.py configs/retinanet_poly1.py --demo \\
       --cfg-options model.bbox_head.loss_cls.epsilon=0.5 train_cfg.max_epochs=10
   python tools/train.py configs/retinanet_poly1.py --demo --resume
+
+  # a classifier, on the built-in digits or on a folder of CIFAR
+  python tools/train.py configs/classification/focal.py --demo
 
   # COCO 2017 in data/coco on 8 GPUs
   torchrun --nproc_per_node 8 tools/train.py configs/retinanet_poly1.py --launcher pytorch

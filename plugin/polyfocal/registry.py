@@ -14,7 +14,10 @@ from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-_LOCATIONS = ["polyfocal.mmdet" if find_spec("mmdet") else "polyfocal.mmengine"]
+_LOCATIONS = [
+    "polyfocal.mmdet" if find_spec("mmdet") else "polyfocal.mmengine",
+    "polyfocal.classification",
+]
 
 
 class _Registry(Registry):

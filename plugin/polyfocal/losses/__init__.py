@@ -13,6 +13,7 @@ from polyfocal.losses.debiasing import (
 )
 from polyfocal.losses.focal import FocalLoss
 from polyfocal.losses.gaussian import GaussianPoly1FocalLoss
+from polyfocal.losses.ldam import LDAMLoss
 from polyfocal.losses.poly import Poly1CrossEntropyLoss, Poly1FocalLoss, PolyNLoss
 from polyfocal.losses.topk import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
@@ -30,6 +31,7 @@ __all__ = [
     "FocalLoss",
     "GaussianPoly1FocalLoss",
     "ImbalancedNoisedTopKLoss",
+    "LDAMLoss",
     "NoisedTopKLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",

@@ -451,6 +451,8 @@ def _check_heatmap(probabilities: Tensor, heatmap: Tensor) -> None:
         low, high = (bound.item() for bound in torch.aminmax(tensor.detach()))
         if not 0 <= low <= high <= 1:  # also when NaN
             raise UserError(f"{name} from {low:.4g} to {high:.4g}: expected 0 to 1")
+
+
 def noised_topk_loss(
     logits: Tensor,
     target: Tensor,

@@ -58,12 +58,29 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+# By the default_scope of a config, the adapter that its experiments are of; else polyfocal.mmdet.
+_ADAPTERS = {"mmdet3d": "polyfocal.mmdet3d", "mmengine": "polyfocal.classification"}
+
+
+def prepare_experiment(path: str | Path, **settings: Any) -> Experiment:
+    """The experiment of any config, 2D, 3D or classification.
+
+    Args:
+        path: The config.
+        settings: Of :func:`polyfocal.mmdet.experiment.prepare_experiment`.
+
+    Raises:
+        UserError: The config, an option or the data set is not usable.
+    """
+    adapter = _ADAPTERS.get(read_config(path).get("default_scope"), "polyfocal.mmdet")
+    return import_module(f"{adapter}.experiment").prepare_experiment(path, **settings)
+
+
 def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     """The experiment that the common options ask for, with its work directory and launcher.
 
     Raises:
-        UserError: The options contradict each other, or see ``prepare_experiment`` of
-            :mod:`polyfocal.mmdet.experiment` and :mod:`polyfocal.mmdet3d.experiment`.
+        UserError: The options contradict each other, or see :func:`prepare_experiment`.
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
@@ -73,10 +90,7 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
             "start the tool without it."
         )
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    # The adapter of the framework that the config belongs to: polyfocal.mmdet or polyfocal.mmdet3d.
-    scope = read_config(args.config).get("default_scope")
-    adapter = import_module(f"polyfocal.{'mmdet3d' if scope == 'mmdet3d' else 'mmdet'}.experiment")
-    experiment = adapter.prepare_experiment(
+    experiment = prepare_experiment(
         args.config,
         data=args.data,
         tiny=args.profile == "tiny",

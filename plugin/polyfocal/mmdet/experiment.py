@@ -15,7 +15,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from rich.console import RenderableType
 
-from polyfocal.coco import CocoResult, CocoSplit, format_table, load_split
+from polyfocal.coco import CocoSplit, load_split
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.mmdet.metrics import CocoMetric
@@ -37,14 +37,15 @@ class Experiment:
 
     def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
         """What an evaluation found, to print; nothing where there was none yet."""
-        results: dict[str, CocoResult] = {}
-        for metric in metrics:
-            if isinstance(metric, CocoMetric):
-                results.update(metric.coco_results)
-        return [format_table(results)] if results else []
+        own = [metric for metric in metrics if hasattr(metric, "table")]
+        return [table for metric in own if (table := metric.table()) is not None]
 
-    def draw(self, runner: Runner) -> Path:
-        """Draw predictions of the trained model beside the ground truth; returns the folder."""
+    def draw(self, runner: Runner) -> Path | None:
+        """Draw predictions of the trained model beside the ground truth.
+
+        Returns:
+            The folder, None where nothing is drawn.
+        """
         return draw_predictions(runner)
 
     def keep_detections(self, out: str) -> list[BaseMetric]:

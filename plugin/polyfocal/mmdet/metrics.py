@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from rich.console import RenderableType
 
-from polyfocal.coco import CocoResult, evaluate
+from polyfocal.coco import CocoResult, evaluate, format_table
 from polyfocal.errors import UserError
 from polyfocal.registry import METRICS
 
@@ -86,3 +87,7 @@ class CocoMetric(MMDetCocoMetric):
                     for name, value in result.per_class.items():
                         metrics[f"{kind}_{name}_precision"] = value
         return {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
+
+    def table(self) -> RenderableType | None:
+        """What was measured last, for a terminal; None where nothing was."""
+        return format_table(self.coco_results) if self.coco_results else None

@@ -16,13 +16,17 @@ from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
 
 def train(
     experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
-) -> None:
+) -> dict[str, float]:
     """Train, evaluate on the val split, and draw predictions beside the ground truth.
 
     Args:
-        experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
+        experiment: From :func:`polyfocal.mmdet.command_line.prepare_experiment`, with a
+            ``work_dir``.
         resume: A checkpoint to go on from, or ``"auto"`` for the work directory's last one.
         load_from: A checkpoint to take weights from; those that do not fit are left out.
+
+    Returns:
+        What the last evaluation measured, by the metrics' names.
 
     Raises:
         UserError: The config or a checkpoint does not fit.
@@ -47,27 +51,39 @@ def train(
             runner.val_loop.run()
     finally:
         bar.close()
+    hub = runner.message_hub.log_scalars
+    measured = {
+        name.removeprefix("val/"): history.current()
+        for name, history in hub.items()
+        if name.startswith("val/") and not name.endswith("time")
+    }
     if not is_main_process():
-        return
+        return measured
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    _report(
-        runner,
-        experiment.tables(runner.val_evaluator.metrics),
-        {
-            "training": f"{minutes} min {seconds} s",
-            "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
-            "pictures": _short(experiment.draw(runner)),
-        },
-    )
+    lines: dict[str, Any] = {
+        "training": f"{minutes} min {seconds} s",
+        "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
+    }
+    pictures = experiment.draw(runner)
+    if pictures is not None:
+        lines["pictures"] = _short(pictures)
+    _report(runner, experiment.tables(runner.val_evaluator.metrics), lines)
+    return measured
 
 
-def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None) -> None:
+def test(
+    experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None
+) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config; ``--data`` makes that the val split.
 
     Args:
-        experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
+        experiment: From :func:`polyfocal.mmdet.command_line.prepare_experiment`, with a
+            ``work_dir``.
         checkpoint: A file or an address that MMEngine knows.
         more_metrics: Metrics to fill beside the config's, such as MMDetection's ``DumpDetResults``.
+
+    Returns:
+        What was measured, by the metrics' names.
 
     Raises:
         UserError: The config or the checkpoint does not fit.
@@ -79,11 +95,12 @@ def test(experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | N
     bar = ProgressBarHook()
     runner.register_hook(bar)
     try:
-        runner.test()
+        measured = runner.test()
     finally:
         bar.close()
     if is_main_process():
         _report(runner, experiment.tables(runner.test_evaluator.metrics), {})
+    return measured
 
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:

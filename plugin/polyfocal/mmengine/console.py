@@ -152,9 +152,11 @@ class ProgressBarHook(Hook):
         self._bar.remove_task(self._val_task)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Leave a line with the mean average precision above the bar."""
+        """Leave a line with the mean average precision or the accuracy above the bar."""
         shown = [
-            f"{k.split('/')[-1]} {v:.3f}" for k, v in (metrics or {}).items() if k[-3:] == "mAP"
+            f"{k.split('/')[-1]} {v:.3f}"
+            for k, v in (metrics or {}).items()
+            if k.endswith(("mAP", "/top1"))
         ]
         if shown and self._live.is_started:
             self._live.console.print(f"epoch {runner.epoch}: {'  '.join(shown)}")

@@ -102,6 +102,7 @@ def _configurable(cls: type[nn.Module]) -> Any:
 
 
 ClassPriors = _configurable(losses.ClassPriors)
+LDAMLoss = _configurable(losses.LDAMLoss)
 ImbalancedNoisedTopKLoss = _configurable(losses.ImbalancedNoisedTopKLoss)
 DebiasedFocalLoss = _configurable(losses.DebiasedFocalLoss)
 ProductOfExpertsLoss = _configurable(losses.ProductOfExpertsLoss)
@@ -118,6 +119,7 @@ for _module in (
     losses.PolyNLoss,
     losses.GaussianPoly1FocalLoss,
     CyclicalFocalLoss,
+    LDAMLoss,
     losses.NoisedTopKLoss,
     ImbalancedNoisedTopKLoss,
     DebiasedFocalLoss,

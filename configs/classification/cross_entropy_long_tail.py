@@ -1,0 +1,1 @@
+_base_ = ["cross_entropy.py", "_base_/long_tail.py"]

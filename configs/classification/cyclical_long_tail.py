@@ -1,0 +1,1 @@
+_base_ = ["cyclical.py", "_base_/long_tail.py"]

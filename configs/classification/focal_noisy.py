@@ -1,0 +1,1 @@
+_base_ = ["focal.py", "_base_/noisy.py"]

@@ -1,0 +1,1 @@
+_base_ = ["ldam.py", "_base_/noisy.py"]

@@ -1,0 +1,1 @@
+_base_ = ["noised_topk.py", "_base_/noisy.py"]

@@ -1,0 +1,1 @@
+_base_ = ["poly1.py", "_base_/noisy.py"]

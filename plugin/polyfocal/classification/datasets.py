@@ -1,0 +1,44 @@
+"""The data set that a DataLoader reads."""
+
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch.utils.data import Dataset
+
+from polyfocal.classification.data import Variant, load_images
+from polyfocal.registry import DATASETS
+
+
+@DATASETS.register_module()
+class ImageDataset(Dataset):
+    """A split of a data set with its variant, held in memory.
+
+    Samples are dictionaries: ``inputs``, uint8 (3, H, W), and ``data_samples``, which has ``label``
+    and ``sample_idx``, its place in the whole split, whatever part of it a variant takes.
+
+    Args:
+        root: folder, see :func:`polyfocal.classification.data.load_images`; None for the digits.
+        split: ``"train"``, ``"val"`` or ``"ood"``.
+        variant: the keywords of :class:`polyfocal.classification.data.Variant`.
+
+    Attributes:
+        data: the :class:`~polyfocal.classification.data.LabelledImages`.
+        metainfo: ``classes``.
+    """
+
+    def __init__(self, root: str | None, split: str, **variant: Any) -> None:
+        self.data = Variant(**variant).apply(load_images(root, split), split)
+        self.metainfo = {"classes": self.data.classes}
+        self._images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous()
+        # Made once: a training reads each of them in every epoch.
+        self._samples = [
+            BaseDataElement(metainfo={"sample_idx": place, "label": label})
+            for place, label in zip(self.data.ids.tolist(), self.data.labels.tolist(), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.data.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": self._images[index], "data_samples": self._samples[index]}

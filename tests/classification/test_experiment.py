@@ -1,0 +1,162 @@
+"""A classification config meets its data; and every shipped one trains, tests and resumes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+import torch
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.command_line import prepare_experiment
+from polyfocal.mmdet.runs import test as run_test
+from polyfocal.mmdet.runs import train as run_train
+
+FOLDER = Path(__file__).parents[2] / "configs" / "classification"
+CONFIGS = sorted(FOLDER.glob("*.py"))
+LOSSES = {
+    "cross_entropy": "FocalLoss",
+    "focal": "FocalLoss",
+    "cyclical": "CyclicalFocalLoss",
+    "poly1": "Poly1CrossEntropyLoss",
+    "noised_topk": "NoisedTopKLoss",
+    "imbalanced_noised_topk": "ImbalancedNoisedTopKLoss",
+    "ldam": "LDAMLoss",
+}
+CIFAR_LT = Path(__file__).parents[3] / "shared" / "data" / "cifar10_lt100"
+
+
+def prepare(name, tmp_path, *, options=None, **settings):
+    experiment = prepare_experiment(FOLDER / f"{name}.py", options=options, **settings)
+    experiment.config.work_dir = str(tmp_path)
+    experiment.config.experiment_name = f"{name}-{tmp_path}"
+    experiment.config.randomness = {"seed": 0}
+    experiment.config.launcher = "none"
+    return experiment
+
+
+def test_all_are_there_and_short():
+    names = {loss + end for loss in LOSSES for end in ("", "_long_tail", "_noisy")}
+    assert {path.stem for path in CONFIGS} == names
+    assert all(len(path.read_text().splitlines()) <= 16 for path in CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_reads_as_it_is_called(path):
+    cfg = prepare_experiment(path, demo=True).config
+    name = re.sub("_(long_tail|noisy)$", "", path.stem)
+    assert cfg.model.loss.type == f"polyfocal.{LOSSES[name]}"
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.get("long_tail", 1.0) == (100.0 if "long_tail" in path.stem else 1.0)
+    assert dataset.get("label_noise", 0.0) == (0.2 if "noisy" in path.stem else 0.0)
+    assert cfg.model.num_classes == 10
+    counts = cfg.val_evaluator.class_counts
+    if "long_tail" in path.stem:
+        assert counts[0] / counts[9] > 50
+    if "class_counts" in cfg.model.loss:
+        assert cfg.model.loss.class_counts == counts
+
+
+def test_full_recipe(tmp_path):
+    """The recipe of the config is the paper's; the tiny profile changes network and schedule."""
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    labels = np.arange(20)
+    np.savez(
+        tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2]
+    )
+    full = prepare("noised_topk", tmp_path, data=tmp_path).config
+    assert full.train_cfg.max_epochs == 300 and full.model.backbone.depth == 32
+    assert full.param_scheduler[0].milestones == [151, 226]
+    assert full.train_dataloader.batch_size == 64 and full.model.num_classes == 20
+    tiny = prepare(
+        "noised_topk",
+        tmp_path,
+        data=tmp_path,
+        tiny=True,
+        options={"model.backbone.depth": 14, "topk": 3},
+    ).config
+    assert tiny.train_cfg.max_epochs == 12 and tiny.model.backbone.depth == 14
+    assert tiny.val_evaluator.topk == tiny.test_evaluator.topk == 3
+    assert tiny.train_dataloader.dataset.root == str(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A cross-entropy on the digits, of the tiny profile but with fewer epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = {"train_cfg.max_epochs": 8, "train_cfg.val_interval": 8}
+    measured = run_train(prepare("cross_entropy", folder, demo=True, options=options))
+    return folder, measured
+
+
+def test_learns_digits(trained, capsys):
+    folder, measured = trained
+    assert measured["classification/top1"] > 0.9
+    experiment = prepare("cross_entropy", folder / "test", demo=True)
+    again = run_test(experiment, str(folder / "epoch_8.pth"))
+    assert again["classification/top1"] == measured["classification/top1"]
+    assert "macro_top1" in capsys.readouterr().out
+
+
+def test_same_seed_same_weights_and_resumes(trained, tmp_path):
+    folder, _ = trained
+    stop = {"train_cfg.max_epochs": 8, "train_cfg.val_interval": 8}
+    run_train(prepare("cross_entropy", tmp_path, demo=True, options=stop))
+    first, second = (
+        torch.load(place / "epoch_8.pth")["state_dict"]["head.weight"]
+        for place in (folder, tmp_path)
+    )
+    assert torch.equal(first, second)
+    more = {"train_cfg.max_epochs": 9, "train_cfg.val_interval": 9}
+    run_train(prepare("cross_entropy", tmp_path, demo=True, options=more), resume="auto")
+    assert torch.load(tmp_path / "epoch_9.pth")["meta"]["epoch"] == 9
+
+
+def test_cycle_follows_the_training(tmp_path, monkeypatch):
+    from polyfocal.mmengine.losses import CyclicalFocalLoss
+
+    seen = []
+    original = CyclicalFocalLoss.progress
+    monkeypatch.setattr(
+        CyclicalFocalLoss, "progress", lambda self: seen.append(original(self)) or seen[-1]
+    )
+    options = {"train_cfg.max_epochs": 1, "variant": {"num_samples": 320}}
+    run_train(prepare("cyclical", tmp_path, demo=True, options=options))
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "there is no data set: .* wants data/cifar-100-python; .*--data DIR.*--demo"),
+        ({"data": "/away"}, "wants /away"),
+        ({"demo": True, "options": {"variant": {"tail": 2}}}, "variant={'tail': 2}: .*'tail'"),
+        ({"demo": True, "options": {"variant.long_tail": 0}}, "long_tail=0"),
+        (
+            {"demo": True, "options": {"test_dataloader.dataset.split": "away"}},
+            "test_dataloader.dataset.split='away'",
+        ),
+    ],
+)
+def test_refuses(settings, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        prepare("focal", tmp_path, **settings)
+
+
+@pytest.mark.skipif(not CIFAR_LT.is_dir(), reason="needs ../shared/data/cifar10_lt100")
+def test_real_pictures(tmp_path):
+    options = {"variant": {"long_tail": 100.0}, "val_evaluator.shots": (200, 1000)}
+    cfg = prepare("ldam", tmp_path, data=CIFAR_LT, tiny=True, options=options).config
+    counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert cfg.model.loss.class_counts == cfg.val_evaluator.class_counts == counts
+    few = {"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1, "variant.num_samples": 1000}
+    measured = run_train(prepare("ldam", tmp_path, data=CIFAR_LT, tiny=True, options=options | few))
+    assert {"many", "medium", "few"} <= {name.split("/")[1] for name in measured}
+    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+    last = json.loads(scalars.read_text().splitlines()[-1])
+    assert last["classification/top1"] == pytest.approx(measured["classification/top1"])
