@@ -83,6 +83,7 @@ def test_products_and_eigenvalues_are_exact(problem, pattern):
         matrix = exact(chosen)
         ours = Hessian(losses, chosen.values())
         torch.testing.assert_close(ours.multiply(torch.eye(ours.size).double()), matrix)
+        assert ours.loss() == pytest.approx(sum(float(loss()) for loss in losses) / 2)
         expected = torch.linalg.eigvalsh(matrix).flip(0)
         found = eigenvalues(ours, 5, tolerance=1e-7)
         torch.testing.assert_close(found.values, expected[:5], rtol=0, atol=1e-6)

@@ -186,19 +186,26 @@ class Hessian:
                 product += self._product(gradient, vector)
         return products / len(self.losses)
 
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The mean of the losses."""
+        return sum(float(self._loss(number)) for number in range(len(self.losses))) / len(
+            self.losses
+        )
+
+    def _loss(self, number: int) -> Tensor:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _differentiable_attention():
+            torch.manual_seed(self.seed + number)
+            return self.losses[number]()
+
     def _gradient(self, number: int) -> list[Tensor | None]:
         """The gradient of one batch's loss, with its graph; None where it does not depend."""
         state = (number, *(p._version for p in self.parameters))
         if self._kept is None or self._kept[0] != state:
             self._kept = None  # before the next graph takes memory
-            devices = [self.device] if self.device.type == "cuda" else []
-            with (
-                torch.random.fork_rng(devices),
-                _differentiable_attention(),
-                torch.enable_grad(),
-            ):
-                torch.manual_seed(self.seed + number)
-                loss = self.losses[number]()
+            with torch.enable_grad():
+                loss = self._loss(number)
                 _check_loss(loss)
                 self._kept = state, _gradient(loss, self.parameters)
         return self._kept[1]
