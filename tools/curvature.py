@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--loss",
         choices=["cls", "all"],
-        help="the losses called cls, or their sum with all others (default: cls where there is one)",
+        help="the losses called cls, or the whole training loss (default: cls, where there is one)",
     )
     parser.add_argument("--top-k", type=int, default=1, help="largest eigenvalues (default: 1)")
     parser.add_argument(

@@ -218,7 +218,7 @@ class CurvatureHook(Hook):
         self.interval = interval
         self.batches = batches
         self.seed = seed
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "parameters": parameters,
             "kind": kind,
             "top_k": top_k,
@@ -345,4 +345,5 @@ class TracePenaltyHook(Hook):
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    inner: Any = model.module if is_model_wrapper(model) else model
+    return inner
