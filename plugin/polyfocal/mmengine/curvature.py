@@ -23,7 +23,7 @@ from polyfocal.registry import HOOKS
 _PENALTY = "loss_trace"
 
 
-def training_loss(model: nn.Module, outputs: dict[str, Any], kind: str | None = None) -> Tensor:
+def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) -> Tensor:
     """One number of what a model returned in the mode ``'loss'``.
 
     Args:
@@ -59,13 +59,16 @@ def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
     """
     if count < 1:
         raise UserError(f"batches={count}: expected 1 or more.")
-    size = loader.batch_size or loader.batch_sampler.batch_size
-    order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(seed))
+    # MMDetection's batch samplers make the batches, and then the loader itself knows no size.
+    dataset: Any = loader.dataset
+    sampler: Any = loader.batch_sampler
+    size = loader.batch_size or sampler.batch_size
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     chosen = order[: count * size].split(size)
     if len(chosen) > 1 and len(chosen[-1]) < size:
         chosen = chosen[:-1]
     with _seeded(seed):
-        return [loader.collate_fn([loader.dataset[i] for i in one.tolist()]) for one in chosen]
+        return [loader.collate_fn([dataset[i] for i in one.tolist()]) for one in chosen]
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def batch_losses(
-    model: nn.Module, batches: list[Any], kind: str | None = None
+    model: Any, batches: list[Any], kind: str | None = None
 ) -> list[Callable[[], Tensor]]:
     """For :class:`polyfocal.curvature.Hessian`: the loss of each batch as a function.
 
