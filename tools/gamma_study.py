@@ -32,6 +32,14 @@ from polyfocal.studies import Outcome, Run, run_study, summarize
 
 EXAMPLES = """\
 examples:
+  # a classifier on scikit-learn's digits: a quarter of a minute a run
+  python tools/gamma_study.py configs/classification/cross_entropy.py --demo \
+      --out work_dirs/gamma_digits
+
+  # CIFAR-10 or -100 from a folder, with and without a long tail
+  python tools/gamma_study.py configs/classification/cross_entropy.py --data ~/cifar \
+      --profile tiny --out work_dirs/gamma_cifar --cfg-options variant.long_tail=100
+
   # a detector on the built-in pictures, two values of gamma, one seed: a quarter of an hour
   python tools/gamma_study.py configs/retinanet_focal.py --demo --gammas 0 2 --epsilons \\
       --penalties --seeds 0 --epochs 4 --out work_dirs/gamma_demo
@@ -50,7 +58,7 @@ PAIRED_ALPHA = {0.0: 0.75, 0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25,
 FIXED_ALPHA = 0.25
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
 EPSILONS = (-1.0, -0.5, 1.0, 2.0)
-PENALTIES = (1e-4, 1e-3, 1e-2)
+PENALTIES = (1e-5, 1e-4, 1e-3)
 
 # Columns of the tables and axes of the plots: what a run may have measured, and its name.
 QUALITY = {"bbox_mAP": "AP", "segm_mAP": "mask AP", "top1": "accuracy"}
@@ -122,24 +130,27 @@ def grid(args: argparse.Namespace, use_sigmoid: bool) -> dict[str, dict[str, Any
 
     for gamma in args.gammas:
         if not use_sigmoid:
-            add(["focal"], gamma, f"gamma_{gamma:g}", type="polyfocal.FocalLoss", gamma=gamma)
+            add(["focal"], gamma, f"gamma_{gamma:g}", **focal(gamma, None))
             continue
         for alpha in dict.fromkeys((paired_alpha(gamma), FIXED_ALPHA)):
             series = ["focal, alpha paired"] * (alpha == paired_alpha(gamma))
             series += ["focal, alpha fixed"] * (alpha == FIXED_ALPHA)
             name = f"gamma_{gamma:g}_alpha_{alpha:g}"
-            add(series, gamma, name, type="polyfocal.FocalLoss", gamma=gamma, alpha=alpha)
+            add(series, gamma, name, **focal(gamma, alpha))
     for epsilon in args.epsilons:
         poly = "Poly1FocalLoss" if use_sigmoid else "Poly1CrossEntropyLoss"
         name = f"epsilon_{epsilon:g}"
         add(["Poly-1"], epsilon, name, type=f"polyfocal.{poly}", epsilon=epsilon)
     for coefficient in args.penalties:
-        loss: dict[str, Any] = {"type": "polyfocal.FocalLoss", "gamma": 0.0}
-        if use_sigmoid:
-            loss["alpha"] = paired_alpha(0.0)
         name = f"penalty_{coefficient:g}"
+        loss = focal(0.0, paired_alpha(0.0) if use_sigmoid else None)
         add(["trace penalty"], coefficient, name, penalty=coefficient, **loss)
     return cells
+
+
+def focal(gamma: float, alpha: float | None) -> dict[str, Any]:
+    """The config of a focal loss."""
+    return {"type": "polyfocal.FocalLoss", "gamma": gamma, "alpha": alpha}
 
 
 def paired_alpha(gamma: float) -> float:
@@ -209,8 +220,7 @@ class Study:
         self._call("train", [*arguments, "--resume", *self._cfg_options()], log)
         measured = last_evaluation(work)
         checkpoint = (work / "last_checkpoint").read_text().strip()
-        plain = {"type": "polyfocal.FocalLoss", "gamma": 0.0, "alpha": None}
-        plain["use_sigmoid"] = self.use_sigmoid
+        plain = {**focal(0.0, None), "use_sigmoid": self.use_sigmoid}
         reference = self._write(folder / f"{name}_ce.py", plain)
         for file, suffix in ((config, ""), (reference, "_ce")):
             out = folder / f"curvature{suffix}.json"
@@ -388,7 +398,8 @@ def _cell(mean: float, spread: float, *, percent: bool) -> str:
     if percent:
         mean, spread = 100 * mean, 100 * spread
         return f"{mean:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
-    return f"{mean:.3g}" + ("" if math.isnan(spread) else f" ± {spread:.1g}")
+    digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 0  # three that count
+    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
 def _bars(spreads: Sequence[float]) -> list[float]:
