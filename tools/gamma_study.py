@@ -335,9 +335,11 @@ def draw(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: 
     columns, summary = columns_of(outcomes), summarize(outcomes)
     quality = next((key for key in QUALITY if key in columns), None)
     series: dict[str, list[str]] = {}
-    for name in sorted(summary, key=lambda name: cells[name]["value"]):
-        for one in cells[name]["series"]:
+    for name, cell in cells.items():
+        for one in cell["series"]:
             series.setdefault(one, []).append(name)
+    for names in series.values():
+        names.sort(key=lambda name: cells[name]["value"])
     measures = [key for key in CALIBRATION if key in columns] or ([quality] if quality else [])
     files = []
     for measure in measures:
@@ -356,7 +358,8 @@ def draw(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: 
                     axis.annotate(
                         text, (a, b), (4, 4), textcoords="offset points", fontsize=7, color=color
                     )
-            if key in CURVATURE and all(summary[name][key][0] > 0 for name in summary):
+            means = [summary[name][key][0] for name in summary]
+            if min(means) > 0 and max(means) > 20 * min(means):
                 axis.set_xscale("log")
             axis.set_xlabel(columns[key])
             axis.grid(alpha=0.3)
