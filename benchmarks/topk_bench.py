@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from loss_bench import Loss, _import, peak_bytes, run
+from loss_bench import Candidate, Loss, _import, peak_bytes, run
 
 from polyfocal.losses import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
@@ -100,11 +100,13 @@ def measure(classes: int, batch: int, k: int, samples: int, turns: int, device: 
     order = random.Random(0)
     for turn in range(turns + 2):
         for name in order.sample(list(steps), len(steps)):
-            seconds = run(steps[name], logits, target)
+            seconds = run(Candidate(steps[name]), logits, target)
             if turn >= 2:  # the first ones fill caches
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    peaks = {name: peak_bytes(step, logits, target) / 2**20 for name, step in steps.items()}
+    peaks = {
+        name: peak_bytes(Candidate(step), logits, target) / 2**20 for name, step in steps.items()
+    }
     first = next(iter(steps))
     lines = [
         f"**C = {classes:,}**, K = {k}, B = {samples}, batch {batch}",

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
 from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
+from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
 
 
 def train(
@@ -88,9 +89,7 @@ def test(
     Raises:
         UserError: The config or the checkpoint does not fit.
     """
-    experiment.config.load_from = checkpoint
-    runner = _build_runner(experiment)
-    runner.register_hook(CheckpointGuardHook(checkpoint, strict=True))
+    runner = _load(experiment, checkpoint)
     runner.test_evaluator.metrics.extend(more_metrics or [])
     bar = ProgressBarHook()
     runner.register_hook(bar)
@@ -101,6 +100,39 @@ def test(
     if is_main_process():
         _report(runner, experiment.tables(runner.test_evaluator.metrics), {})
     return measured
+
+
+def curvature(
+    experiment: Experiment, checkpoint: str, *, batches: int, seed: int = 0, **settings: Any
+) -> Curvature:
+    """Measure the curvature of the training loss at the weights of a checkpoint.
+
+    Args:
+        experiment: From :func:`polyfocal.mmdet.experiment.prepare_experiment`, with a ``work_dir``.
+        checkpoint: A file.
+        batches: Batches of the training data.
+        seed: Of the choice of pictures and of the probes.
+        settings: See :func:`polyfocal.mmengine.curvature.measure_curvature`.
+
+    Raises:
+        UserError: The config or the checkpoint does not fit, or a setting.
+    """
+    runner = _load(experiment, checkpoint)
+    meta = runner.load_checkpoint(checkpoint).get("meta", {})
+    loop = runner.train_loop
+    # What a loss with a schedule looks at; a checkpoint without a date is taken for the end.
+    runner.message_hub.update_info("max_iters", loop.max_iters)
+    done = min(meta.get("iter", loop.max_iters), loop.max_iters)
+    runner.message_hub.update_info("iter", max(0, done - 1))
+    samples = fixed_batches(loop.dataloader, batches, seed)
+    return measure_curvature(runner.model, samples, seed=seed, **settings)
+
+
+def _load(experiment: Experiment, checkpoint: str) -> ConsoleRunner:
+    experiment.config.load_from = checkpoint
+    runner = _build_runner(experiment)
+    runner.register_hook(CheckpointGuardHook(checkpoint, strict=True))
+    return runner
 
 
 def _build_runner(experiment: Experiment) -> ConsoleRunner:

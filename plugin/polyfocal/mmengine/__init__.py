@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from polyfocal.mmengine.checkpoint import allow_mmengine_checkpoints
+from polyfocal.mmengine.curvature import CurvatureHook, TracePenaltyHook
 from polyfocal.mmengine.hooks import AdaFocalHook, StoredScoresHook, StoreScoresHook
 from polyfocal.mmengine.losses import CyclicalFocalLoss, class_counts
 from polyfocal.mmengine.statistics import ClassStatisticsHook
@@ -22,8 +23,10 @@ allow_mmengine_checkpoints()
 __all__ = [
     "AdaFocalHook",
     "ClassStatisticsHook",
+    "CurvatureHook",
     "CyclicalFocalLoss",
     "StoreScoresHook",
     "StoredScoresHook",
+    "TracePenaltyHook",
     "class_counts",
 ]

@@ -1,0 +1,352 @@
+"""Curvature of a model's training loss: measured beside a training, and held down in it."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from polyfocal import curvature
+from polyfocal.errors import UserError
+from polyfocal.registry import HOOKS
+
+_PENALTY = "loss_trace"
+
+
+def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) -> Tensor:
+    """One number of what a model returned in the mode ``'loss'``.
+
+    Args:
+        model: An MMEngine model.
+        outputs: Losses by name.
+        kind: ``'cls'``: those whose names hold "cls"; ``'all'``: the training loss; None means
+            'cls' where there are such, and else 'all'.
+
+    Raises:
+        UserError: The model has no loss of that kind, or the kind is another.
+    """
+    if kind not in (None, "cls", "all"):
+        raise UserError(f"kind={kind!r} of loss: expected 'cls' or 'all'.")
+    losses = {k: v for k, v in outputs.items() if "loss" in k and k != _PENALTY}
+    classification = {k: v for k, v in losses.items() if "cls" in k}
+    if kind == "cls" and not classification:
+        raise UserError(f"no loss of the model is called cls: it has {', '.join(losses)}.")
+    return model.parse_losses(losses if kind == "all" else classification or losses)[0]
+
+
+def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
+    """Batches of samples that are chosen, and augmented, by the seed alone.
+
+    Loaded in this process; the global random generators are left as they were.
+
+    Args:
+        loader: Of the training data; its data set, collate function and batch size are used.
+        count: Batches, >= 1; fewer where the data set is smaller.
+        seed: Of the choice and of augmentation.
+
+    Raises:
+        UserError: The count is not that.
+    """
+    if count < 1:
+        raise UserError(f"batches={count}: expected 1 or more.")
+    # MMDetection's batch samplers make the batches, and then the loader itself knows no size.
+    dataset: Any = loader.dataset
+    sampler: Any = loader.batch_sampler
+    size = loader.batch_size or sampler.batch_size
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    chosen = order[: count * size].split(size)
+    if len(chosen) > 1 and len(chosen[-1]) < size:
+        chosen = chosen[:-1]
+    with _seeded(seed):
+        return [loader.collate_fn([dataset[i] for i in one.tolist()]) for one in chosen]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def batch_losses(
+    model: Any, batches: list[Any], kind: str | None = None
+) -> list[Callable[[], Tensor]]:
+    """For :class:`polyfocal.curvature.Hessian`: the loss of each batch as a function.
+
+    Args:
+        model: An MMEngine model, not wrapped.
+        batches: As the data loader gives them.
+        kind: See :func:`training_loss`.
+    """
+
+    def loss_of(batch: Any) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            data = model.data_preprocessor(batch, True)
+            named = isinstance(data, dict)
+            outputs = model(**data, mode="loss") if named else model(*data, mode="loss")
+            return training_loss(model, outputs, kind)
+
+        return loss
+
+    return [loss_of(batch) for batch in batches]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What was measured of a loss surface at a model's weights.
+
+    Attributes:
+        parameters: Names of the chosen parameters.
+        size: Their numbers in all.
+        loss: Mean of the losses of the batches.
+        eigenvalues: The largest ones.
+        trace: Of the Hessian.
+        density: Of the spectrum, where it was asked for.
+        seconds: That it took.
+    """
+
+    parameters: tuple[str, ...]
+    size: int
+    loss: float
+    eigenvalues: curvature.Eigenvalues
+    trace: curvature.Estimate
+    density: curvature.SpectralDensity | None
+    seconds: float
+
+
+def measure_curvature(
+    model: nn.Module,
+    batches: list[Any],
+    *,
+    parameters: str | None = None,
+    kind: str | None = None,
+    top_k: int = 1,
+    steps: int = 100,
+    probes: int = 16,
+    method: str = "hutchinson",
+    density: bool = False,
+    seed: int = 0,
+) -> Curvature:
+    """The curvature of a model's training loss at its present weights.
+
+    The model is :func:`polyfocal.curvature.frozen` for that time: batch normalisation by its
+    running statistics, no dropout. Nothing of it is changed.
+
+    Args:
+        model: An MMEngine model, such as a detector, not wrapped.
+        batches: Over whose losses the mean is taken, see :func:`fixed_batches`.
+        parameters: A regular expression over names, see
+            :func:`polyfocal.curvature.select_parameters`.
+        kind: Which of the model's losses, see :func:`training_loss`.
+        top_k, steps: See :func:`polyfocal.curvature.eigenvalues`.
+        probes, method: See :func:`polyfocal.curvature.trace`.
+        density: Estimate the spectral density too.
+        seed: Of everything random.
+
+    Raises:
+        UserError: See these functions and :class:`polyfocal.curvature.Hessian`.
+    """
+    start = time.perf_counter()
+    with curvature.frozen(model, parameters) as chosen:
+        losses = batch_losses(model, batches, kind)
+        hessian = curvature.Hessian(losses, chosen.values(), seed=seed)
+        return Curvature(
+            parameters=tuple(chosen),
+            size=hessian.size,
+            loss=hessian.loss(),
+            eigenvalues=curvature.eigenvalues(hessian, top_k, steps=steps, seed=seed),
+            trace=curvature.trace(hessian, probes, method=method, seed=seed),
+            density=curvature.spectral_density(hessian, seed=seed) if density else None,
+            seconds=time.perf_counter() - start,
+        )
+
+
+@HOOKS.register_module()
+@MMENGINE_HOOKS.register_module()
+class CurvatureHook(Hook):
+    """Logs the Hessian's largest eigenvalues and trace while a model trains.
+
+    After every ``interval``-th epoch, and the last, the log and the visualizer (TensorBoard too)
+    get ``curvature/eigenvalue_1`` to ``_k``, ``curvature/trace``, its ``curvature/trace_error``
+    and ``curvature/loss``, of the same ``batches`` of training pictures each time. Random
+    generators and the model are left as they were, so that the training goes on as without it.
+
+    Args:
+        interval: Epochs, >= 1.
+        parameters: Regular expression over the names of parameters; None for the classification
+            branch of a detector, else the whole model.
+        kind: 'cls' or 'all' losses; None for 'cls' where there are such.
+        top_k: Number of eigenvalues, >= 1.
+        steps: Most products for the eigenvalues.
+        probes: Products for the trace, >= 2.
+        batches: Batches of the training data, of its batch size.
+        seed: Of the choice of pictures and of the probes.
+
+    Example:
+        >>> custom_hooks = [dict(type='polyfocal.CurvatureHook', interval=2)]
+    """
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        interval: int = 1,
+        parameters: str | None = None,
+        kind: str | None = None,
+        top_k: int = 1,
+        steps: int = 30,
+        probes: int = 10,
+        batches: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if interval < 1:
+            raise UserError(f"CurvatureHook has interval={interval}: expected >= 1.")
+        self.interval = interval
+        self.batches = batches
+        self.seed = seed
+        self.settings: dict[str, Any] = {
+            "parameters": parameters,
+            "kind": kind,
+            "top_k": top_k,
+            "steps": steps,
+            "probes": probes,
+        }
+
+    def before_train(self, runner: Any) -> None:
+        """Load the batches.
+
+        Raises:
+            UserError: A setting does not fit the model.
+        """
+        curvature.select_parameters(_unwrapped(runner.model), self.settings["parameters"])
+        self._loaded = fixed_batches(runner.train_dataloader, self.batches, self.seed)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        if not (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
+            return
+        # In every process, since some losses wait for the others.
+        measured = measure_curvature(
+            _unwrapped(runner.model), self._loaded, seed=self.seed, **self.settings
+        )
+        scalars = {
+            f"curvature/eigenvalue_{i}": value
+            for i, value in enumerate(measured.eigenvalues.values.tolist(), start=1)
+        }
+        scalars["curvature/trace"] = measured.trace.value
+        scalars["curvature/trace_error"] = measured.trace.standard_error
+        scalars["curvature/loss"] = measured.loss
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(name, value)
+        runner.visualizer.add_scalars(scalars, step=runner.epoch + 1)
+        shown = "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in scalars.items())
+        runner.logger.info(
+            f"curvature after epoch {runner.epoch + 1} ({measured.size} parameters, "
+            f"{measured.seconds:.1f} s): {shown}"
+        )
+
+
+@HOOKS.register_module()
+@MMENGINE_HOOKS.register_module()
+class TracePenaltyHook(Hook):
+    """Adds ``coefficient`` times the Hessian's trace to the training loss of any MMEngine model.
+
+    The trace of the chosen loss over the chosen parameters is estimated anew in every iteration,
+    with Hutchinson's random signs, and enters the model's dictionary of losses as ``loss_trace``;
+    beside it ``trace`` is logged without the coefficient. Its gradient goes to all parameters. It
+    is the Hessian of the loss as that iteration computes it, with the batch's own statistics. No
+    subclass of the model is needed, and a checkpoint is that of the same model without it.
+
+    Args:
+        coefficient: >= 0.
+        parameters: Regular expression over the names of parameters; None for the classification
+            branch of a detector, else the whole model.
+        kind: 'cls' or 'all' losses; None for 'cls' where there are such.
+        probes: Random vectors an iteration, >= 1.
+        seed: Of the random signs.
+
+    Raises:
+        UserError: A value is out of its range; the training uses mixed precision; or an operation
+            on the way has no second derivative.
+
+    Example:
+        >>> custom_hooks = [dict(type='polyfocal.TracePenaltyHook', coefficient=0.01)]
+    """
+
+    def __init__(
+        self,
+        coefficient: float,
+        parameters: str | None = None,
+        kind: str | None = None,
+        probes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not coefficient >= 0:
+            raise UserError(f"TracePenaltyHook has coefficient={coefficient}: expected >= 0.")
+        if probes < 1:
+            raise UserError(f"TracePenaltyHook has probes={probes}: expected >= 1.")
+        self.coefficient = coefficient
+        self.parameters = parameters
+        self.kind = kind
+        self.probes = probes
+        self.seed = seed
+        self._iteration: int | None = None
+        self._handle: Any = None
+
+    def before_train(self, runner: Any) -> None:
+        """Attach to the model.
+
+        Raises:
+            UserError: See the class.
+        """
+        if isinstance(runner.optim_wrapper, AmpOptimWrapper):
+            raise UserError(
+                "TracePenaltyHook differentiates three times, for which half precision is too"
+                " coarse: train without AMP (OptimWrapper in the place of AmpOptimWrapper)."
+            )
+        model = _unwrapped(runner.model)
+        self._chosen = list(curvature.select_parameters(model, self.parameters).values())
+        self._handle = model.register_forward_hook(self._add)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._iteration = runner.iter
+
+    def after_train_iter(self, runner: Any, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._iteration = None
+
+    def _add(self, model: nn.Module, _: tuple, outputs: Any) -> Any:
+        # Only in a training step: others, such as CurvatureHook, ask for the loss too.
+        if self._iteration is None or not isinstance(outputs, dict):
+            return outputs
+        generator = torch.Generator(self._chosen[0].device)
+        trace = curvature.hutchinson_trace(
+            training_loss(model, outputs, self.kind),
+            self._chosen,
+            probes=self.probes,
+            generator=generator.manual_seed((self.seed << 32) + self._iteration),
+        )
+        return {**outputs, _PENALTY: self.coefficient * trace, "trace": trace.detach()}
+
+    def after_train(self, runner: Any) -> None:
+        self._handle.remove()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner: Any = model.module if is_model_wrapper(model) else model
+    return inner

@@ -1,0 +1,241 @@
+"""Curvature and its penalty under MMEngine's Runner."""
+
+import copy
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[mmdet]'")
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.func import functional_call, hessian
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+
+import polyfocal.mmengine  # noqa: F401
+from polyfocal.errors import UserError
+from polyfocal.mmengine.curvature import batch_losses, fixed_batches, measure_curvature
+
+
+class Rows(Dataset):
+    """Sixteen rows of three classes, with a little noise on them each time."""
+
+    metainfo: ClassVar[dict] = {}
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        row = torch.randn(4, generator=torch.Generator().manual_seed(i))
+        return row + 0.1 * torch.randn(4), i % 3
+
+
+class Classifier(BaseModel):
+    """With batch normalisation and dropout, and a loss that its classification does not feel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.2)
+        self.fc_cls = nn.Linear(5, 3)
+        self.loss_cls = MODELS.build(
+            dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=0.0, use_sigmoid=False)
+        )
+
+    def forward(self, rows, labels, mode="tensor"):
+        features = self.norm(self.stem(rows)).tanh()
+        logits = self.fc_cls(self.drop(features))
+        return dict(loss_cls=self.loss_cls(logits, labels), loss_bbox=[features.square().mean()])
+
+
+def runner(work_dir, hooks=(), epochs=2, lr=0.1, **settings):
+    torch.manual_seed(0)
+    return Runner(
+        model=Classifier(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=Rows(),
+            batch_size=4,
+            sampler=dict(type="DefaultSampler", shuffle=True),
+            collate_fn=dict(type="default_collate"),
+        ),
+        optim_wrapper=settings.pop(
+            "optim_wrapper", dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=lr))
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
+        custom_hooks=list(hooks),
+        randomness=dict(seed=0),
+        experiment_name=f"{Path(work_dir).parent.name}_{Path(work_dir).name}",
+        visualizer=dict(
+            type="Visualizer",
+            vis_backends=[dict(type="LocalVisBackend")],
+            name=f"{Path(work_dir).parent.name}_{Path(work_dir).name}",
+        ),
+        log_level="ERROR",
+        **settings,
+    )
+
+
+def exact_hessian(model, batches, names):
+    """Of the mean cross-entropy of some batches, in evaluation mode."""
+    model = copy.deepcopy(model).double().eval()
+    parameters = dict(model.named_parameters())
+    sizes = [parameters[name].numel() for name in names]
+
+    def mean(flat):
+        new = {
+            name: part.view_as(parameters[name])
+            for name, part in zip(names, flat.split(sizes), strict=True)
+        }
+
+        def logits(rows):
+            return functional_call(
+                nn.Sequential(model.stem, model.norm, nn.Tanh(), model.fc_cls),
+                {
+                    name.replace("stem", "0").replace("norm", "1").replace("fc_cls", "3"): value
+                    for name, value in new.items()
+                },
+                (rows.double(),),
+            )
+
+        return sum(cross_entropy(logits(rows), labels) for rows, labels in batches) / len(batches)
+
+    return hessian(mean)(torch.cat([parameters[name].detach().flatten() for name in names]))
+
+
+def test_hook_logs_the_curvature_and_changes_nothing(tmp_path):
+    hook = dict(type="polyfocal.CurvatureHook", interval=3, top_k=2, probes=400, steps=18)
+    plain = runner(tmp_path / "plain", epochs=4)
+    plain.train()
+    run = runner(tmp_path / "hooked", [hook], epochs=4)
+    run.train()
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
+
+    batches = fixed_batches(run.train_dataloader, 2)
+    matrix = exact_hessian(run.model, batches, ["fc_cls.weight", "fc_cls.bias"])
+    (scalars,) = Path(run.work_dir).glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+    logged = [line for line in lines if "curvature/trace" in line]
+    assert [line["step"] for line in logged] == [3, 4], "every third epoch and the last"
+    expected = torch.linalg.eigvalsh(matrix).flip(0)[:2].tolist()
+    found = [logged[-1][f"curvature/eigenvalue_{k}"] for k in (1, 2)]
+    assert found == pytest.approx(expected, rel=1e-3)
+    error = logged[-1]["curvature/trace"] - float(matrix.trace())
+    assert abs(error) < 4 * logged[-1]["curvature/trace_error"] < 0.2 * float(matrix.trace())
+    assert all("curvature" not in name for line in lines for name in line if "loss" in line)
+
+
+def test_whole_model_and_all_losses(tmp_path):
+    run = runner(tmp_path / "work")
+    batches = fixed_batches(run.build_dataloader(run._train_dataloader), 3, seed=5)
+    again = fixed_batches(run.build_dataloader(run._train_dataloader), 3, seed=5)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again, strict=True))
+    names = [name for name, _ in run.model.named_parameters()]
+    matrix = exact_hessian(run.model, batches, names)
+    ours = measure_curvature(run.model, batches, parameters=".", kind="cls", steps=60)
+    assert ours.size == len(matrix) and ours.parameters == tuple(names)
+    largest = float(torch.linalg.eigvalsh(matrix)[-1])
+    assert float(ours.eigenvalues.values) == pytest.approx(largest, rel=1e-3)
+    everything = measure_curvature(run.model, batches, parameters=".", kind="all")
+    run.model.eval()
+    both, classification = (
+        sum(float(loss()) for loss in batch_losses(run.model, batches, kind)) / 3
+        for kind in ("all", "cls")
+    )
+    assert (everything.loss, ours.loss) == pytest.approx((both, classification), rel=1e-5)
+    assert both > classification
+
+
+def test_penalty_is_the_trace_and_lowers_it(tmp_path):
+    settings = dict(type="polyfocal.TracePenaltyHook", coefficient=0.5, probes=300)
+    run = runner(tmp_path / "one", [settings], epochs=1, lr=0.0)
+    run.model.drop.p = 0.0
+    seen = []
+    run.model.register_forward_pre_hook(lambda model, args: seen.append(args))
+    run.train()
+    hub = run.message_hub
+    trace = hub.get_scalar("train/trace").current()
+    logged = {k: hub.get_scalar(f"train/{k}").current() for k in ("loss", "loss_cls", "loss_bbox")}
+    assert hub.get_scalar("train/loss_trace").current() == pytest.approx(0.5 * trace, rel=1e-5)
+    total = logged["loss_cls"] + logged["loss_bbox"] + 0.5 * trace
+    assert logged["loss"] == pytest.approx(total, rel=1e-5)
+
+    # With the statistics of the batch, as the step computed it.
+    rows, labels = seen[-1]
+    model = run.model
+    features = nn.functional.batch_norm(model.stem(rows), None, None, training=True).tanh()
+    weight = torch.cat([model.fc_cls.weight, model.fc_cls.bias[:, None]], 1).detach()
+
+    def loss(flat):
+        padded = torch.cat([features.detach(), torch.ones(4, 1)], 1)
+        return cross_entropy(padded @ flat.view(3, 6).T, labels)
+
+    expected = hessian(loss)(weight.flatten()).trace()
+    assert trace == pytest.approx(float(expected), rel=0.1)
+
+    traces = []
+    for coefficient in (0.0, 0.3):
+        hook = dict(type="polyfocal.TracePenaltyHook", coefficient=coefficient, parameters=".")
+        run = runner(tmp_path / f"many{coefficient}", [hook], epochs=30)
+        run.train()
+        assert not run.model._forward_hooks, "the model is left as it was"
+        batches = fixed_batches(run.train_dataloader, 4)
+        traces.append(measure_curvature(run.model, batches, parameters=".", probes=50).trace.value)
+    assert traces[1] < 0.8 * traces[0]
+
+
+def test_penalty_of_zero_changes_nothing(tmp_path):
+    plain = runner(tmp_path / "plain")
+    plain.train()
+    run = runner(tmp_path / "zero", [dict(type="polyfocal.TracePenaltyHook", coefficient=0.0)])
+    run.train()
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(value, run.model.state_dict()[name])
+
+
+def test_hook_and_penalty_together(tmp_path):
+    hooks = [
+        dict(type="polyfocal.CurvatureHook"),
+        dict(type="polyfocal.TracePenaltyHook", coefficient=0.1),
+    ]
+    run = runner(tmp_path / "work", hooks)
+    run.train()
+    logged = run.message_hub.get_scalar("curvature/loss").current()
+    batches = fixed_batches(run.train_dataloader, 2)
+    assert measure_curvature(run.model, batches).loss == pytest.approx(logged)
+    assert logged == pytest.approx(measure_curvature(run.model, batches, kind="cls").loss)
+
+
+@pytest.mark.parametrize(
+    ("hook", "sentence"),
+    [
+        (dict(type="polyfocal.CurvatureHook", interval=0), "interval=0"),
+        (dict(type="polyfocal.CurvatureHook", parameters="head"), "matches 'head'"),
+        (dict(type="polyfocal.CurvatureHook", batches=0), "batches=0"),
+        (dict(type="polyfocal.CurvatureHook", kind="box"), "kind='box'"),
+        (dict(type="polyfocal.TracePenaltyHook", coefficient=-1), "coefficient=-1"),
+        (dict(type="polyfocal.TracePenaltyHook", coefficient=1, probes=0), "probes=0"),
+    ],
+)
+def test_bad_settings(tmp_path, hook, sentence):
+    with pytest.raises(UserError, match=sentence):
+        runner(tmp_path / "work", [hook]).train()
+
+
+def test_penalty_refuses_mixed_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmengine.optim.AmpOptimWrapper.__init__", lambda self: None)
+    from mmengine.optim import AmpOptimWrapper
+
+    run = runner(tmp_path / "work", [dict(type="polyfocal.TracePenaltyHook", coefficient=1.0)])
+    run.optim_wrapper = AmpOptimWrapper()
+    with pytest.raises(UserError, match="train without AMP"):
+        run.call_hook("before_train")
