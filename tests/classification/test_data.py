@@ -130,17 +130,26 @@ def test_damaged_others(tmp_path):
     (tmp_path / "data_batch_3.bin").write_bytes(b"1234")
     with pytest.raises(UserError, match=r"data_batch_3.bin is damaged: .* 3073 bytes, got 4"):
         load_images(tmp_path, "train")
-    np.savez(tmp_path / "a.npz", x_train=IMAGES.astype(float), y_train=LABELS)
+    np.savez(
+        tmp_path / "a.npz", x_train=IMAGES.astype(float), y_train=LABELS, classes=np.array(NAMES)
+    )
     with pytest.raises(UserError, match=r"a.npz holds pictures of float64"):
         load_images(tmp_path, "train")
     with pytest.raises(UserError, match=r"a.npz has no array x_test"):
         load_images(tmp_path, "val")
-    np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS[:3])
+    np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS[:3], classes=np.array(NAMES))
     with pytest.raises(UserError, match=r"a.npz has labels of int64 and shape \(3,\) for 20"):
         load_images(tmp_path, "train")
     np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=np.array([None] * 20))
     with pytest.raises(UserError, match=r"a.npz cannot be read: Object arrays cannot be loaded"):
         load_images(tmp_path, "train")
+
+
+def test_classes_without_names(tmp_path):
+    few = LABELS[:3]
+    np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:3], y_test=few)
+    for split in ("train", "val"):
+        assert load_images(tmp_path, split).classes == tuple(map(str, range(10)))
 
 
 def test_digits():

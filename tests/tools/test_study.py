@@ -32,7 +32,7 @@ def rows(folder):
 
 
 def test_shortcut(tmp_path, capsys):
-    names = ["shallow", "cross_entropy", "self_confidence_regularization", "product_of_experts"]
+    names = ["shallow", "cross_entropy", "product_of_experts", "self_confidence_regularization"]
     options = ("shortcut", "--epochs", 6, "--seeds", 0, 1, "--work-dir", tmp_path)
     assert run(*options, "--only", *names[:2]) == 0
     capsys.readouterr()

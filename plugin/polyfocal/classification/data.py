@@ -217,7 +217,11 @@ def _npz(place: Path, train: bool) -> LabelledImages | None:
     try:
         with np.load(files[0], allow_pickle=False) as content:
             images, labels = content[f"x_{name}"], content[f"y_{name}"]
-            classes = [str(c) for c in content["classes"]] if "classes" in content else None
+            if "classes" in content:
+                classes = [str(c) for c in content["classes"]]
+            else:  # of both splits: one may lack the last classes
+                largest = max(content["y_train"].max(), content["y_test"].max())
+                classes = [str(c) for c in range(int(largest) + 1)]
     except KeyError as error:
         raise UserError(f"{files[0]} has no array {error.args[0].split()[0]}.") from error
     except (OSError, ValueError, EOFError) as error:
