@@ -18,6 +18,10 @@ examples:
   python tools/test.py configs/mask_rcnn_poly1.py epoch_12.pth --data ~/cells --profile tiny \\
       --out results.json --show-dir shown
 
+  # a LiDAR detector on a folder in KITTI's layout, every scan drawn from above
+  python tools/test.py configs/pointpillars_poly1_kitti.py epoch_12.pth --data ~/kitti \\
+      --profile tiny --show-dir shown
+
   # COCO 2017 in data/coco, with flipped pictures too
   python tools/test.py configs/retinanet_poly1.py epoch_12.pth --tta
 """
@@ -35,7 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out",
         metavar="FILE",
         help="keep the detections: NAME.json writes COCO results to NAME.bbox.json (and "
-        "NAME.segm.json), NAME.pkl what MMDetection's analysis tools read",
+        "NAME.segm.json), NAME.pkl what MMDetection's analysis tools read; for a LiDAR config a folder, which "
+        "gets label files of KITTI",
     )
     parser.add_argument(
         "--show-dir",

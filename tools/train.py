@@ -1,7 +1,7 @@
 """Train a detector and evaluate it on the val split of its data set.
 
-A config alone trains on COCO 2017 in data/coco; --data takes any COCO-format folder, and --demo
-the built-in pictures. The work directory gets the log, the checkpoints and pictures of predictions
+A config alone trains on COCO 2017 in data/coco; --data takes any COCO-format folder (for a LiDAR
+detector one in KITTI's layout), and --demo the built-in pictures (simulated scans). The work directory gets the log, the checkpoints and pictures of predictions
 beside the ground truth.
 """
 
@@ -24,6 +24,9 @@ examples:
 
   # the same folder with the full model on a GPU, mixed precision, TensorBoard
   python tools/train.py configs/mask_rcnn_poly1.py --data ~/cells --amp --tensorboard
+
+  # a LiDAR detector on simulated scans
+  python tools/train.py configs/pointpillars_poly1_kitti.py --demo
 
   # another epsilon and ten epochs; then go on after an interruption
   python tools/train.py configs/retinanet_poly1.py --demo \\

@@ -161,9 +161,7 @@ def boxes_in_lidar(
     return np.concatenate([places, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
 
 
-def points_in_boxes(
-    points: NDArray[np.floating], boxes: NDArray[np.floating]
-) -> NDArray[np.bool_]:
+def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which points lie in which boxes.
 
     Args:
@@ -210,9 +208,7 @@ def _frames(root: Path, split: str) -> Iterator[_Frame]:
 
 def _names(root: Path, split: str) -> list[str]:
     if not root.is_dir():
-        raise KittiError(
-            f"{root} is not a folder; give the one that holds ImageSets and training."
-        )
+        raise KittiError(f"{root} is not a folder; give the one that holds ImageSets and training.")
     file = root / "ImageSets" / f"{split}.txt"
     present = sorted(path.name for path in (root / "ImageSets").glob("*.txt"))
     if not file.is_file():
@@ -310,8 +306,10 @@ def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
     for key in ("R0_rect", "Tr_velo_to_cam"):
         rotation = calib[key][:3, :3]
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2):
-            raise KittiError(f"{file} has a {key} that is no rotation: its rows must be unit "
-                             "vectors at right angles.")
+            raise KittiError(
+                f"{file} has a {key} that is no rotation: its rows must be unit "
+                "vectors at right angles."
+            )
     return calib
 
 
