@@ -39,8 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out",
         metavar="FILE",
         help="keep the detections: NAME.json writes COCO results to NAME.bbox.json (and "
-        "NAME.segm.json), NAME.pkl what MMDetection's analysis tools read; for a LiDAR config a folder, which "
-        "gets label files of KITTI",
+        "NAME.segm.json), NAME.pkl what MMDetection's analysis tools read; for a LiDAR "
+        "config a folder, which gets label files of KITTI",
     )
     parser.add_argument(
         "--show-dir",

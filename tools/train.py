@@ -1,8 +1,8 @@
 """Train a detector and evaluate it on the val split of its data set.
 
 A config alone trains on COCO 2017 in data/coco; --data takes any COCO-format folder (for a LiDAR
-detector one in KITTI's layout), and --demo the built-in pictures (simulated scans). The work directory gets the log, the checkpoints and pictures of predictions
-beside the ground truth.
+detector one in KITTI's layout), and --demo the built-in pictures (simulated scans). The
+work directory gets the log, the checkpoints and pictures of predictions beside the ground truth.
 """
 
 import argparse
