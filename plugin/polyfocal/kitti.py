@@ -58,10 +58,22 @@ _CALIB_LENGTHS = {
     "Tr_imu_to_velo": 12,
 }
 _CALIB_NEEDED = ("P2", "R0_rect", "Tr_velo_to_cam")
-_FIELDS = (
-    *("truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
-    *("height", "width", "length", "x", "y", "z", "rotation_y"),
-)
+_FIELDS = [
+    "truncated",
+    "occluded",
+    "alpha",
+    "left",
+    "top",
+    "right",
+    "bottom",
+    "height",
+    "width",
+    "length",
+    "x",
+    "y",
+    "z",
+    "rotation_y",
+]
 # By difficulty (easy, moderate, hard): a box is higher, no more hidden and no more cut off.
 _MIN_HEIGHT = (40, 25, 25)
 _MAX_OCCLUSION = (0, 1, 2)

@@ -16,6 +16,7 @@ import polyfocal.mmdet  # noqa: F401
 from polyfocal.mmdet3d import placement
 from polyfocal.mmdet3d.datasets import KittiDataset
 from polyfocal.mmdet3d.heads import Anchor3DHead, PartA2RPNHead, ShapeAwareHead
+from polyfocal.mmdet3d.metrics import KittiMetric, WaymoMetric
 from polyfocal.mmdet3d.pictures import DrawFromAboveHook
 
 placement.watch()
@@ -24,6 +25,8 @@ __all__ = [
     "Anchor3DHead",
     "DrawFromAboveHook",
     "KittiDataset",
+    "KittiMetric",
     "PartA2RPNHead",
     "ShapeAwareHead",
+    "WaymoMetric",
 ]
