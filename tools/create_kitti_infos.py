@@ -13,8 +13,8 @@ from polyfocal.kitti import DONT_CARE, KittiError, load_infos
 DESCRIPTION = """\
 Check every file of a folder in KITTI's layout and write MMDetection3D's info files (version 2) for
 it, kitti_infos_train.pkl and the like: one for each of train, val, trainval and test that ROOT
-names in ImageSets. Neither a GPU nor nuscenes-devkit is needed. polyfocal's own tools read the folder
-itself (--data ROOT) and need no info files; MMDetection3D's do."""
+names in ImageSets. Neither a GPU nor nuscenes-devkit is needed. polyfocal's own tools read the
+folder itself (--data ROOT) and need no info files; MMDetection3D's do."""
 
 EPILOG = """\
 the layout:
