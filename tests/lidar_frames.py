@@ -26,7 +26,9 @@ def _made(seed):
     """Points on the ground and in boxes: enough for anchors to be matched."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 3, 12)
-    places = np.stack([random.uniform(6, 45, 12), random.uniform(-15, 15, 12)], axis=1)
+    ahead = random.uniform(8, 45, 12)
+    # Where a camera sees them.
+    places = np.stack([ahead, (ahead - 4) * random.uniform(-0.45, 0.45, 12)], axis=1)
     boxes = np.concatenate(
         [places, np.full((12, 1), -0.9), SIZES[labels], random.uniform(-3, 3, (12, 1))], axis=1
     )
