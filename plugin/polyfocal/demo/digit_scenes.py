@@ -9,9 +9,6 @@ not depend on how many pictures there are.
 import colorsys
 import json
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 
+from polyfocal.demo.folder import write_once
 from polyfocal.errors import UserError
 
 VERSION = 1
@@ -172,26 +170,15 @@ def write_digit_scenes(
     Raises:
         UserError: ``root`` holds something else or cannot be written.
     """
-    root = Path(root)
-    settings = {"version": VERSION, "settings": json.loads(json.dumps(asdict(scenes)))}
-    found = _settings_in(root)
-    if found == settings:
-        return root
-    if found is not None and not overwrite:
-        raise UserError(
-            f"{root} holds digit scenes of other settings ({_difference(found, settings)}); "
-            "give another folder or ask to overwrite it."
-        )
-    if found is None and root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise UserError(f"{root} exists and holds no digit scenes; give a new or an empty folder.")
-
-    try:
-        _write_or_replace(root, scenes, settings, replace=found is not None)
-    except OSError as error:
-        # Another process may have finished the same set first.
-        if _settings_in(root) != settings:
-            raise UserError(f"Cannot write digit scenes to {root}: {error.strerror}.") from error
-    return root
+    return write_once(
+        Path(root),
+        what="digit scenes",
+        settings_file=SETTINGS_FILE,
+        version=VERSION,
+        settings=asdict(scenes),
+        fill=lambda folder: _fill(folder, scenes),
+        overwrite=overwrite,
+    )
 
 
 def render_scene(
@@ -247,21 +234,9 @@ def render_scene(
     return np.round(canvas * 255).astype(np.uint8), instances
 
 
-def _write_or_replace(
-    root: Path, scenes: DigitScenes, settings: dict[str, Any], replace: bool
-) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        new = temporary / "new"
-        for split, count in scenes.splits.items():
-            _write_split(new, scenes, split, count)
-        (new / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if replace:
-            os.replace(root, temporary / "old")
-        os.replace(new, root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _fill(root: Path, scenes: DigitScenes) -> None:
+    for split, count in scenes.splits.items():
+        _write_split(root, scenes, split, count)
 
 
 def _write_split(root: Path, scenes: DigitScenes, split: str, count: int) -> None:
@@ -317,27 +292,6 @@ def _write_split(root: Path, scenes: DigitScenes, split: str, count: int) -> Non
     file = root / "annotations" / f"{split}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _settings_in(root: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((root / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        return {}  # ours by its name, but not readable: never equal to any settings
-    return content if isinstance(content, dict) else {}
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    if found.get("version") != wanted["version"]:
-        return f"version {found.get('version')} there, {wanted['version']} wanted"
-    there = found.get("settings") or {}
-    return ", ".join(
-        f"{name} {there.get(name)} there, {value} wanted"
-        for name, value in wanted["settings"].items()
-        if there.get(name) != value
-    )
 
 
 def _generator(scenes: DigitScenes, split: str, index: int, stream: int) -> np.random.Generator:

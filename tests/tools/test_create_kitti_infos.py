@@ -1,0 +1,74 @@
+"""create_kitti_infos: the files that it writes, and that it writes all or none."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import pytest
+
+from polyfocal import kitti
+from polyfocal.demo.lidar_scenes import LidarScenes, write
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("infos", ROOT / "tools/create_kitti_infos.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write(tmp_path / "set", LidarScenes(num_train=2, num_val=1))
+
+
+def test_writes_what_load_infos_returns(tree, tmp_path, capsys):
+    out = tmp_path / "new/infos"
+    assert tool.main([str(tree), "--out", str(out)]) == 0
+    names = sorted(file.name for file in out.iterdir())
+    assert names == ["kitti_infos_train.pkl", "kitti_infos_val.pkl"]
+    for split in ("train", "val"):
+        # Our own, written a moment ago.
+        found = pickle.loads((out / f"kitti_infos_{split}.pkl").read_bytes())
+        assert found == kitti.load_infos(tree, split)
+    assert "kitti_infos_train.pkl: 2 frames, " in capsys.readouterr().out
+
+
+def test_mmdet3d_reads_them(tree):
+    datasets = pytest.importorskip("mmdet3d.datasets", reason="needs MMDetection3D")
+    assert tool.main([str(tree)]) == 0
+    dataset = datasets.KittiDataset(
+        data_root=str(tree),
+        ann_file="kitti_infos_val.pkl",
+        data_prefix={"pts": "training/velodyne"},
+        metainfo={"classes": ("Pedestrian", "Cyclist", "Car")},
+        test_mode=True,
+    )
+    info = dataset.get_data_info(0)
+    assert Path(info["lidar_path"]) == tree / "training/velodyne/000002.bin"
+    (wanted,) = kitti.load_infos(tree, "val")["data_list"]
+    kept = [item for item in wanted["instances"] if item["bbox_label"] >= 0]
+    truth = info["eval_ann_info"]
+    assert truth["difficulty"].tolist() == [item["difficulty"] for item in kept]
+    assert truth["num_lidar_pts"].tolist() == [item["num_lidar_pts"] for item in kept]
+    mine = kitti.boxes_in_lidar([item["bbox_3d"] for item in kept], info["images"]["CAM2"]["lidar2cam"])
+    theirs = truth["gt_bboxes_3d"].tensor.numpy()
+    assert abs(mine[:, :6] - theirs[:, :6]).max() < 1e-5
+
+
+def test_a_bad_split_leaves_no_file(tree, tmp_path, capsys):
+    (tree / "training/velodyne/000002.bin").write_bytes(b"123")
+    out = tmp_path / "infos"
+    assert tool.main([str(tree), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "000002.bin has 3 bytes, which is no multiple of 16" in error
+    assert not out.exists()
+
+
+def test_nothing_to_describe_or_nowhere_to_write(tree, tmp_path, capsys):
+    assert tool.main([str(tmp_path)]) == 2
+    assert "has none of ImageSets/train.txt, val.txt, trainval.txt, test.txt" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert tool.main([str(tree), "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert f"error: Cannot write {tmp_path}/file/kitti_infos_train.pkl: " in error
+    assert error.count("\n") == 1
