@@ -154,10 +154,10 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
 def boxes_in_lidar(
     boxes: NDArray[np.floating], lidar2cam: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Boxes of a camera as MMDetection3D turns them into a scanner's.
+    """Boxes of a camera in a scanner's frame.
 
     The two frames are nearly but not quite at right angles; a box that stands upright in one is
-    taken to stand upright in the other.
+    taken to stand upright in the other, about the same middle.
 
     Args:
         boxes: (N, 7): x, y, z of the middle of the bottom, length, height, width, rotation_y.
@@ -168,7 +168,9 @@ def boxes_in_lidar(
         from x, towards y, in [-pi, pi).
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
-    places = _transform(np.linalg.inv(lidar2cam), boxes[:, :3])
+    half_heights = boxes[:, 4:5] * [0, 0.5, 0]
+    places = _transform(np.linalg.inv(lidar2cam), boxes[:, :3] - half_heights)
+    places[:, 2] -= boxes[:, 4] / 2
     yaw = (-boxes[:, 6] - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
     return np.concatenate([places, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
 
