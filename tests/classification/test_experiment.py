@@ -155,6 +155,7 @@ def test_real_pictures(tmp_path):
     counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert cfg.model.loss.class_counts == cfg.val_evaluator.class_counts == counts
     few = {"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1, "variant.num_samples": 1000}
+    few["val_evaluator.shots"] = (5, 20)
     measured = run_train(prepare("ldam", tmp_path, data=CIFAR_LT, tiny=True, options=options | few))
     assert {"many", "medium", "few"} <= {name.split("/")[1] for name in measured}
     (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
