@@ -58,22 +58,10 @@ _CALIB_LENGTHS = {
     "Tr_imu_to_velo": 12,
 }
 _CALIB_NEEDED = ("P2", "R0_rect", "Tr_velo_to_cam")
-_FIELDS = [
-    "truncated",
-    "occluded",
-    "alpha",
-    "left",
-    "top",
-    "right",
-    "bottom",
-    "height",
-    "width",
-    "length",
-    "x",
-    "y",
-    "z",
-    "rotation_y",
-]
+_FIELDS = (
+    *("truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
+    *("height", "width", "length", "x", "y", "z", "rotation_y"),
+)
 # By difficulty (easy, moderate, hard): a box is higher, no more hidden and no more cut off.
 _MIN_HEIGHT = (40, 25, 25)
 _MAX_OCCLUSION = (0, 1, 2)
@@ -154,25 +142,24 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
 def boxes_in_lidar(
     boxes: NDArray[np.floating], lidar2cam: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Boxes of a camera in a scanner's frame.
+    """Turn a camera's boxes into a scanner's.
 
-    The two frames are nearly but not quite at right angles; a box that stands upright in one is
-    taken to stand upright in the other, about the same middle.
+    The two frames are up to a degree askew. The middle of a box stays where it is, and a box that
+    stands upright in one is taken to stand upright in the other. (MMDetection3D keeps the middle
+    of the bottom: up to 3 cm apart.)
 
     Args:
         boxes: (N, 7): x, y, z of the middle of the bottom, length, height, width, rotation_y.
         lidar2cam: (4, 4).
 
     Returns:
-        (N, 7): x, y, z of the middle of the bottom, length, width, height, yaw; the yaw counts
-        from x, towards y, in [-pi, pi).
+        (N, 7): x, y, z of the middle, length, width, height, yaw; the yaw counts from x, towards
+        y, in [-pi, pi).
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
-    half_heights = boxes[:, 4:5] * [0, 0.5, 0]
-    places = _transform(np.linalg.inv(lidar2cam), boxes[:, :3] - half_heights)
-    places[:, 2] -= boxes[:, 4] / 2
+    middles = _transform(np.linalg.inv(lidar2cam), _middles(boxes))
     yaw = (-boxes[:, 6] - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
-    return np.concatenate([places, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
+    return np.concatenate([middles, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
 
 
 def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -187,15 +174,14 @@ def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -
     """
     inside = np.zeros((len(points), len(boxes)), dtype=bool)
     x, y, z = np.asarray(points, np.float64)[:, :3].T
-    for column, (middle_x, middle_y, low, length, width, height, yaw) in enumerate(boxes):
+    for column, (middle_x, middle_y, middle_z, length, width, height, yaw) in enumerate(boxes):
         cosine, sine = math.cos(yaw), math.sin(yaw)
         along = (x - middle_x) * cosine + (y - middle_y) * sine
         across = (y - middle_y) * cosine - (x - middle_x) * sine
         inside[:, column] = (
             (np.abs(along) <= length / 2)
             & (np.abs(across) <= width / 2)
-            & (z >= low)
-            & (z <= low + height)
+            & (np.abs(z - middle_z) <= height / 2)
         )
     return inside
 
@@ -444,8 +430,7 @@ def _instances(
 ) -> list[dict[str, Any]]:
     projection = frame.calib["P2"]
     boxes = np.array([found.box_3d for found in objects]).reshape(-1, 7)
-    middles = boxes[:, :3] - boxes[:, 4:5] * [0, 0.5, 0]
-    projected = _transform(projection, middles)
+    projected = _transform(projection, _middles(boxes))
     centers = projected[:, :2] / projected[:, 2:]
     counts = points_in_boxes(
         frame.points[_seen(frame.points, projection @ lidar2cam, frame.size)],
@@ -497,6 +482,10 @@ def _seen(
     u, v, depth = _transform(lidar2img, points[:, :3]).T
     height, width = size
     return (depth > 0) & (u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth)
+
+
+def _middles(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return boxes[:, :3] - boxes[:, 4:5] * [0, 0.5, 0]  # y points down
 
 
 def _transform(matrix: NDArray[np.float64], points: NDArray[np.floating]) -> NDArray[np.float64]:

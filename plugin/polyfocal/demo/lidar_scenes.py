@@ -29,9 +29,7 @@ CLASSES = ("Pedestrian", "Cyclist", "Car")
 
 # Metres, degrees. The beams are a Velodyne HDL-64E's: two blocks, the upper one denser.
 _SCANNER_HEIGHT = 1.73
-_ELEVATIONS = np.radians(
-    np.concatenate([2 - np.arange(32) / 3, -8.83 - 0.5 * np.arange(32)])
-)
+_ELEVATIONS = np.radians(np.concatenate([2 - np.arange(32) / 3, -8.83 - 0.5 * np.arange(32)]))
 _AZIMUTH_STEP = math.radians(0.175)
 _AZIMUTH_LIMIT = math.radians(46)  # a little more than the camera sees
 _MAX_RANGE = 100.0
@@ -181,9 +179,7 @@ def write(root: Path, scenes: LidarScenes = LidarScenes(), *, overwrite: bool = 
     )
 
 
-def scan(
-    scenes: LidarScenes, split: str, index: int
-) -> tuple[NDArray[np.float32], list[Thing]]:
+def scan(scenes: LidarScenes, split: str, index: int) -> tuple[NDArray[np.float32], list[Thing]]:
     """Simulate frame ``index`` (from 0) of a split.
 
     Returns:
@@ -323,7 +319,8 @@ def _place(
 def _outline(x: float, y: float, length: float, width: float, yaw: float) -> NDArray[np.float64]:
     along = np.array([math.cos(yaw), math.sin(yaw)]) * length / 2
     across = np.array([-math.sin(yaw), math.cos(yaw)]) * width / 2
-    return np.array([x, y]) + [along + across, along - across, -along - across, across - along]
+    corners = [along + across, along - across, -along - across, across - along]
+    return np.array([x, y]) + np.array(corners)
 
 
 def _overlap(one: NDArray[np.float64], two: NDArray[np.float64]) -> bool:
@@ -347,7 +344,7 @@ def _part(
     """A solid at a place that is given in the box's own axes, from the middle of its bottom."""
     cosine, sine = math.cos(box[6]), math.sin(box[6])
     x, y, z = centre
-    place = box[:3] + [cosine * x - sine * y, sine * x + cosine * y, z]
+    place = box[:3] + np.array([cosine * x - sine * y, sine * x + cosine * y, z])
     return _Part(shape, place, np.array(half), float(box[6]), reflectance)
 
 
@@ -359,10 +356,16 @@ def _car(box: NDArray[np.float64], rng: np.random.Generator) -> list[_Part]:
     back = -rng.uniform(0, 0.9) * (length - cabin) / 2
     axle = 0.32 * length
     return [
-        _part(box, "box", (0, 0, (0.22 + belt) / 2), (length / 2, width / 2, (belt - 0.22) / 2),
-              paint),
-        _part(box, "box", (back, 0, (belt + height) / 2),
-              (cabin / 2, 0.43 * width, (height - belt) / 2), glass),
+        _part(
+            box, "box", (0, 0, (0.22 + belt) / 2), (length / 2, width / 2, (belt - 0.22) / 2), paint
+        ),
+        _part(
+            box,
+            "box",
+            (back, 0, (belt + height) / 2),
+            (cabin / 2, 0.43 * width, (height - belt) / 2),
+            glass,
+        ),
         *(
             _part(box, "box", (side * axle, 0, 0.3), (0.3, 0.48 * width, 0.3), 0.1)
             for side in (-1, 1)
@@ -376,10 +379,16 @@ def _pedestrian(box: NDArray[np.float64], rng: np.random.Generator) -> list[_Par
     step = rng.uniform(0, 1) * (length / 2 - 0.1)
     head = 0.12
     return [
-        _part(box, "cylinder", (step, 0.2 * width, 0.24 * height), (0.09, 0.09, 0.24 * height),
-              cloth),
-        _part(box, "cylinder", (-step, -0.2 * width, 0.24 * height), (0.09, 0.09, 0.24 * height),
-              cloth),
+        _part(
+            box, "cylinder", (step, 0.2 * width, 0.24 * height), (0.09, 0.09, 0.24 * height), cloth
+        ),
+        _part(
+            box,
+            "cylinder",
+            (-step, -0.2 * width, 0.24 * height),
+            (0.09, 0.09, 0.24 * height),
+            cloth,
+        ),
         _part(box, "cylinder", (0, 0, 0.65 * height), (0.17, width / 2, 0.2 * height), cloth),
         _part(box, "ellipsoid", (0, 0, height - head), (head, head, head), 0.4),
     ]
@@ -393,8 +402,13 @@ def _cyclist(box: NDArray[np.float64], rng: np.random.Generator) -> list[_Part]:
         _part(box, "box", (0, 0, 0.35), (length / 2, 0.04, 0.33), 0.3),
         _part(box, "box", (0.25 * length, 0, 1.0), (0.05, width / 2, 0.04), 0.3),
         _part(box, "box", (0, 0, 0.6), (0.16, 0.3 * width, 0.3), cloth),
-        _part(box, "cylinder", (-0.03 * length, 0, 0.7 * height), (0.2, 0.42 * width,
-              0.17 * height), cloth),
+        _part(
+            box,
+            "cylinder",
+            (-0.03 * length, 0, 0.7 * height),
+            (0.2, 0.42 * width, 0.17 * height),
+            cloth,
+        ),
         _part(box, "ellipsoid", (0.05 * length, 0, height - head), (head, head, head), 0.4),
     ]
 
@@ -413,9 +427,7 @@ def _clutter_size(name: str, rng: np.random.Generator) -> tuple[float, float, fl
     return rng.uniform(0.6, 2.5), rng.uniform(0.5, 1.8), rng.uniform(0.5, 2)
 
 
-def _clutter(
-    name: str, box: NDArray[np.float64], rng: np.random.Generator
-) -> Iterator[_Part]:
+def _clutter(name: str, box: NDArray[np.float64], rng: np.random.Generator) -> Iterator[_Part]:
     length, width, height = box[3:6]
     half = (length / 2, width / 2, height / 2)
     shade = rng.uniform(0.1, 0.6)
@@ -556,7 +568,9 @@ def _line(key: str, matrix: NDArray[np.float64]) -> str:
 _CALIB = "".join(
     [
         *(
-            _line(f"P{camera}", _P2 + [[0, 0, 0, offset - _P2[0, 3]], [0] * 4, [0] * 4])
+            _line(
+                f"P{camera}", np.column_stack([_P2[:, :3], _P2[:, 3] + [offset - _P2[0, 3], 0, 0]])
+            )
             for camera, offset in enumerate((0.0, -0.54 * _P2[0, 0], 45.0, -0.48 * _P2[0, 0]))
         ),
         _line("R0_rect", np.eye(3)),
