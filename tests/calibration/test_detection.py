@@ -84,8 +84,7 @@ def random_case(seed):
         return tuple(int(v) for v in (*rng.integers(0, 7, 2) * 10, *rng.integers(1, 4, 2) * 10))
 
     objects = [
-        (int(rng.integers(6)), int(rng.integers(2)), box(), rng.random() < 0.2)
-        for _ in range(60)
+        (int(rng.integers(6)), int(rng.integers(2)), box(), rng.random() < 0.2) for _ in range(60)
     ]
     found = [
         (int(rng.integers(6)), int(rng.integers(3)), box(), float(rng.integers(0, 11)) / 10)
@@ -125,7 +124,7 @@ def test_matches_as_cocoeval(seed, max_dets, iou_type):
         matches = ours.matches[threshold]
         assert matches.right.tolist() == [right[i][column] for i in ours.index]
         assert matches.ignored.tolist() == [ignored[i][column] for i in ours.index]
-        assert matches.right.any() and (threshold > 0.5 or matches.ignored.any())
+        assert matches.right.any() and (threshold > 0.4 or matches.ignored.any())
     assert ours.num_objects.sum() == sum(not a["iscrowd"] for a in truth.dataset["annotations"])
 
 
@@ -147,7 +146,11 @@ def test_nothing_overlaps_at_threshold_0():
 
 # Recorded once from netcal 1.4.0: ECE(bins, detection=True) on the scores alone, and on scores,
 # centre, width and height with 5 bins each, of the cases that random_case draws.
-NETCAL = {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (0.0, 0.0)}
+NETCAL = {
+    0: (0.4675862068965516, 0.49379310344827587),
+    1: (0.49379310344827576, 0.50482758620689655),
+    2: (0.46293706293706294, 0.4825174825174825),
+}
 
 
 @pytest.mark.parametrize("seed", NETCAL)

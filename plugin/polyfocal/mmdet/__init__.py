@@ -17,9 +17,10 @@ except ModuleNotFoundError as error:
 
 import polyfocal.mmengine  # noqa: F401
 from polyfocal.mmdet import placement
+from polyfocal.mmdet.calibration import CalibrateScoresHook
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
-from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
 
 placement.watch()
 
-__all__ = ["CocoMetric", "MaskLoss", "RoILoss"]
+__all__ = ["CalibrateScoresHook", "CalibrationMetric", "CocoMetric", "MaskLoss", "RoILoss"]

@@ -132,8 +132,11 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             ),
         )
     _set_num_classes(cfg.model, len(classes))
+    calibrated = any("CalibrationMetric" in str(e.get("type")) for e in walk(cfg.val_evaluator))
     evaluator = ConfigDict(
-        type="CocoMetric", ann_file=str(val.annotation_file.resolve()), metric=metrics
+        type="polyfocal.CalibrationMetric" if calibrated else "CocoMetric",
+        ann_file=str(val.annotation_file.resolve()),
+        metric=metrics,
     )
     if val.max_instances > _USUAL_MAX_DETS:
         limit = -(-val.max_instances // 100) * 100
