@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, fit or apply."""
     kind: Literal["bbox", "segm"] = "segm" if args.masks else "bbox"
     before = measure(args, kind, args.results)
-    columns = {kind: before}
+    columns: dict[str, tuple[CocoResult, DetectionResult]] = {kind: before}
     calibrator = None
     if args.fit:
         matched = match(args.annotations, args.results, [LAECE_IOU, args.iou], kind, args.max_dets)
@@ -154,13 +154,13 @@ def apply(
 
 
 def class_table(calibration: DetectionResult) -> Table:
-    """The calibration of each class."""
+    """The calibration of each class, and the score from which on its oLRP counts."""
     table = Table(title="Calibration by class")
     table.add_column("")
-    for name in ("objects", "detections", "LaECE", "LaECE_0", "LaACE_0", "LRP", "oLRP", "at score"):
+    for name in ("objects", "detected", "LaECE", "LaACE_0", "LRP", "oLRP", "score"):
         table.add_column(name, justify="right")
     for name, one in calibration.classes.items():
-        numbers = (one.la_ece, one.la_ece_0, one.la_ace_0, one.lrp, one.olrp, one.threshold)
+        numbers = (one.la_ece, one.la_ace_0, one.lrp, one.olrp, one.threshold)
         table.add_row(
             name,
             str(one.num_objects),

@@ -85,7 +85,7 @@ def test_rises_strictly_in_each_class_and_is_kept_in_a_file(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_degenerate_detections(method):
-    # All wrong, all of one score, scores of 0 and 1: a map that is finite and in [0, 1] all the same.
+    # All wrong, all of one score, scores of 0 and 1: still a map that is finite and in [0, 1].
     for score in (np.full(50, 0.5), np.repeat([0.0, 1.0], 25)):
         made = detections(size=50)
         made = MatchedDetections(

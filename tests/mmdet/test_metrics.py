@@ -175,7 +175,9 @@ def test_scores_are_calibrated_before_they_are_measured(tmp_path):
     class Detector(torch.nn.Module):
         def forward(self):
             instances = InstanceData(
-                labels=torch.tensor([0, 1]), scores=torch.tensor([0.5, 0.5]), bboxes=torch.ones(2, 4)
+                labels=torch.tensor([0, 1]),
+                scores=torch.tensor([0.5, 0.5]),
+                bboxes=torch.ones(2, 4),
             )
             return [DetDataSample(pred_instances=instances)]
 

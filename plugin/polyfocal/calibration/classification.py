@@ -168,7 +168,7 @@ def bin_numbers(
         closed: The side on which the bins hold their border: ``"left"`` is [lo, hi), the last one
             closed on both; ``"right"`` is (lo, hi], the first one closed on both.
     """
-    other = "right" if closed == "left" else "left"
+    other: Literal["left", "right"] = "right" if closed == "left" else "left"
     return np.searchsorted(_equal_edges(num_bins)[1:-1], confidence, side=other)
 
 

@@ -6,6 +6,7 @@ does; :class:`DetectionCalibration` measures from that how far the scores are to
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -415,7 +416,7 @@ def _choose(pairs: _Pairs, num_detections: int, num_objects: int, threshold: flo
 def _runs(values: Integers) -> Iterator[tuple[int, int]]:
     """Where runs of equal values of 0 or more begin and end."""
     borders = np.flatnonzero(np.diff(values, prepend=-1, append=-1)).tolist()
-    return zip(borders[:-1], borders[1:], strict=True)
+    return pairwise(borders)
 
 
 def _boxes(boxes: Any) -> Floats:

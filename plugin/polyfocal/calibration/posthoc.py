@@ -119,7 +119,8 @@ class Calibrator:
                 f"{file} has the method {method!r} and the target {target!r}; they must be among "
                 f"{', '.join(METHODS)} and {', '.join(TARGETS)}."
             )
-        shared, classes = content.get("shared"), content.get("classes")
+        shared: Any = content.get("shared")
+        classes = content.get("classes")
         if not isinstance(classes, dict):
             raise UserError(f"{file} must have an object 'classes', got {classes!r}.")
         for name, parameters in {"the shared map": shared, **classes}.items():

@@ -72,7 +72,7 @@ class CocoEvaluator(DatasetEvaluator):
             for detection in part
         ]
         has_masks = any("segmentation" in detection for detection in detections)
-        numbers = OrderedDict()
+        numbers: dict[str, dict[str, float]] = OrderedDict()
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if has_masks else ("bbox",)
         for kind in kinds:
             truth = Path(metadata.json_file)
