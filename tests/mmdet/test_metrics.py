@@ -173,21 +173,25 @@ def test_scores_are_calibrated_before_they_are_measured(tmp_path):
     Calibrator("platt", "iou", sure.shared, {"dog": unsure}).save(tmp_path / "c.json")
 
     class Detector(torch.nn.Module):
-        def forward(self):
+        def test_step(self, data):
             instances = InstanceData(
                 labels=torch.tensor([0, 1]),
                 scores=torch.tensor([0.5, 0.5]),
                 bboxes=torch.ones(2, 4),
             )
-            return [DetDataSample(pred_instances=instances)]
+            return [DetDataSample(pred_instances=instances)] * data
+
+        val_step = test_step
 
     loader = SimpleNamespace(dataset=SimpleNamespace(metainfo={"classes": CLASSES}))
     runner = SimpleNamespace(model=Detector(), val_dataloader=loader, test_dataloader=loader)
     hook = HOOKS.build(dict(type="polyfocal.CalibrateScoresHook", file=str(tmp_path / "c.json")))
-    for before, after in ((hook.before_val, hook.after_val), (hook.before_test, hook.after_test)):
-        before(runner)
-        scores = runner.model()[0].pred_instances.scores
-        assert scores.dtype == torch.float32
-        assert scores.tolist() == pytest.approx([0.5, 1 / (1 + np.exp(2))])
-        after(runner)
-        assert runner.model()[0].pred_instances.scores.tolist() == [0.5, 0.5]
+    for name in ("val", "test"):
+        step = f"{name}_step"
+        getattr(hook, f"before_{name}")(runner)
+        (sample,) = getattr(runner.model, step)(1)
+        assert sample.pred_instances.scores.dtype == torch.float32
+        assert sample.pred_instances.scores.tolist() == pytest.approx([0.5, 1 / (1 + np.exp(2))])
+        getattr(hook, f"after_{name}")(runner)
+        (sample,) = getattr(runner.model, step)(1)
+        assert sample.pred_instances.scores.tolist() == [0.5, 0.5]

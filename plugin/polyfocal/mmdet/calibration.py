@@ -32,37 +32,35 @@ class CalibrateScoresHook(Hook):
 
     def __init__(self, file: str) -> None:
         self.calibrator = Calibrator.load(file)
-        self._handle: Any = None
 
     def before_val(self, runner: Runner) -> None:
-        self._start(runner, runner.val_dataloader.dataset)
+        self._wrap(runner.model, "val_step", runner.val_dataloader.dataset)
 
     def after_val(self, runner: Runner) -> None:
-        self._stop()
+        del runner.model.val_step
 
     def before_test(self, runner: Runner) -> None:
-        self._start(runner, runner.test_dataloader.dataset)
+        self._wrap(runner.model, "test_step", runner.test_dataloader.dataset)
 
     def after_test(self, runner: Runner) -> None:
-        self._stop()
+        del runner.model.test_step
 
-    def _start(self, runner: Runner, dataset: Any) -> None:
-        names = dataset.metainfo["classes"]
+    def _wrap(self, model: torch.nn.Module, name: str, dataset: Any) -> None:
+        # A hook's own moment, after an iteration, is after the metrics have taken the predictions.
+        # The step is wrapped on the instance, so that a distributed or test-time augmentation
+        # wrapper is calibrated as a whole, and taken away again.
+        classes = dataset.metainfo["classes"]
+        step = getattr(model, name)
 
-        # The loops' own hooks come after the metrics have taken the predictions.
-        def rewrite(module: torch.nn.Module, args: Any, predictions: Any) -> None:
+        def calibrated(data: Any) -> Any:
+            predictions = step(data)
             for sample in predictions:
                 instances = sample.pred_instances
-                labels = instances.labels.tolist()
                 scores = self.calibrator.apply(
-                    instances.scores.detach().double().cpu().numpy(), [names[i] for i in labels]
+                    instances.scores.detach().double().cpu().numpy(),
+                    [classes[label] for label in instances.labels.tolist()],
                 )
                 instances.scores = torch.from_numpy(scores).to(instances.scores)
+            return predictions
 
-        self._stop()
-        self._handle = runner.model.register_forward_hook(rewrite)
-
-    def _stop(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        setattr(model, name, calibrated)

@@ -132,12 +132,12 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             ),
         )
     _set_num_classes(cfg.model, len(classes))
-    calibrated = any("CalibrationMetric" in str(e.get("type")) for e in walk(cfg.val_evaluator))
     evaluator = ConfigDict(
-        type="polyfocal.CalibrationMetric" if calibrated else "CocoMetric",
-        ann_file=str(val.annotation_file.resolve()),
-        metric=metrics,
+        type="CocoMetric", ann_file=str(val.annotation_file.resolve()), metric=metrics
     )
+    for node in walk(cfg.val_evaluator):
+        if node.get("type") in ("CalibrationMetric", "polyfocal.CalibrationMetric"):
+            evaluator.update({key: node[key] for key in ("type", "iou") if key in node})
     if val.max_instances > _USUAL_MAX_DETS:
         limit = -(-val.max_instances // 100) * 100
         _raise_max_detections(cfg.model.test_cfg, limit)
