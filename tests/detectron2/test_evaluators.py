@@ -7,13 +7,17 @@ import pytest
 pytest.importorskip("detectron2_models")
 
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from detectron2_models import CONFIGS
 
 from polyfocal.coco import load_split
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.detectron2 import CalibrationEvaluator
 from polyfocal.detectron2.data import CocoEvaluator, register_split
+from polyfocal.detectron2.experiment import Data
+from polyfocal.detectron2.lazy_experiment import LazyExperiment
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,14 @@ def test_calibration_beside_average_precision(split, tmp_path):
     assert evaluator.coco_results["bbox"].stats["D-ECE"] == evaluator.calibration["bbox"].d_ece
     drawn = {file.name for file in (tmp_path / "out").iterdir()}
     assert drawn == {"bbox_reliability.png", "bbox_reliability_by_class.png"}
+
+
+def test_calibration_stays_asked_for(split):
+    experiment = LazyExperiment(CONFIGS / "retinanet_poly1.py")
+    experiment.cfg.dataloader.evaluator = L(CalibrationEvaluator)(dataset_name="x", iou=0.75)
+    name = register_split(split)
+    data = Data(train="", val=name, num_train=0, num_classes=10, max_dets=300)
+    experiment.use_data(data, tiny=True)
+    evaluator = experiment.build_evaluator()
+    assert isinstance(evaluator, CalibrationEvaluator)
+    assert (evaluator.dataset_name, evaluator.max_dets, evaluator.iou) == (name, 300, 0.75)
