@@ -150,23 +150,11 @@ def evaluate(
     Raises:
         DatasetError: The results do not fit the ground truth.
     """
-    if iou_type not in ("bbox", "segm"):
-        raise DatasetError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}.")
     if max_dets < 10:
         raise DatasetError(f"max_dets must be 10 or more, got {max_dets!r}.")
-    if isinstance(ground_truth, COCO):
-        content, source = ground_truth.dataset, "the ground truth"
-    else:
-        content, source = _read_annotations(Path(ground_truth)), str(ground_truth)
+    content, source = read_ground_truth(ground_truth, iou_type, category_ids)
     names = {category["id"]: category["name"] for category in content["categories"]}
-    for id_ in category_ids or ():
-        if id_ not in names:
-            raise DatasetError(f"category id {id_!r} is not declared in {source}.")
-    if iou_type == "segm":
-        problem = _mask_problem(source, content["annotations"], content["images"])
-        if problem:
-            raise DatasetError(problem)
-    detected = _read_results(results, iou_type, source, content, names)
+    detected = read_results(results, iou_type, content, source)
 
     with contextlib.redirect_stdout(io.StringIO()):
         # COCOeval writes into the annotations it is given.
@@ -211,7 +199,7 @@ def class_counts(file: str | Path) -> list[int]:
     Raises:
         DatasetError: it cannot be read or is no such file.
     """
-    content = _read_json(Path(file))
+    content = read_json(Path(file))
     try:
         counts = {category["id"]: 0 for category in content["categories"]}
         for annotation in content["annotations"]:
@@ -260,23 +248,71 @@ def _coco(content: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _read_results(
+def read_ground_truth(
+    ground_truth: str | Path | COCO,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    category_ids: Sequence[int] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """The content of an annotation file, checked as far as an evaluation relies on it.
+
+    Args:
+        ground_truth: An annotation file, or one loaded by pycocotools.
+        iou_type: Whether the boxes or the masks will be compared.
+        category_ids: Categories that must be declared.
+
+    Returns:
+        The content, and what sentences call its source.
+
+    Raises:
+        DatasetError: It cannot be used.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise DatasetError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}.")
+    if isinstance(ground_truth, COCO):
+        content, source = ground_truth.dataset, "the ground truth"
+    else:
+        content, source = _read_annotations(Path(ground_truth)), str(ground_truth)
+    declared = {category["id"] for category in content["categories"]}
+    for id_ in category_ids or ():
+        if id_ not in declared:
+            raise DatasetError(f"category id {id_!r} is not declared in {source}.")
+    if iou_type == "segm":
+        problem = _mask_problem(source, content["annotations"], content["images"])
+        if problem:
+            raise DatasetError(problem)
+    return content, source
+
+
+def read_results(
     results: Sequence[dict[str, Any]] | str | Path,
-    iou_type: str,
-    source: str,
+    iou_type: Literal["bbox", "segm"],
     content: dict[str, Any],
-    names: dict[int, str],
+    source: str,
+    *,
+    probabilities: bool = False,
 ) -> list[dict[str, Any]]:
-    """The detections, checked and with only the keys that COCOeval is to look at."""
+    """Detections in COCO's results format, checked, with only the keys that are compared.
+
+    Args:
+        results: The detections, or a JSON file of them.
+        iou_type: Whether they need a ``bbox`` or a ``segmentation``.
+        content: The ground truth, from :func:`read_ground_truth`.
+        source: What sentences call it.
+        probabilities: Whether scores must be in [0, 1], beyond being finite.
+
+    Raises:
+        DatasetError: They do not fit the ground truth.
+    """
     what = "the results"
     if isinstance(results, (str, Path)):
         what = str(results)
-        results = _read_json(Path(results))
+        results = read_json(Path(results))
     if not isinstance(results, Sequence):
         raise DatasetError(f"{what} must be a list of detections, got {_kind(results)}.")
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     keys = ("image_id", "category_id", "score", shape)
     sizes = _sizes(content["images"])
+    names = {category["id"] for category in content["categories"]}
     checked = []
     for number, result in enumerate(results):
         where = f"detection {number} of {what}"
@@ -291,6 +327,10 @@ def _read_results(
         if not _is_number(result["score"]):
             raise DatasetError(
                 f"{where} has score {result['score']!r}; it must be a finite number."
+            )
+        if probabilities and not 0 <= result["score"] <= 1:
+            raise DatasetError(
+                f"{where} has score {result['score']!r}; calibration needs a probability in [0, 1]."
             )
         # A model may predict a box turned inside out: it matches nothing, and that is all.
         if iou_type == "bbox" and not _is_finite_box(result["bbox"]):
@@ -328,7 +368,8 @@ def _annotation_file(folder: Path, split: str) -> Path:
     raise DatasetError(f"{folder} has neither {names[0]} nor {names[1]}: {there}.")
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; a :class:`DatasetError` where it is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -347,7 +388,7 @@ def _read_json(file: Path) -> Any:
 
 def _read_annotations(file: Path) -> dict[str, Any]:
     """Read an annotation file; what comes back has every key and type that others rely on."""
-    content = _read_json(file)
+    content = read_json(file)
     if not isinstance(content, dict):
         raise DatasetError(
             f"{file} must hold a JSON object with images, annotations and categories, "

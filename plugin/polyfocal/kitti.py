@@ -59,8 +59,8 @@ _CALIB_LENGTHS = {
 }
 _CALIB_NEEDED = ("P2", "R0_rect", "Tr_velo_to_cam")
 _FIELDS = (
-    *("truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
-    *("height", "width", "length", "x", "y", "z", "rotation_y"),
+    "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, "
+    "rotation_y"
 )
 # By difficulty (easy, moderate, hard): a box is higher, no more hidden and no more cut off.
 _MIN_HEIGHT = (40, 25, 25)
@@ -331,8 +331,7 @@ def _read_labels(file: Path, root: Path) -> list[_Object]:
 def _object(where: str, fields: list[str]) -> _Object:
     if len(fields) not in (15, 16):
         raise KittiError(
-            f"{where} has {len(fields)} fields; an object has 15: type, {', '.join(_FIELDS)} (and "
-            "perhaps a score)."
+            f"{where} has {len(fields)} fields; an object has 15: {_FIELDS} (and perhaps a score)."
         )
     kind = fields[0]
     if kind not in CLASSES and kind != DONT_CARE:

@@ -151,7 +151,7 @@ def test_returns_thin_out_with_the_distance():
         ground = points[np.abs(points[:, 2] + 1.73) < 0.1]
         assert len(ground) > 0.5 * len(points)
     near, middle, far, farthest = np.mean(rings, axis=0)
-    assert near > 2 * middle and middle > 1.5 * far and far > 1.5 * farthest > 0
+    assert near > 2 * middle and middle > 2 * far and far > 1.5 * farthest > 0
 
 
 def test_everything_is_in_the_picture(small):

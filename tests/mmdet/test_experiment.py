@@ -133,6 +133,16 @@ def test_usual_pictures_keep_cocos_limits(tmp_path):
     assert "max_dets" not in experiment.config.val_evaluator and not experiment.notes
 
 
+def test_calibration_stays_asked_for(tmp_path):
+    more = 'val_evaluator = dict(type="polyfocal.CalibrationMetric", iou=0.75)\n'
+    path = config(tmp_path, "retinanet", more + "test_evaluator = val_evaluator\n")
+    data = cells(tmp_path)
+    cfg = prepare_experiment(path, data=data).config
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert (evaluator.type, evaluator.iou) == ("polyfocal.CalibrationMetric", 0.75)
+        assert evaluator.ann_file == str(data / "annotations" / "val.json")
+
+
 def test_splits_must_agree_on_the_categories(tmp_path):
     root = cells(tmp_path, val_classes=("WBC", "RBC", "Platelets"))
     with pytest.raises(UserError, match=r"same categories in the same order, got \['RBC', 'WBC'"):

@@ -1,6 +1,7 @@
 """The metric against MMDetection's own, which runs pycocotools in its own way."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,13 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 
 import torch
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
-from mmengine.registry import METRICS
+from mmdet.structures import DetDataSample
+from mmengine.registry import HOOKS, METRICS
+from mmengine.structures import InstanceData
+from mmengine.visualization import Visualizer
 
+import polyfocal.mmdet  # noqa: F401
+from polyfocal.calibration.posthoc import Calibrator
 from polyfocal.errors import UserError
 from polyfocal.mmdet.metrics import CocoMetric
 
@@ -114,7 +120,6 @@ def test_results_by_class(ground_truth):
 
 
 def test_is_built_by_its_name(ground_truth):
-    import polyfocal.mmdet  # noqa: F401
 
     metric = METRICS.build(dict(type="polyfocal.CocoMetric", ann_file=ground_truth, max_dets=300))
     assert isinstance(metric, CocoMetric) and "coco/bbox_AR@300" in evaluate(metric)
@@ -137,3 +142,56 @@ def test_masks_that_are_not_there(ground_truth):
     metric.process({}, samples)
     with pytest.raises(UserError, match="predicts no masks, so 'segm' cannot be evaluated"):
         metric.evaluate(size=4)
+
+
+def test_calibration_beside_average_precision(ground_truth, tmp_path):
+    visualizer = Visualizer.get_instance(
+        "calibration", vis_backends=[dict(type="LocalVisBackend")], save_dir=str(tmp_path)
+    )
+    kinds = ["bbox", "segm"]
+    metric = METRICS.build(
+        dict(type="polyfocal.CalibrationMetric", ann_file=ground_truth, metric=kinds)
+    )
+    ours = evaluate(metric)
+    plain = evaluate(CocoMetric(ann_file=ground_truth, metric=kinds))
+    added = {"D-ECE", "D-ECE_box", "LaECE", "LaECE_0", "LaACE_0", "LRP", "oLRP"}
+    assert set(ours) == set(plain) | {f"coco/{kind}_{name}" for kind in kinds for name in added}
+    assert {name: ours[name] for name in plain} == plain
+    assert metric.coco_results["segm"].stats["LaECE"] == ours["coco/segm_LaECE"]
+    # Of cats, 4 objects: right at IoU 0.5 are the exact one (score 0.9) and the better of two for
+    # one object (0.7, IoU 17/23); the other (0.6) is wrong, and two are missed.
+    location = (1 - 17 / 23) / 0.5
+    assert metric.calibration["bbox"].classes["cat"].lrp == pytest.approx((location + 1 + 2) / 5)
+    drawn = {file.name for file in tmp_path.rglob("*.png")}
+    assert {f"{kind}_reliability_by_class_0.png" for kind in kinds} < drawn
+    assert len(drawn) == 4 and visualizer is Visualizer.get_current_instance()
+
+
+def test_scores_are_calibrated_before_they_are_measured(tmp_path):
+    sure = Calibrator("platt", "iou", {"slope": [1.0], "offset": [0.0]})
+    unsure = {"slope": [1.0], "offset": [-2.0]}
+    Calibrator("platt", "iou", sure.shared, {"dog": unsure}).save(tmp_path / "c.json")
+
+    class Detector(torch.nn.Module):
+        def test_step(self, data):
+            instances = InstanceData(
+                labels=torch.tensor([0, 1]),
+                scores=torch.tensor([0.5, 0.5]),
+                bboxes=torch.ones(2, 4),
+            )
+            return [DetDataSample(pred_instances=instances)] * data
+
+        val_step = test_step
+
+    loader = SimpleNamespace(dataset=SimpleNamespace(metainfo={"classes": CLASSES}))
+    runner = SimpleNamespace(model=Detector(), val_dataloader=loader, test_dataloader=loader)
+    hook = HOOKS.build(dict(type="polyfocal.CalibrateScoresHook", file=str(tmp_path / "c.json")))
+    for name in ("val", "test"):
+        step = f"{name}_step"
+        getattr(hook, f"before_{name}")(runner)
+        (sample,) = getattr(runner.model, step)(1)
+        assert sample.pred_instances.scores.dtype == torch.float32
+        assert sample.pred_instances.scores.tolist() == pytest.approx([0.5, 1 / (1 + np.exp(2))])
+        getattr(hook, f"after_{name}")(runner)
+        (sample,) = getattr(runner.model, step)(1)
+        assert sample.pred_instances.scores.tolist() == [0.5, 0.5]

@@ -5,5 +5,23 @@ from polyfocal.calibration.classification import (
     ClassificationCalibration,
     ClassificationResult,
 )
+from polyfocal.calibration.detection import (
+    ClassCalibration,
+    DetectionCalibration,
+    DetectionResult,
+    MatchedDetections,
+    Matches,
+    match,
+)
 
-__all__ = ["Bins", "ClassificationCalibration", "ClassificationResult"]
+__all__ = [
+    "Bins",
+    "ClassCalibration",
+    "ClassificationCalibration",
+    "ClassificationResult",
+    "DetectionCalibration",
+    "DetectionResult",
+    "MatchedDetections",
+    "Matches",
+    "match",
+]

@@ -8,6 +8,7 @@ confidence of 1 is in it. An empty bin counts nothing.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,20 +157,37 @@ def check_num_bins(num_bins: int) -> int:
     return int(num_bins)
 
 
-def bin_numbers(confidence: Floats, num_bins: int) -> Integers:
-    """The number of the bin of equal width in which each confidence in [0, 1] falls."""
-    return np.searchsorted(_equal_edges(num_bins)[1:-1], confidence, side="right")
+def bin_numbers(
+    confidence: Floats, num_bins: int, closed: Literal["left", "right"] = "left"
+) -> Integers:
+    """The number of the bin of equal width in which each confidence in [0, 1] falls.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        num_bins: B.
+        closed: The side on which the bins hold their border: ``"left"`` is [lo, hi), the last one
+            closed on both; ``"right"`` is (lo, hi], the first one closed on both.
+    """
+    other: Literal["left", "right"] = "right" if closed == "left" else "left"
+    return np.searchsorted(_equal_edges(num_bins)[1:-1], confidence, side=other)
 
 
-def equal_width_bins(confidence: Floats, target: Floats, num_bins: int) -> Bins:
+def equal_width_bins(
+    confidence: Floats,
+    target: Floats,
+    num_bins: int,
+    closed: Literal["left", "right"] = "left",
+) -> Bins:
     """Samples in bins of equal width.
 
     Args:
         confidence: (N,) in [0, 1].
         target: (N,), such as 1 where the prediction is right.
         num_bins: B.
+        closed: See :func:`bin_numbers`.
     """
-    return _summarise(confidence, target, bin_numbers(confidence, num_bins), _equal_edges(num_bins))
+    numbers = bin_numbers(confidence, num_bins, closed)
+    return _summarise(confidence, target, numbers, _equal_edges(num_bins))
 
 
 def equal_count_bins(confidence: Floats, target: Floats, num_bins: int) -> Bins:

@@ -319,8 +319,8 @@ def _place(
 def _outline(x: float, y: float, length: float, width: float, yaw: float) -> NDArray[np.float64]:
     along = np.array([math.cos(yaw), math.sin(yaw)]) * length / 2
     across = np.array([-math.sin(yaw), math.cos(yaw)]) * width / 2
-    corners = [along + across, along - across, -along - across, across - along]
-    return np.array([x, y]) + np.array(corners)
+    corners = np.array([along + across, along - across, -along - across, across - along])
+    return corners + np.array([x, y])
 
 
 def _overlap(one: NDArray[np.float64], two: NDArray[np.float64]) -> bool:
@@ -344,8 +344,8 @@ def _part(
     """A solid at a place that is given in the box's own axes, from the middle of its bottom."""
     cosine, sine = math.cos(box[6]), math.sin(box[6])
     x, y, z = centre
-    place = box[:3] + np.array([cosine * x - sine * y, sine * x + cosine * y, z])
-    return _Part(shape, place, np.array(half), float(box[6]), reflectance)
+    offset = np.array([cosine * x - sine * y, sine * x + cosine * y, z])
+    return _Part(shape, box[:3] + offset, np.array(half), float(box[6]), reflectance)
 
 
 def _car(box: NDArray[np.float64], rng: np.random.Generator) -> list[_Part]:
@@ -568,9 +568,7 @@ def _line(key: str, matrix: NDArray[np.float64]) -> str:
 _CALIB = "".join(
     [
         *(
-            _line(
-                f"P{camera}", np.column_stack([_P2[:, :3], _P2[:, 3] + [offset - _P2[0, 3], 0, 0]])
-            )
+            _line(f"P{camera}", np.column_stack([_P2[:, :3], [offset, 0, 0]]))
             for camera, offset in enumerate((0.0, -0.54 * _P2[0, 0], 45.0, -0.48 * _P2[0, 0]))
         ),
         _line("R0_rect", np.eye(3)),

@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from polyfocal.detectron2.config import add_polyfocal_config
+from polyfocal.detectron2.data import CalibrationEvaluator
 from polyfocal.detectron2.dense import FCOS, RetinaNet
 from polyfocal.detectron2.loss import build_loss
 from polyfocal.detectron2.progress import ProgressHook
@@ -33,6 +34,7 @@ from polyfocal.detectron2.rcnn import (
 __all__ = [
     "FCOS",
     "RPN",
+    "CalibrationEvaluator",
     "CascadeROIHeads",
     "FastRCNNOutputLayers",
     "MaskRCNNConvUpsampleHead",

@@ -1,8 +1,9 @@
 """COCO-format folders in Detectron2's catalogs, and their evaluation."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -10,6 +11,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
+from polyfocal.calibration import DetectionCalibration, DetectionResult
+from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.coco import CocoResult, CocoSplit, evaluate
 
 
@@ -69,13 +72,66 @@ class CocoEvaluator(DatasetEvaluator):
             for detection in part
         ]
         has_masks = any("segmentation" in detection for detection in detections)
-        numbers = OrderedDict()
-        for kind in ("bbox", "segm") if has_masks else ("bbox",):
+        numbers: dict[str, dict[str, float]] = OrderedDict()
+        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if has_masks else ("bbox",)
+        for kind in kinds:
             truth = Path(metadata.json_file)
-            result = evaluate(truth, detections, kind, self.max_dets)
+            result = self.measure(truth, detections, kind)
             self.coco_results[kind] = result
             numbers[kind] = {
                 name.replace("mAP_", "AP").replace("mAP", "AP"): 100 * value
                 for name, value in result.stats.items()
             }
         return numbers
+
+    def measure(
+        self, truth: Path, detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]
+    ) -> CocoResult:
+        """The numbers of one kind, from COCO's ground truth and results."""
+        return evaluate(truth, detections, kind, self.max_dets)
+
+
+class CalibrationEvaluator(CocoEvaluator):
+    """``CocoEvaluator`` with the calibration of the scores beside average precision.
+
+    Adds ``D-ECE``, ``D-ECE_box``, ``LaECE``, ``LaECE_0``, ``LaACE_0``, ``LRP`` and ``oLRP``, in
+    percent too, see :class:`polyfocal.calibration.DetectionResult`. After an evaluation
+    ``calibration`` holds everything by kind.
+
+    Args:
+        dataset_name: A COCO-format data set of Detectron2's catalogs.
+        max_dets: Most detections of a category in a picture that count.
+        iou: IoU from which on a detection is right for D-ECE and LRP.
+        output_dir: Where reliability diagrams go, ``{kind}_reliability.png`` and
+            ``{kind}_reliability_by_class.png``; None draws none.
+
+    Example:
+        >>> dataloader.evaluator = L(CalibrationEvaluator)(
+        ...     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        max_dets: int = 100,
+        iou: float = 0.5,
+        output_dir: str | None = None,
+    ) -> None:
+        super().__init__(dataset_name, max_dets)
+        self.iou = iou
+        self.output_dir = output_dir
+        self.calibration: dict[str, DetectionResult] = {}
+
+    def measure(
+        self, truth: Path, detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]
+    ) -> CocoResult:
+        """Average precision and recall, and calibration."""
+        result = super().measure(truth, detections, kind)
+        metric = DetectionCalibration(self.iou)
+        metric.update(truth, detections, kind, self.max_dets)
+        calibration = metric.compute()
+        self.calibration[kind] = calibration
+        if self.output_dir is not None:
+            save_diagrams(calibration, self.output_dir, f"{kind}_")
+        return replace(result, stats={**result.stats, **calibration.stats})

@@ -17,7 +17,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from polyfocal.detectron2.data import CocoEvaluator
+from polyfocal.detectron2.data import CalibrationEvaluator, CocoEvaluator
 from polyfocal.detectron2.experiment import (
     TINY_BATCH,
     TINY_EPOCHS,
@@ -108,7 +108,11 @@ class LazyExperiment(Experiment):
         # Reads polygons and run-length encodings alike.
         train.mapper.instance_mask_format = "bitmask"
         test.dataset.names = data.val
-        cfg.dataloader.evaluator = L(CocoEvaluator)(dataset_name=data.val, max_dets=data.max_dets)
+        evaluator = {"dataset_name": data.val, "max_dets": data.max_dets}
+        if _class(cfg.dataloader.get("evaluator", DictConfig({}))) is CalibrationEvaluator:
+            cfg.dataloader.evaluator.update(evaluator)
+        else:
+            cfg.dataloader.evaluator = L(CocoEvaluator)(**evaluator)
         for node in _walk(cfg.model):
             if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
                 node.num_classes = data.num_classes

@@ -18,9 +18,18 @@ except ModuleNotFoundError as error:
 import polyfocal.mmengine  # noqa: F401
 from polyfocal.mmdet import placement
 from polyfocal.mmdet.bias import BiasHeadHook, attach_bias_heads
+from polyfocal.mmdet.calibration import CalibrateScoresHook
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
-from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
 
 placement.watch()
 
-__all__ = ["BiasHeadHook", "CocoMetric", "MaskLoss", "RoILoss", "attach_bias_heads"]
+__all__ = [
+    "BiasHeadHook",
+    "CalibrateScoresHook",
+    "CalibrationMetric",
+    "CocoMetric",
+    "MaskLoss",
+    "RoILoss",
+    "attach_bias_heads",
+]

@@ -217,6 +217,9 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
     evaluator = ConfigDict(
         type="CocoMetric", ann_file=str(val.annotation_file.resolve()), metric=metrics
     )
+    for node in walk(cfg.val_evaluator):
+        if node.get("type") in ("CalibrationMetric", "polyfocal.CalibrationMetric"):
+            evaluator.update({key: node[key] for key in ("type", "iou") if key in node})
     if val.max_instances > _USUAL_MAX_DETS:
         limit = -(-val.max_instances // 100) * 100
         _raise_max_detections(cfg.model.test_cfg, limit)

@@ -2,12 +2,19 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmengine.logging import MessageHub
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.visualization import Visualizer
+from pycocotools.coco import COCO
 from rich.console import RenderableType
 
+from polyfocal.calibration import DetectionCalibration, DetectionResult
+from polyfocal.calibration.diagram import DIAGRAMS, pixels
 from polyfocal.coco import CocoResult, evaluate, format_table
 from polyfocal.errors import UserError
 from polyfocal.registry import METRICS
@@ -80,7 +87,7 @@ class CocoMetric(MMDetCocoMetric):
                     raise UserError(
                         f"the model predicts no masks, so {kind!r} cannot be evaluated."
                     )
-                result = evaluate(coco, files[kind], kind, self.max_dets, list(self.cat_ids))
+                result = self.measure(coco, files[kind], kind)
                 self.coco_results[kind] = result
                 metrics.update({f"{kind}_{name}": value for name, value in result.stats.items()})
                 if self.classwise:
@@ -91,3 +98,56 @@ class CocoMetric(MMDetCocoMetric):
     def table(self) -> RenderableType | None:
         """What was measured last, for a terminal; None where nothing was."""
         return format_table(self.coco_results) if self.coco_results else None
+
+    def measure(self, coco: COCO, file: str, kind: Literal["bbox", "segm"]) -> CocoResult:
+        """The numbers of one kind.
+
+        Args:
+            coco: The ground truth.
+            file: The detections, in COCO's results format.
+            kind: What to compare.
+        """
+        return evaluate(coco, file, kind, self.max_dets, list(self.cat_ids))
+
+
+@METRICS.register_module()
+@MMENGINE_METRICS.register_module()
+class CalibrationMetric(CocoMetric):
+    """``CocoMetric`` with the calibration of the scores beside average precision.
+
+    Adds ``bbox_D-ECE``, ``bbox_D-ECE_box``, ``bbox_LaECE``, ``bbox_LaECE_0``, ``bbox_LaACE_0``,
+    ``bbox_LRP`` and ``bbox_oLRP`` (-1 where there is nothing to measure), see
+    :class:`polyfocal.calibration.DetectionResult`, and likewise for ``segm``. After an evaluation
+    ``calibration`` holds everything by kind. Reliability diagrams go where the run's visualizer
+    puts its pictures, which is ``vis_data/vis_image`` in the work directory and TensorBoard, where
+    the config has it.
+
+    Args:
+        iou: IoU from which on a detection is right for D-ECE and LRP.
+        **kwargs: Those of :class:`CocoMetric`.
+
+    Example:
+        >>> val_evaluator = dict(type="polyfocal.CalibrationMetric")  # over a config's own
+    """
+
+    def __init__(self, *, iou: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.iou = iou
+        self.calibration: dict[str, DetectionResult] = {}
+
+    def measure(self, coco: COCO, file: str, kind: Literal["bbox", "segm"]) -> CocoResult:
+        """Average precision and recall, and calibration."""
+        result = super().measure(coco, file, kind)
+        metric = DetectionCalibration(self.iou)
+        metric.update(coco, file, kind, self.max_dets, list(self.cat_ids))
+        calibration = metric.compute()
+        self.calibration[kind] = calibration
+        self._draw(kind, calibration)
+        return replace(result, stats={**result.stats, **calibration.stats})
+
+    @staticmethod
+    def _draw(kind: str, calibration: DetectionResult) -> None:
+        visualizer = Visualizer.get_current_instance()
+        step = MessageHub.get_current_instance().get_info("iter", 0)
+        for name, draw in DIAGRAMS.items():
+            visualizer.add_image(f"{kind}_{name}", pixels(draw(calibration)), step)

@@ -1,0 +1,519 @@
+"""Calibration of a detector's scores, from COCO results and ground truth.
+
+:func:`match` decides once for each IoU threshold which detections are right, exactly as COCOeval
+does; :class:`DetectionCalibration` measures from that how far the scores are to be trusted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from polyfocal.calibration.classification import (
+    Bins,
+    Floats,
+    Integers,
+    bin_numbers,
+    check_num_bins,
+    equal_width_bins,
+)
+from polyfocal.coco import read_ground_truth, read_results
+from polyfocal.errors import UserError
+
+Booleans = NDArray[np.bool_]
+
+LAECE_IOU = 0.1
+"""IoU from which LaECE counts a detection as right (Oksuz et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which of N detections are right at one IoU threshold.
+
+    Attributes:
+        iou: IoU with the object that was found, 0 where none was, (N,).
+        ignored: True where it found no object but lies in a crowd region: it counts as neither
+            right nor wrong, (N,).
+    """
+
+    iou: Floats
+    ignored: Booleans
+
+    @property
+    def right(self) -> Booleans:
+        """True where an object was found, (N,)."""
+        return self.iou > 0
+
+
+@dataclass(frozen=True)
+class MatchedDetections:
+    """The detections that count, class by class, and what they found.
+
+    Attributes:
+        names: Names of the C categories.
+        num_objects: Objects of each category that can be found, crowd regions left out, (C,).
+        index: Which detection of the results each of the N is, (N,).
+        score: (N,) in [0, 1].
+        label: Index of its category in ``names``, (N,).
+        box: Centre x, centre y, width and height in parts of the picture's, in [0, 1], (N, 4).
+        matches: What was found, by IoU threshold.
+    """
+
+    names: tuple[str, ...]
+    num_objects: Integers
+    index: Integers
+    score: Floats
+    label: Integers
+    box: Floats
+    matches: dict[float, Matches]
+
+
+@dataclass(frozen=True)
+class ClassCalibration:
+    """Calibration of the detections of one category; NaN where it has no objects or detections.
+
+    LRP is 1 where there are objects and no detections.
+
+    Attributes:
+        num_objects: Objects that can be found.
+        num_detections: Detections, those ignored at LaECE's threshold left out.
+        la_ece: See :class:`DetectionResult`, as for all that follow.
+        la_ece_0: LaECE_0.
+        la_ace_0: LaACE_0.
+        lrp: LRP.
+        olrp: Optimal LRP.
+        threshold: The score from which on detections are kept for ``olrp``; NaN where the least
+            error is reached without any.
+        bins: The reliability diagram of ``la_ece``.
+    """
+
+    num_objects: int
+    num_detections: int
+    la_ece: float
+    la_ece_0: float
+    la_ace_0: float
+    lrp: float
+    olrp: float
+    threshold: float
+    bins: Bins
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """Calibration of a detector, all in [0, 1]; NaN where there is nothing to measure.
+
+    Attributes:
+        d_ece: Expected error of the score as the probability that the detection is right, of all
+            detections together (Kueppers et al. 2020).
+        d_ece_box: The same, in bins of the score and of the box's centre, width and height.
+        la_ece: Mean over the categories of the expected error of the score as IoU times precision,
+            right being IoU >= 0.1 (Oksuz et al. 2023).
+        la_ece_0: The same, where right is any overlap (Kuzucu et al. 2024).
+        la_ace_0: Mean over the categories of mean |IoU - score|, right being any overlap.
+        lrp: Localisation recall precision error of all detections, mean over the categories
+            (Oksuz et al. 2018).
+        olrp: The same of the detections above each category's best score.
+        bins: The reliability diagram of ``d_ece``.
+        classes: Each category by its name.
+    """
+
+    d_ece: float
+    d_ece_box: float
+    la_ece: float
+    la_ece_0: float
+    la_ace_0: float
+    lrp: float
+    olrp: float
+    bins: Bins
+    classes: dict[str, ClassCalibration]
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The numbers by their names in the literature, for a table."""
+        return {
+            "D-ECE": self.d_ece,
+            "D-ECE_box": self.d_ece_box,
+            "LaECE": self.la_ece,
+            "LaECE_0": self.la_ece_0,
+            "LaACE_0": self.la_ace_0,
+            "LRP": self.lrp,
+            "oLRP": self.olrp,
+        }
+
+
+class DetectionCalibration:
+    """Collects detections and ground truth, and measures the calibration of the scores.
+
+    Args:
+        iou: IoU from which on a detection is right for D-ECE and LRP, in (0, 1).
+        num_bins: Bins of D-ECE.
+        num_box_bins: Bins of the score and of each side of the box in ``d_ece_box``: that number
+            to the fifth power in all.
+        num_class_bins: Bins of LaECE and LaECE_0 in each category.
+
+    Example:
+        >>> metric = DetectionCalibration()
+        >>> metric.update("annotations/val.json", "results.bbox.json")  # doctest: +SKIP
+        >>> metric.compute().la_ece  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        iou: float = 0.5,
+        num_bins: int = 10,
+        num_box_bins: int = 5,
+        num_class_bins: int = 25,
+    ) -> None:
+        if not 0 < iou < 1:
+            raise UserError(f"iou must be between 0 and 1, got {iou!r}.")
+        self.iou = float(iou)
+        self.num_bins = check_num_bins(num_bins)
+        self.num_box_bins = check_num_bins(num_box_bins)
+        self.num_class_bins = check_num_bins(num_class_bins)
+        self._parts: list[MatchedDetections] = []
+
+    def update(
+        self,
+        ground_truth: str | Path | COCO,
+        results: Sequence[dict[str, Any]] | str | Path,
+        iou_type: Literal["bbox", "segm"] = "bbox",
+        max_dets: int = 100,
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
+        """Add the pictures of a ground truth, whether or not something was detected in them.
+
+        The arguments are those of :func:`polyfocal.coco.evaluate`.
+
+        Raises:
+            UserError: The results do not fit, a score is not in [0, 1], or the categories are not
+                those of before.
+        """
+        thresholds = {self.iou, LAECE_IOU, 0.0}
+        self._add(
+            match(ground_truth, results, sorted(thresholds), iou_type, max_dets, category_ids)
+        )
+
+    def merge(self, other: "DetectionCalibration") -> None:
+        """Add the pictures that another process or part collected, with the same ``iou``."""
+        if other.iou != self.iou:
+            raise UserError(
+                f"this was measured at IoU {self.iou} and the other at {other.iou}: they must be "
+                "the same."
+            )
+        for part in other._parts:
+            self._add(part)
+
+    def compute(self) -> DetectionResult:
+        """Measure all pictures so far."""
+        if not self._parts:
+            raise UserError("there are no pictures yet: call update() before compute().")
+        whole = _joined(self._parts)
+        at_iou = whole.matches[self.iou]
+        counted = ~at_iou.ignored
+        score, right = whole.score[counted], at_iou.right[counted].astype(np.float64)
+        bins = equal_width_bins(score, right, self.num_bins)
+        classes = self._classes(whole)
+        measured = [one for one in classes.values() if one.num_objects]
+        return DetectionResult(
+            d_ece=bins.expected_error,
+            d_ece_box=_error_in_cells(score, whole.box[counted], right, self.num_box_bins),
+            la_ece=_mean([one.la_ece for one in measured]),
+            la_ece_0=_mean([one.la_ece_0 for one in measured]),
+            la_ace_0=_mean([one.la_ace_0 for one in measured]),
+            lrp=_mean([one.lrp for one in measured]),
+            olrp=_mean([one.olrp for one in measured]),
+            bins=bins,
+            classes=classes,
+        )
+
+    def _add(self, part: MatchedDetections) -> None:
+        if self._parts and part.names != self._parts[0].names:
+            raise UserError(
+                f"the categories are {list(part.names)}; those before were "
+                f"{list(self._parts[0].names)}."
+            )
+        self._parts.append(part)
+
+    def _classes(self, whole: MatchedDetections) -> dict[str, ClassCalibration]:
+        order = np.argsort(whole.label, kind="stable")
+        borders = np.searchsorted(whole.label[order], np.arange(len(whole.names) + 1))
+        return {
+            name: self._class(whole, order[borders[c] : borders[c + 1]], whole.num_objects[c])
+            for c, name in enumerate(whole.names)
+        }
+
+    def _class(
+        self, whole: MatchedDetections, rows: Integers, num_objects: int
+    ) -> ClassCalibration:
+        def counted(threshold: float) -> tuple[Floats, Floats]:
+            matches = whole.matches[threshold]
+            kept = rows[~matches.ignored[rows]]
+            return whole.score[kept], matches.iou[kept]
+
+        def bins(threshold: float) -> Bins:
+            return equal_width_bins(*counted(threshold), self.num_class_bins, closed="right")
+
+        diagram = bins(LAECE_IOU)
+        score, iou = counted(0.0)
+        lrp, olrp, threshold = _lrp(*counted(self.iou), int(num_objects), self.iou)
+        some = bool(num_objects)
+        return ClassCalibration(
+            num_objects=int(num_objects),
+            num_detections=int(diagram.count.sum()),
+            la_ece=diagram.expected_error if some else np.nan,
+            la_ece_0=bins(0.0).expected_error if some else np.nan,
+            la_ace_0=float(np.abs(iou - score).mean()) if some and score.size else np.nan,
+            lrp=lrp,
+            olrp=olrp,
+            threshold=threshold,
+            bins=diagram,
+        )
+
+
+def match(
+    ground_truth: str | Path | COCO,
+    results: Sequence[dict[str, Any]] | str | Path,
+    iou_thresholds: Sequence[float],
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    max_dets: int = 100,
+    category_ids: Sequence[int] | None = None,
+) -> MatchedDetections:
+    """Decide which detections are right, as COCOeval does.
+
+    In each picture and category the detections choose by descending score, each the object of the
+    largest IoU that is still free, if that is at least the threshold; at the threshold 0, more
+    than 0. Among equal scores the first detection chooses first; among equal IoUs the last object
+    is taken. A detection that finds none and covers a crowd region by that part is ignored.
+
+    Args:
+        ground_truth: As in :func:`polyfocal.coco.evaluate`, as are the others.
+        results: Detections; scores in [0, 1].
+        iou_thresholds: Each in [0, 1].
+        iou_type: Compare boxes or masks.
+        max_dets: Most detections counted of a category in a picture, those of the highest score.
+        category_ids: Only these categories; all by default.
+
+    Raises:
+        DatasetError: The results do not fit the ground truth.
+    """
+    content, source = read_ground_truth(ground_truth, iou_type, category_ids)
+    detections = read_results(results, iou_type, content, source, probabilities=True)
+    names = {
+        category["id"]: category["name"]
+        for category in content["categories"]
+        if category_ids is None or category["id"] in category_ids
+    }
+    labels = {id_: label for label, id_ in enumerate(names)}
+    pictures = {picture["id"]: row for row, picture in enumerate(content["images"])}
+    sides = np.array(
+        [(picture["width"], picture["height"]) for picture in content["images"]], dtype=np.float64
+    ).reshape(-1, 2)
+
+    def keys(entries: list[dict[str, Any]]) -> Integers:
+        """One number for a picture and a category; -1 where the category does not count."""
+        return np.array(
+            [
+                pictures[entry["image_id"]] * len(labels) + labels[entry["category_id"]]
+                if entry["category_id"] in labels
+                else -1
+                for entry in entries
+            ],
+            dtype=np.int64,
+        )
+
+    score = np.array([detection["score"] for detection in detections], dtype=np.float64)
+    key = keys(detections)
+    index = np.lexsort((-score, key))  # stable: the first of equal scores comes first
+    index = index[key[index] >= 0]
+    rank = np.arange(len(index)) - np.searchsorted(key[index], key[index])
+    index, rank = index[rank < max_dets], rank[rank < max_dets]
+    key, score = key[index], score[index]
+
+    objects = content["annotations"]
+    object_key = keys(objects)
+    order = np.argsort(object_key, kind="stable")
+    order = order[object_key[order] >= 0]
+    object_key = object_key[order]
+    crowd = np.array([objects[row]["iscrowd"] for row in order], dtype=bool)
+    label = key % len(labels)
+    num_objects = np.bincount(object_key[~crowd] % len(labels), minlength=len(labels))
+
+    # Every detection with every object of its picture and category.
+    first = np.searchsorted(object_key, key, side="left")
+    count = np.searchsorted(object_key, key, side="right") - first
+    pair_d = np.repeat(np.arange(len(index)), count)
+    pair_g = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)
+    if iou_type == "bbox":
+        boxes = _boxes([detection["bbox"] for detection in detections])[index]
+        iou = _box_iou(
+            boxes[pair_d], _boxes([objects[row]["bbox"] for row in order])[pair_g], crowd[pair_g]
+        )
+    else:
+        masks = [detections[row]["segmentation"] for row in index]
+        boxes = _boxes(coco_mask.toBbox(masks) if masks else [])
+        heights = {picture["id"]: picture for picture in content["images"]}
+        truth = [
+            _run_lengths(objects[row]["segmentation"], heights[objects[row]["image_id"]])
+            for row in order
+        ]
+        iou = _mask_iou(masks, truth, crowd, key, first, count)
+
+    side = sides[key // len(labels)]
+    box = np.hstack([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]]) / np.hstack([side, side])
+    # Sorted so that in each round the best object of a detection, the last of equals, stands last.
+    some = np.flatnonzero(iou > 0)
+    some = some[np.lexsort((pair_g[some], iou[some], pair_d[some], rank[pair_d[some]]))]
+    pairs = _Pairs(pair_d[some], pair_g[some], iou[some], rank[pair_d[some]], crowd[pair_g[some]])
+    return MatchedDetections(
+        names=tuple(names.values()),
+        num_objects=num_objects,
+        index=index,
+        score=score,
+        label=label,
+        box=np.clip(box, 0.0, 1.0),
+        matches={
+            float(threshold): _choose(pairs, len(index), len(order), threshold)
+            for threshold in iou_thresholds
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Detections and objects that overlap, in the order in which detections choose."""
+
+    detection: Integers
+    object_: Integers
+    iou: Floats
+    rank: Integers
+    crowd: Booleans
+
+
+def _choose(pairs: _Pairs, num_detections: int, num_objects: int, threshold: float) -> Matches:
+    close = pairs.iou >= min(threshold, 1 - 1e-10)  # COCOeval's own tolerance
+    kept = close & ~pairs.crowd
+    detection, object_, iou = pairs.detection[kept], pairs.object_[kept], pairs.iou[kept]
+    rank = pairs.rank[kept]
+    found = np.zeros(num_detections)
+    free = np.ones(num_objects, dtype=bool)
+    # Detections of one rank are in different groups: they cannot want the same object.
+    for start, end in _runs(rank):
+        open_ = start + np.flatnonzero(free[object_[start:end]])
+        best = open_[np.diff(detection[open_], append=-1) != 0]
+        found[detection[best]] = iou[best]
+        free[object_[best]] = False
+    ignored = np.zeros(num_detections, dtype=bool)
+    ignored[pairs.detection[close & pairs.crowd]] = True
+    return Matches(found, ignored & (found == 0))
+
+
+def _runs(values: Integers) -> Iterator[tuple[int, int]]:
+    """Where runs of equal values of 0 or more begin and end."""
+    borders = np.flatnonzero(np.diff(values, prepend=-1, append=-1)).tolist()
+    return pairwise(borders)
+
+
+def _boxes(boxes: Any) -> Floats:
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _box_iou(detection: Floats, object_: Floats, crowd: Booleans) -> Floats:
+    """IoU of pairs of boxes x, y, w, h; with a crowd region the covered part of the detection."""
+    low = np.maximum(detection[:, :2], object_[:, :2])
+    high = np.minimum(detection[:, :2] + detection[:, 2:], object_[:, :2] + object_[:, 2:])
+    overlap = np.maximum(high - low, 0).prod(axis=1)
+    area, object_area = detection[:, 2] * detection[:, 3], object_[:, 2] * object_[:, 3]
+    union = np.where(crowd, area, area + object_area - overlap)
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+
+def _mask_iou(
+    masks: list[Any],
+    truth: list[Any],
+    crowd: Booleans,
+    key: Integers,
+    first: Integers,
+    count: Integers,
+) -> Floats:
+    """IoU of each detection with each object of its group, in the order of the detections."""
+    parts = [np.zeros(0)]
+    for start, end in _runs(key):
+        if count[start]:
+            group = slice(first[start], first[start] + count[start])
+            flags = crowd[group].astype(int).tolist()
+            parts.append(coco_mask.iou(masks[start:end], truth[group], flags).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _run_lengths(segmentation: Any, picture: dict[str, Any]) -> Any:
+    size = picture["height"], picture["width"]
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *size)
+    return segmentation
+
+
+def _joined(parts: list[MatchedDetections]) -> MatchedDetections:
+    return MatchedDetections(
+        names=parts[0].names,
+        num_objects=np.sum([part.num_objects for part in parts], axis=0),
+        index=np.concatenate([part.index for part in parts]),
+        score=np.concatenate([part.score for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        box=np.concatenate([part.box for part in parts]),
+        matches={
+            threshold: Matches(
+                np.concatenate([part.matches[threshold].iou for part in parts]),
+                np.concatenate([part.matches[threshold].ignored for part in parts]),
+            )
+            for threshold in parts[0].matches
+        },
+    )
+
+
+def _error_in_cells(score: Floats, box: Floats, right: Floats, num_bins: int) -> float:
+    """Expected calibration error over cells of score, centre and size, all in [0, 1]."""
+    if not score.size:
+        return float("nan")
+    cell = np.zeros(len(score), dtype=np.int64)
+    for values in (score, *box.T):
+        cell = cell * num_bins + bin_numbers(values, num_bins)
+    _, cell = np.unique(cell, return_inverse=True)
+    return float(np.abs(np.bincount(cell, weights=right - score)).sum() / len(score))
+
+
+def _lrp(
+    score: Floats, iou: Floats, num_objects: int, threshold: float
+) -> tuple[float, float, float]:
+    """LRP of all detections, the least over score thresholds, and the score where that is."""
+    if not num_objects:
+        return np.nan, np.nan, np.nan
+    order = np.argsort(-score, kind="stable")
+    score, iou = score[order], iou[order]
+    right = iou > 0
+    found = np.cumsum(right)
+    location = np.cumsum(np.where(right, 1 - iou, 0)) / (1 - threshold)
+    detections = np.arange(1, len(score) + 1)
+    # (location + wrong + missed) / (found + wrong + missed), of the first 1, 2, ... detections
+    error = (location + detections - found + num_objects - found) / (
+        detections + num_objects - found
+    )
+    ends = np.flatnonzero(np.diff(score, append=-1))  # a threshold keeps all of one score or none
+    if not ends.size:
+        return 1.0, 1.0, np.nan
+    best = ends[error[ends].argmin()]
+    if error[best] >= 1:
+        return float(error[-1]), 1.0, np.nan
+    return float(error[-1]), float(error[best]), float(score[best])
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

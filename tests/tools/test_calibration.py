@@ -1,0 +1,137 @@
+"""The calibration tool, as a person runs it."""
+
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyfocal.calibration import DetectionCalibration
+from polyfocal.coco import evaluate
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("calibration", ROOT / "tools" / "calibration.py")
+calibration = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(calibration)
+
+
+def run(*args):
+    """Exit status, standard output and standard error."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        status = calibration.main([str(arg) for arg in args])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A detector that finds each of 60 objects, is far too sure and as often wrong as right."""
+    rng = np.random.default_rng(0)
+    images, annotations, found = [], [], []
+    for i in range(30):
+        images.append({"id": i, "file_name": f"{i}.png", "width": 100, "height": 100})
+        for category in (1, 2):
+            box = [*rng.integers(0, 60, 2).tolist(), 30, 30]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": 900,
+                    "iscrowd": 0,
+                }
+            )
+            other = [(box[0] + 50) % 70, (box[1] + 50) % 70, 30, 30]
+            for place in (box, other):
+                score = round(float(rng.uniform(0.8, 1.0)), 3)
+                found.append(
+                    {"image_id": i, "category_id": category, "bbox": place, "score": score}
+                )
+    truth = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps([{**one, "note": "kept"} for one in found]))
+    return tmp_path
+
+
+def test_prints_the_numbers(files):
+    status, out, err = run(files / "found.json", files / "truth.json", "--diagrams", files / "d")
+    assert status == 0, err
+    metric = DetectionCalibration()
+    metric.update(files / "truth.json", files / "found.json")
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    for name, value in metric.compute().stats.items():
+        assert f"{value:.3f}" in rows[name]
+    assert metric.compute().d_ece == pytest.approx(0.4, abs=0.05)  # sure to 0.9, right to 0.5
+    assert {"mAP", "cat", "dog"} < set(rows) and " 30 " in rows["cat"] and " 60 " in rows["cat"]
+    drawn = {file.name for file in (files / "d").iterdir()}
+    assert drawn == {"reliability.png", "reliability_by_class.png"}
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_fits_and_applies(files, method):
+    found, truth, saved = files / "found.json", files / "truth.json", files / "c.json"
+    status, out, err = run(found, truth, "--fit", method, "--save", saved)
+    assert status == 0, err
+    assert "fitted to" in out and saved.is_file()
+    status, out, err = run(found, truth, "--apply", saved, "--out", files / "new.json")
+    assert status == 0, err
+    assert "before" in out and "after" in out
+    new = json.loads((files / "new.json").read_text())
+    assert all(one["note"] == "kept" for one in new)
+
+    def la_ece(file):
+        metric = DetectionCalibration()
+        metric.update(truth, file)
+        return metric.compute().la_ece
+
+    # A temperature can only bring scores as near to 1/2 as they are to be here: all come closer.
+    assert la_ece(files / "new.json") < la_ece(found) / 2
+    before, after = evaluate(truth, found), evaluate(truth, files / "new.json")
+    assert after.stats["mAP"] == pytest.approx(before.stats["mAP"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_id": 99}, "detection 3 of {file} has image_id 99, not declared in {truth}."),
+        ({"category_id": 7}, "detection 3 of {file} has category_id 7, not declared in {truth}."),
+        (
+            {"score": 1.01},
+            "detection 3 of {file} has score 1.01; calibration needs a probability in [0, 1].",
+        ),
+        (
+            {"bbox": [float("nan"), 0, 1, 1]},
+            "detection 3 of {file} has bbox [nan, 0, 1, 1]; it must be 4 finite numbers x, y, "
+            "width, height.",
+        ),
+    ],
+)
+def test_bad_results(files, change, sentence):
+    file, truth = files / "found.json", files / "truth.json"
+    content = json.loads(file.read_text())
+    content[3].update(change)
+    file.write_text(json.dumps(content))
+    status, out, err = run(file, truth)
+    assert (status, out) == (2, "")
+    assert err == f"error: {sentence.format(file=file, truth=truth)}\n"
+
+
+def test_bad_use(files):
+    found, truth = files / "found.json", files / "truth.json"
+    status, _, err = run(found, truth, "--apply", files / "none.json")
+    assert status == 2 and err.startswith(f"error: {files / 'none.json'} cannot be read")
+    status, _, err = run(found, truth, "--iou", 2)
+    assert status == 2 and err == "error: iou must be between 0 and 1, got 2.0.\n"
+    for wrong in (["--fit", "platt"], ["--save", "x"], ["--out", "x"]):
+        with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            calibration.parse_args([str(found), str(truth), *wrong])

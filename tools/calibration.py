@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""Measure how far a detector's scores can be trusted, and calibrate them."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from polyfocal.calibration import DetectionCalibration, DetectionResult, match
+from polyfocal.calibration.detection import LAECE_IOU
+from polyfocal.calibration.diagram import save_diagrams
+from polyfocal.calibration.posthoc import METHODS, TARGETS, Calibrator, fit
+from polyfocal.coco import (
+    CocoResult,
+    evaluate,
+    format_table,
+    read_ground_truth,
+    read_json,
+    read_results,
+)
+from polyfocal.errors import UserError
+
+DESCRIPTION = """\
+Print the calibration of detections beside their average precision: D-ECE, LaECE, LaECE_0,
+LaACE_0, LRP and optimal LRP. RESULTS.json is in COCO's results format, whoever made it;
+tools/test.py --out makes one. docs/calibration.md says what the numbers mean.
+
+With --fit, a calibrator is fitted to these detections and kept; with --apply, a kept one is applied
+to them, and the table shows before and after. Fit on one split and apply to another: a calibrator
+always looks good on what it was fitted to."""
+
+EPILOG = """\
+examples:
+  # the numbers, and reliability diagrams in ./diagrams
+  python tools/calibration.py results.bbox.json annotations/val.json --diagrams diagrams
+
+  # fitted on val, applied to test, the new detections written
+  python tools/calibration.py val.bbox.json annotations/val.json --fit isotonic \\
+      --save work_dirs/run/calibrator.json
+  python tools/calibration.py test.bbox.json annotations/test.json \\
+      --apply work_dirs/run/calibrator.json --out calibrated.json
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", metavar="RESULTS.json", help="detections, COCO's results format")
+    parser.add_argument("annotations", metavar="ANNOTATIONS.json", help="COCO's ground truth")
+    parser.add_argument("--masks", action="store_true", help="compare masks instead of boxes")
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="IoU that D-ECE and LRP ask for (default 0.5)"
+    )
+    parser.add_argument(
+        "--max-dets",
+        type=int,
+        default=100,
+        metavar="N",
+        help="most detections of a category in a picture that count (default 100)",
+    )
+    parser.add_argument("--diagrams", metavar="DIR", help="draw reliability diagrams into DIR")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--fit", choices=METHODS, help="fit a calibrator to the detections")
+    way.add_argument("--apply", metavar="FILE", help="apply a calibrator that --save wrote")
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="iou",
+        help="with --fit, what scores are to say: iou (for LaECE) or precision (for D-ECE)",
+    )
+    parser.add_argument("--shared", action="store_true", help="with --fit, one map for all classes")
+    parser.add_argument("--save", metavar="FILE", help="with --fit, where the calibrator goes")
+    parser.add_argument("--out", metavar="FILE", help="with --apply, where the new results go")
+    args = parser.parse_args(argv)
+    if bool(args.fit) != bool(args.save):
+        parser.error("--fit METHOD and --save FILE are given together")
+    if args.out and not args.apply:
+        parser.error("--out takes the results of --apply FILE")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, fit or apply."""
+    kind: Literal["bbox", "segm"] = "segm" if args.masks else "bbox"
+    before = measure(args, kind, args.results)
+    columns: dict[str, tuple[CocoResult, DetectionResult]] = {kind: before}
+    calibrator = None
+    if args.fit:
+        matched = match(args.annotations, args.results, [LAECE_IOU, args.iou], kind, args.max_dets)
+        calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
+    elif args.apply:
+        calibrator = Calibrator.load(args.apply)
+    if calibrator is not None:
+        calibrated = apply(calibrator, args, kind)
+        after = "fitted to" if args.fit else "after"
+        columns = {"before": before, after: measure(args, kind, calibrated)}
+    console = Console()
+    console.print(
+        format_table(
+            {
+                name: replace(result, stats={**result.stats, **calibration.stats})
+                for name, (result, calibration) in columns.items()
+            }
+        )
+    )
+    *_, (_, calibration) = columns.values()
+    console.print(class_table(calibration))
+    if args.fit and calibrator is not None:
+        calibrator.save(args.save)
+        console.print(f"calibrator {args.save}", highlight=False, soft_wrap=True)
+    if args.out:
+        write(args.out, calibrated)
+        console.print(f"results    {args.out}", highlight=False, soft_wrap=True)
+    if args.diagrams is not None:
+        for file in save_diagrams(calibration, args.diagrams):
+            console.print(f"diagram    {file}", highlight=False, soft_wrap=True)
+
+
+def measure(
+    args: argparse.Namespace, kind: Literal["bbox", "segm"], results: Any
+) -> tuple[CocoResult, DetectionResult]:
+    """Average precision and calibration of detections."""
+    metric = DetectionCalibration(args.iou)
+    metric.update(args.annotations, results, kind, args.max_dets)
+    return evaluate(args.annotations, results, kind, args.max_dets), metric.compute()
+
+
+def apply(
+    calibrator: Calibrator, args: argparse.Namespace, kind: Literal["bbox", "segm"]
+) -> list[dict[str, Any]]:
+    """The detections with new scores, and everything else that they had."""
+    content, source = read_ground_truth(args.annotations, kind)
+    checked = read_results(args.results, kind, content, source, probabilities=True)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    scores = calibrator.apply(
+        [detection["score"] for detection in checked],
+        [names[detection["category_id"]] for detection in checked],
+    )
+    return [
+        {**detection, "score": float(score)}
+        for detection, score in zip(read_json(Path(args.results)), scores, strict=True)
+    ]
+
+
+def class_table(calibration: DetectionResult) -> Table:
+    """The calibration of each class, and the score from which on its oLRP counts."""
+    table = Table(title="Calibration by class")
+    table.add_column("")
+    for name in ("objects", "detected", "LaECE", "LaACE_0", "LRP", "oLRP", "score"):
+        table.add_column(name, justify="right")
+    for name, one in calibration.classes.items():
+        numbers = (one.la_ece, one.la_ace_0, one.lrp, one.olrp, one.threshold)
+        table.add_row(
+            name,
+            str(one.num_objects),
+            str(one.num_detections),
+            *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers),
+        )
+    return table
+
+
+def write(file: str, results: list[dict[str, Any]]) -> None:
+    """Write detections as COCO results.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    part = Path(file).with_name(f".{Path(file).name}.part")
+    try:
+        part.write_text(json.dumps(results), encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
