@@ -38,6 +38,8 @@ def test_data_is_the_tree_and_no_info_file(tree):
             dataset = DATASETS.build(wanted)
         assert len(dataset) == length
         assert dataset.metainfo["classes"] == ["Pedestrian", "Cyclist", "Car"]
+        # The frame's number, by which it is evaluated, and not its place in the split.
+        assert dataset[0]["data_samples"].sample_idx == (2 if split == "val" else 0)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator.type == "polyfocal.KittiMetric"
 

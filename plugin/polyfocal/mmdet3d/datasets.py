@@ -1,5 +1,6 @@
 """A data set that is a folder in KITTI's layout and nothing else."""
 
+from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
@@ -32,3 +33,13 @@ class KittiDataset(MMDet3DKittiDataset):
         for key, value in infos["metainfo"].items():
             self._metainfo.setdefault(key, value)
         return [self.parse_data_info(info) for info in infos["data_list"]]
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """A sample, its ``sample_idx`` the number of the frame.
+
+        MMEngine puts the place in the data set there, by which label files would be misnamed and
+        the frame not found again.
+        """
+        info = super().get_data_info(idx)
+        info["sample_idx"] = int(Path(info["lidar_path"]).stem)
+        return info

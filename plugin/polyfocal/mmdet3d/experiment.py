@@ -94,12 +94,10 @@ def prepare_experiment(
         data = lidar_scenes.write(DEMO_FOLDER)
     if demo or tiny:
         use_tiny_profile(cfg)
+    if data is None:
+        data = _usual_tree(cfg)
     if data is not None:
         _use_data(experiment, data, ("train", "val") if train else ("val",))
-    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
-        for node in walk(evaluators):
-            if node.get("type") in ("KittiMetric", "mmdet3d.KittiMetric"):
-                node.type = f"polyfocal.{KittiMetric.__name__}"
     # MMDetection3D's own needs Open3D to draw; here it only writes the log's numbers.
     cfg.visualizer.type = "mmengine.Visualizer"
     merge_options(cfg, options)
@@ -131,6 +129,14 @@ def _check_reads_kitti(cfg: Config) -> None:
 
 def _is_kitti(dataset: ConfigDict) -> bool:
     return dataset.type in ("KittiDataset", "mmdet3d.KittiDataset")
+
+
+def _usual_tree(cfg: Config) -> Path | None:
+    """The folder of a config for KITTI, where it is there: the tree says all that infos do."""
+    datasets = leaf_datasets(cfg.train_dataloader.dataset)
+    root = Path(datasets[0].get("data_root") or "")
+    found = all(map(_is_kitti, datasets)) and (root / "ImageSets").is_dir()
+    return root if found else None
 
 
 def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...]) -> None:

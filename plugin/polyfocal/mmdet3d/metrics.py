@@ -56,8 +56,7 @@ class KittiMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         infos = kitti.load_infos(data_root, split)
         self.names = {label: name for name, label in infos["metainfo"]["categories"].items()}
-        # A sample's index is its place in the split, which MMEngine puts over the frame's name.
-        self.infos = infos["data_list"]
+        self.infos = {info["sample_idx"]: info for info in infos["data_list"]}
         self.submission_prefix = submission_prefix
         self.numbers: dict[str, float] = {}
 
@@ -65,9 +64,10 @@ class KittiMetric(BaseMetric):
         """Keep the detections of a batch, in the frame of the camera."""
         for sample in data_samples:
             index = sample["sample_idx"]
-            if index >= len(self.infos):
+            if index not in self.infos:
                 raise UserError(
-                    f"sample {index} cannot be evaluated: the split has {len(self.infos)} frames."
+                    f"the detections of frame {index} cannot be evaluated: the split has no such"
+                    " frame."
                 )
             found = sample["pred_instances_3d"]
             self.results.append((index, self._objects(self.infos[index], found)))
@@ -76,8 +76,7 @@ class KittiMetric(BaseMetric):
         """Evaluate all frames."""
         if self.submission_prefix is not None:
             for index, found in results:
-                name = f"{self.infos[index]['sample_idx']:06d}.txt"
-                _write_labels(Path(self.submission_prefix) / name, found)
+                _write_labels(Path(self.submission_prefix) / f"{index:06d}.txt", found)
         truth = [self._truth(self.infos[index]) for index, _ in results]
         detections = [found for _, found in results]
         self.numbers = kitti_ap(truth, detections, self.dataset_meta["classes"])
