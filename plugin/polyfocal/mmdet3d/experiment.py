@@ -133,7 +133,7 @@ def _is_kitti(dataset: ConfigDict) -> bool:
 
 def _usual_tree(cfg: Config) -> Path | None:
     """The folder of a config for KITTI, where it is there: the tree says all that infos do."""
-    datasets = leaf_datasets(cfg.train_dataloader.dataset)
+    datasets = list(leaf_datasets(cfg.train_dataloader.dataset))
     root = Path(datasets[0].get("data_root") or "")
     found = all(map(_is_kitti, datasets)) and (root / "ImageSets").is_dir()
     return root if found else None
