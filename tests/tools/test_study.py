@@ -99,4 +99,4 @@ def test_train_and_test_tools(tmp_path, capsys):
     assert run(config, checkpoint, *options, tool=test_tool) == 0
     assert "macro_top5" in capsys.readouterr().out
     assert run(config, checkpoint, *options, "--tta", tool=test_tool) == 2
-    assert "--tta are for detectors" in capsys.readouterr().err
+    assert "--tta is for detectors" in capsys.readouterr().err
