@@ -64,14 +64,11 @@ PENALTIES = (1e-5, 1e-4, 1e-3)
 QUALITY = {"bbox_mAP": "AP", "segm_mAP": "mask AP", "top1": "accuracy"}
 CALIBRATION = {
     "ece": "ECE",
-    "adaptive_ece": "adaptive ECE",
-    "d_ece": "D-ECE",
-    "la_ece": "LaECE",
-    "la_ece0": "LaECE0",
-    "la_ace0": "LaACE0",
-    "olrp": "oLRP",
-    "brier": "Brier",
-    "nll": "NLL",
+    "bbox_D-ECE": "D-ECE",
+    "bbox_LaECE": "LaECE",
+    "bbox_LaECE_0": "LaECE_0",
+    "bbox_LaACE_0": "LaACE_0",
+    "bbox_oLRP": "oLRP",
 }
 CURVATURE = {
     "trace": "trace",
@@ -250,6 +247,8 @@ class Study:
         for parent, key in losses_of(cfg.model):
             weight = parent[key].get("loss_weight", 1.0)
             parent[key] = ConfigDict(loss, loss_weight=weight)
+        if cfg.val_evaluator.type == "CocoMetric":  # a detector's, which measures AP alone
+            cfg.val_evaluator.type = "polyfocal.CalibrationMetric"
         if settings is not None and settings["penalty"]:
             hook = {
                 "type": "polyfocal.TracePenaltyHook",

@@ -105,6 +105,7 @@ def test_detector_configs_are_written_with_the_loss(tmp_path):
     loss = {**study.focal(5.0, 0.25), "use_sigmoid": True}
     written = Config.fromfile(ours._write(tmp_path / "a.py", loss))
     assert written.model.bbox_head.loss_cls == {**loss, "loss_weight": 1.0}
+    assert written.val_evaluator.type == "polyfocal.CalibrationMetric"
     assert written.train_dataloader == Config.fromfile(RETINANET).train_dataloader
 
 
