@@ -11,8 +11,8 @@ help:
 	@echo "make demo    set up, train configs/retinanet_poly1.py on the built-in pictures and"
 	@echo "             print its COCO table: about 5 minutes on 2 cores once it is set up"
 	@echo "make demo-3d set up, train configs/pointpillars_poly1_kitti.py on simulated LiDAR scans and"
-	@echo "             print its KITTI table: about 8 minutes on 2 cores once it is set up"
-	@echo "make test    set up, then lint, formatting, types and tests: about 5 minutes"
+	@echo "             print its KITTI table: about 6 minutes on 2 cores once it is set up"
+	@echo "make test    set up, then lint, formatting, types and tests: about 9 minutes"
 	@echo "make setup   create .venv with everything in it: about 4 minutes on 2 cores"
 	@echo "             the first time, a second when it is there"
 	@echo "make setup-3d  the same and MMDetection3D: half a minute more"
@@ -29,7 +29,7 @@ demo: setup
 	.venv/bin/python tools/train.py configs/retinanet_poly1.py --demo --work-dir $(DEMO)
 
 demo-3d: setup-3d
-	@echo "* training on simulated LiDAR scans (about 8 minutes on 2 cores)"
+	@echo "* training on simulated LiDAR scans (about 6 minutes on 2 cores)"
 	.venv/bin/python tools/train.py configs/pointpillars_poly1_kitti.py --demo --work-dir $(DEMO_3D)
 
 test: setup-3d
@@ -37,7 +37,7 @@ test: setup-3d
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	@echo "* tests (about 4 minutes on 2 cores)"
+	@echo "* tests (about 8 minutes on 2 cores)"
 	.venv/bin/python -m pytest
 
 clean:

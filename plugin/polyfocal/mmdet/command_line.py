@@ -114,7 +114,10 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
         The exit status: 0, 2 for a user's error, 130 for an interruption from the keyboard.
     """
     # News about the packages below us are not for the person who trains.
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    warnings.filterwarnings(
+        "ignore",
+        message=r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset",
+    )
     try:
         job(args)
     except UserError as error:
