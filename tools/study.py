@@ -86,7 +86,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="probability that the colour is that of the class (default: 0.95)",
     )
     shortcut.add_argument(
-        "--pictures", type=int, default=600, help="digit scenes to train on (default: 600)"
+        "--pictures",
+        type=int,
+        default=600,
+        help="digit scenes to train on, a quarter as many in val and in ood (default: 600)",
     )
     return parser.parse_args(argv)
 
@@ -244,7 +247,14 @@ def study_detection(args: argparse.Namespace, folder: Path) -> None:
     methods = _chosen(methods, args)
 
     def measure(run: Run, place: Path) -> dict[str, float]:
-        scenes = DigitScenes(seed=run.seed, num_train=args.pictures, spurious=args.strength)
+        others = max(1, args.pictures // 4)
+        scenes = DigitScenes(
+            seed=run.seed,
+            num_train=args.pictures,
+            num_val=others,
+            num_ood=others,
+            spurious=args.strength,
+        )
         data = write_digit_scenes(folder / "data" / f"seed_{run.seed}", scenes)
         ood = load_split(data, "ood")
         annotations = str(ood.annotation_file.resolve())
