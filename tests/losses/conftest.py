@@ -7,5 +7,5 @@ except ModuleNotFoundError:
 else:
     common = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
     settings.register_profile("quick", max_examples=12, derandomize=True, **common)
-    settings.register_profile("thorough", max_examples=400, print_blob=True, **common)
+    settings.register_profile("thorough", max_examples=200, print_blob=True, **common)
     settings.load_profile("quick")
