@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmdet_models import tiny_model
+from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 import polyfocal.mmdet  # noqa: F401
@@ -47,7 +48,8 @@ def gradients(model, loss):
 
 
 def head_of_two(name):
-    model = tiny_model(name, HEADS[name])
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = tiny_model(name, HEADS[name])
     model.train()
     if name == "fcos":
         model.bbox_head.loss_cls.set_progress(0.6)
@@ -117,7 +119,6 @@ torch.cuda.set_device = lambda device: None  # MMEngine's launcher calls it what
 from mmengine.dist import get_rank, init_dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.visualization import Visualizer
-import polyfocal.mmdet
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.runs import train
 from test_distributed import *
@@ -193,9 +194,7 @@ def test_gradients_are_those_of_the_whole_batch(two, name):
         torch.testing.assert_close(
             first[name][key], gradient, rtol=1e-3, atol=1e-5 * largest.item(), msg=key
         )
-    assert whole[
-        "bbox_head.conv_cls.weight" if name == "fcos" else "bbox_head.atss_cls.weight"
-    ].any()
+    assert largest > 0
 
 
 @pytest.mark.parametrize("kind", [CocoMetric, CalibrationMetric])
