@@ -62,6 +62,8 @@ class LDAMLoss(ClassificationLoss):
                 f"LDAMLoss has {len(self.margins)} class counts for logits {tuple(pred.shape)} and"
                 f" a target {tuple(target.shape)}: expected a column a count and labels (N,)"
             )
+        # Not in a half's precision: the scale would take its logits beyond its range.
+        pred = pred if pred.dtype == torch.float64 else pred.float()
         columns = torch.arange(pred.shape[1], device=pred.device)
         margins = self.margins.to(pred.device, pred.dtype) * (target.unsqueeze(1) == columns)
         return functional.poly1_cross_entropy(

@@ -5,14 +5,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
-from mmengine.runner import find_latest_checkpoint
+from mmengine.dist import broadcast_object_list, is_main_process
 from rich.console import Console, RenderableType
 
 from polyfocal.mmdet.experiment import Experiment
-from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
+from polyfocal.mmengine.checkpoint import (
+    CheckpointGuardHook,
+    check_checkpoint,
+    latest_checkpoint,
+)
 from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
+from polyfocal.mmengine.hooks import ExactResumeHook
 
 
 def train(
@@ -34,12 +38,21 @@ def train(
     """
     cfg = experiment.config
     if resume == "auto":
-        resume = find_latest_checkpoint(cfg.work_dir)
+        latest = latest_checkpoint(cfg.work_dir)
+        resume = None if latest is None else str(latest)
         if resume is None:
             experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
     cfg.resume = resume is not None
     cfg.load_from = resume or load_from
+    cfg.train_dataloader.persistent_workers = False  # see ExactResumeHook
+    saving = cfg.default_hooks.checkpoint
+    if saving.get("max_keep_ckpts") == 1:
+        saving.max_keep_ckpts = 2
+        experiment.notes.append(
+            "two checkpoints are kept, not one: the older one goes before the newer one is written."
+        )
     runner = _build_runner(experiment)
+    runner.register_hook(ExactResumeHook())
     if cfg.load_from:
         runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
     bar = ProgressBarHook()
@@ -47,7 +60,9 @@ def train(
     start = time.perf_counter()
     try:
         runner.train()
-        if not experiment.tables(runner.val_evaluator.metrics):
+        evaluated = [bool(experiment.tables(runner.val_evaluator.metrics))]
+        broadcast_object_list(evaluated)  # only the main process holds the tables
+        if not evaluated[0]:
             # Resumed at its end: there was nothing left to train.
             runner.val_loop.run()
     finally:
@@ -61,10 +76,10 @@ def train(
     if not is_main_process():
         return measured
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    lines: dict[str, Any] = {
-        "training": f"{minutes} min {seconds} s",
-        "checkpoint": _short(Path(find_latest_checkpoint(runner.work_dir))),
-    }
+    lines: dict[str, Any] = {"training": f"{minutes} min {seconds} s"}
+    last = latest_checkpoint(runner.work_dir)
+    if last is not None:
+        lines["checkpoint"] = _short(last)
     pictures = experiment.draw(runner)
     if pictures is not None:
         lines["pictures"] = _short(pictures)

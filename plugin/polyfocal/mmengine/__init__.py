@@ -14,7 +14,12 @@ except ModuleNotFoundError as error:
 
 from polyfocal.mmengine.checkpoint import allow_mmengine_checkpoints
 from polyfocal.mmengine.curvature import CurvatureHook, TracePenaltyHook
-from polyfocal.mmengine.hooks import AdaFocalHook, StoredScoresHook, StoreScoresHook
+from polyfocal.mmengine.hooks import (
+    AdaFocalHook,
+    ExactResumeHook,
+    StoredScoresHook,
+    StoreScoresHook,
+)
 from polyfocal.mmengine.losses import CyclicalFocalLoss, class_counts
 from polyfocal.mmengine.statistics import ClassStatisticsHook
 
@@ -25,6 +30,7 @@ __all__ = [
     "ClassStatisticsHook",
     "CurvatureHook",
     "CyclicalFocalLoss",
+    "ExactResumeHook",
     "StoreScoresHook",
     "StoredScoresHook",
     "TracePenaltyHook",

@@ -1,9 +1,11 @@
-"""Checkpoints: read them with torch's ``weights_only`` check on, and say what is wrong with one."""
+"""Checkpoints: written whole, found again, read with torch's ``weights_only`` check on."""
 
+import contextlib
+import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -71,6 +73,48 @@ def check_checkpoint(file: str | Path) -> None:
         raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
     if not isinstance(content, dict) or not _state_dict(content):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
+
+
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Have a file replaced by one that is complete, or left as it is.
+
+    Args:
+        file: What is to be there in the end.
+
+    Yields:
+        The name to write to, beside it. It is taken away where the writing fails.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    part = file.with_name(f"{file.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())  # so that a power cut finds the content behind the name
+        os.replace(part, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a work directory, None where it holds none.
+
+    It is the one that MMEngine's file ``last_checkpoint`` names, also where the directory has been
+    moved since. That file is not written in one piece: where it is empty or missing, the checkpoint
+    that was written last.
+    """
+    folder = Path(work_dir)
+    with contextlib.suppress(OSError):
+        named = (folder / "last_checkpoint").read_text(encoding="utf-8").strip()
+        for file in (Path(named), folder / Path(named).name):
+            if file.is_file():
+                return file
+    files = [*folder.glob("epoch_*.pth"), *folder.glob("iter_*.pth")]
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
 class CheckpointGuardHook(Hook):

@@ -5,6 +5,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -27,6 +28,7 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from polyfocal.errors import UserError
+from polyfocal.mmengine.checkpoint import written_whole
 
 _LOSS_WINDOW = 50  # iterations over which the shown losses are averaged
 
@@ -35,7 +37,8 @@ class ConsoleRunner(Runner):
     """A Runner whose console is for people.
 
     The dumps of the config, the environment and the hooks go to the log file only. The console gets
-    warnings and, where it is not a terminal, the lines of the progress log.
+    warnings and, where it is not a terminal, the lines of the progress log. A checkpoint is on the
+    disk whole or not at all, whenever the run is killed.
 
     Raises:
         UserError: Where a part cannot be built from its config.
@@ -48,6 +51,18 @@ class ConsoleRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_for_people)
         return logger
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint under another name, then give it its own.
+
+        Raises:
+            UserError: It cannot be written, as on a full disk.
+        """
+        if "://" in out_dir or not is_main_process():  # a store of objects has no half of one
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        with written_whole(Path(out_dir, filename)) as part:
+            super().save_checkpoint(out_dir, part.name, *args, **kwargs)
 
     def build_model(self, model: Any) -> Any:
         with _from_config("the model"):

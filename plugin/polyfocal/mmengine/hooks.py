@@ -1,17 +1,21 @@
-"""Hooks of the losses that learn from more than a batch: stored scores and AdaFocal."""
+"""Hooks: losses that learn from more than a batch, and a resume that is exact."""
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.runner import IterBasedTrainLoop, set_random_seed
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
-from polyfocal.losses import AdaFocalLoss, StoredScores
+from polyfocal.losses import AdaFocalLoss, NoisedTopKLoss, StoredScores
 from polyfocal.losses.bias import write_scores
 from polyfocal.registry import HOOKS
 
@@ -211,3 +215,51 @@ def _recorder(rows: list[tuple[Tensor, Tensor]], loss: AdaFocalLoss) -> Any:
         rows.append((confidence[counted].cpu(), (guess == target)[counted].cpu()))
 
     return record
+
+
+@HOOKS.register_module()
+@MMENGINE_HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Makes a training that was interrupted and resumed the same, bit for bit, as one that was not.
+
+    Python's, NumPy's and torch's random numbers in an epoch are those of the run's seed and the
+    epoch, whatever ran before, and so are those of the data loader's workers, which have to be new
+    ones in each epoch: ``persistent_workers=False``. Where a training has no epochs, iterations
+    take their place, but workers keep the numbers that they began with; MMEngine lets them catch
+    up. A checkpoint holds the counts of the seeded :class:`~polyfocal.losses.NoisedTopKLoss` too.
+
+    Example:
+        >>> custom_hooks = [dict(type='polyfocal.ExactResumeHook')]
+    """
+
+    priority = "VERY_HIGH"  # whatever draws at the start of an epoch comes after it
+
+    _STATE = "polyfocal_noise_calls"
+
+    def before_train_epoch(self, runner: Any) -> None:
+        seed = self._draw_from(runner, runner.epoch)
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(
+            worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=seed
+        )
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._draw_from(runner, runner.iter)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self._STATE] = {
+            name: loss._calls for name, loss in _of_type(runner.model, NoisedTopKLoss)
+        }
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        for name, loss in _of_type(runner.model, NoisedTopKLoss):
+            loss._calls = checkpoint.get(self._STATE, {}).get(name, 0)
+
+    @staticmethod
+    def _draw_from(runner: Any, step: int) -> int:
+        # Sums of a seed and a step would meet: the second epoch of seed 0 and the first of seed 1.
+        seed = int(np.random.SeedSequence([runner.seed, step]).generate_state(1)[0]) // 2
+        different = runner.cfg.get("randomness", {}).get("diff_rank_seed", False)
+        set_random_seed(seed, diff_rank_seed=different)
+        return seed
