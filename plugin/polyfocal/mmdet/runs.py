@@ -10,15 +10,19 @@ from mmengine.runner import find_latest_checkpoint
 from rich.console import Console, RenderableType
 
 from polyfocal.mmdet.experiment import Experiment
+from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import CheckpointGuardHook, check_checkpoint
-from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
+from polyfocal.mmengine.console import ConsoleRunner, HostMemoryHook, ProgressBarHook
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
+from polyfocal.mmengine.work_dir import KEPT_RESULTS
 
 
 def train(
     experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
 ) -> dict[str, float]:
     """Train, evaluate on the val split, and draw predictions beside the ground truth.
+
+    The detections of the last evaluation stay in the work directory as COCO results.
 
     Args:
         experiment: From :func:`polyfocal.mmdet.command_line.prepare_experiment`, with a
@@ -42,6 +46,10 @@ def train(
     runner = _build_runner(experiment)
     if cfg.load_from:
         runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
+    runner.register_hook(HostMemoryHook())
+    for metric in runner.val_evaluator.metrics:
+        if isinstance(metric, CocoMetric) and metric.outfile_prefix is None:
+            metric.outfile_prefix = str(Path(runner.work_dir) / KEPT_RESULTS)
     bar = ProgressBarHook()
     runner.register_hook(bar)
     start = time.perf_counter()
