@@ -180,9 +180,9 @@ def _die_while_writing(moment: Moment) -> None:
             die()
         replace(source, target)
 
-    ConsoleRunner.save_checkpoint = counting_save
+    ConsoleRunner.save_checkpoint = counting_save  # type: ignore[method-assign]
     LocalBackend.put = half_put
-    os.replace = no_replace
+    os.replace = no_replace  # type: ignore[assignment]
 
 
 WRITING = (

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +77,13 @@ class CocoResult:
         stats: ``mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@{max_dets} AR_s AR_m AR_l``.
             Everything but AR@1 and AR@10 is at ``max_dets`` detections a picture.
         per_class: mAP by the name of the category.
+        precision: The mean over the categories that have objects, at the IoU thresholds 0.5, 0.55,
+            ..., 0.95 and the recalls 0, 0.01, ..., 1, (10, 101); NaN without objects.
     """
 
     stats: dict[str, float]
     per_class: dict[str, float]
+    precision: NDArray[np.float64] = field(repr=False, compare=False)
 
 
 def load_split(folder: str | Path, split: str) -> CocoSplit:
@@ -184,7 +187,11 @@ def evaluate(
         names[id_]: _mean(precision[:, :, index, 0, -1])
         for index, id_ in enumerate(evaluation.params.catIds)
     }
-    return CocoResult(stats, per_class)
+    # -1 for a category without objects.
+    known = (precision[0, 0, :, 0, -1] >= 0).nonzero()[0]
+    curves = precision[:, :, known, 0, -1]
+    mean = curves.mean(axis=2) if len(known) else np.full(curves.shape[:2], np.nan)
+    return CocoResult(stats, per_class, mean)
 
 
 def class_counts(file: str | Path) -> list[int]:

@@ -1,6 +1,8 @@
 """COCO evaluation with average recall, any number of detections a picture, and results to print."""
 
+import json
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,7 @@ class CocoMetric(MMDetCocoMetric):
         max_dets: Most detections of a category in a picture that count.
         format_only: Write the detections to ``outfile_prefix`` without evaluating them.
         outfile_prefix: Where to write the detections, as ``{prefix}.bbox.json`` and
-            ``{prefix}.segm.json``; None keeps no file.
+            ``{prefix}.segm.json``, compact and with six digits a number; None keeps no file.
         backend_args: How to reach ``ann_file`` where it is not on a disk.
         collect_device: Where several processes gather their results.
         prefix: In front of the keys; ``"coco"`` where it is None.
@@ -70,7 +72,7 @@ class CocoMetric(MMDetCocoMetric):
         """Write the detections of all pictures as COCO results and evaluate them."""
         ground_truth, detections = zip(*results, strict=True)
         with tempfile.TemporaryDirectory() as folder:
-            prefix = self.outfile_prefix or str(Path(folder) / "results")
+            prefix = str(Path(folder) / "results")
             coco = self._coco_api or self.gt_to_coco_json(ground_truth, prefix)
             classes = self.dataset_meta["classes"]
             self.cat_ids = (
@@ -79,6 +81,9 @@ class CocoMetric(MMDetCocoMetric):
                 else range(len(classes))
             )
             files = self.results2json(detections, prefix)
+            if self.outfile_prefix is not None:
+                for kind in files.keys() & {"bbox", "segm"}:
+                    _keep(Path(files[kind]), Path(f"{self.outfile_prefix}.{kind}.json"))
             if self.format_only:
                 return {}
             metrics: dict[str, float] = {}
@@ -151,3 +156,16 @@ class CalibrationMetric(CocoMetric):
         step = MessageHub.get_current_instance().get_info("iter", 0)
         for name, draw in DIAGRAMS.items():
             visualizer.add_image(f"{kind}_{name}", pixels(draw(calibration)), step)
+
+
+def _keep(file: Path, place: Path) -> None:
+    """Move a JSON file of detections to its place, smaller, complete or not at all."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for detection in content:
+        # Single precision written as double: two thirds of the digits mean nothing.
+        detection["bbox"] = [float(f"{value:.6g}") for value in detection["bbox"]]
+        detection["score"] = float(f"{detection['score']:.6g}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.tmp")
+    temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    os.replace(temporary, place)

@@ -9,20 +9,24 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from rich.console import Console, RenderableType
 
 from polyfocal.mmdet.experiment import Experiment
+from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import (
     CheckpointGuardHook,
     check_checkpoint,
     latest_checkpoint,
 )
-from polyfocal.mmengine.console import ConsoleRunner, ProgressBarHook
+from polyfocal.mmengine.console import ConsoleRunner, HostMemoryHook, ProgressBarHook
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
 from polyfocal.mmengine.hooks import ExactResumeHook
+from polyfocal.mmengine.work_dir import KEPT_RESULTS
 
 
 def train(
     experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
 ) -> dict[str, float]:
     """Train, evaluate on the val split, and draw predictions beside the ground truth.
+
+    The detections of the last evaluation stay in the work directory as COCO results.
 
     Args:
         experiment: From :func:`polyfocal.mmdet.command_line.prepare_experiment`, with a
@@ -44,7 +48,6 @@ def train(
             experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
     cfg.resume = resume is not None
     cfg.load_from = resume or load_from
-    cfg.train_dataloader.persistent_workers = False  # see ExactResumeHook
     saving = cfg.default_hooks.checkpoint
     if saving.get("max_keep_ckpts") == 1:
         saving.max_keep_ckpts = 2
@@ -55,6 +58,10 @@ def train(
     runner.register_hook(ExactResumeHook())
     if cfg.load_from:
         runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
+    runner.register_hook(HostMemoryHook())
+    for metric in runner.val_evaluator.metrics:
+        if isinstance(metric, CocoMetric) and metric.outfile_prefix is None:
+            metric.outfile_prefix = str(Path(runner.work_dir) / KEPT_RESULTS)
     bar = ProgressBarHook()
     runner.register_hook(bar)
     start = time.perf_counter()
@@ -154,6 +161,11 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
     cfg = experiment.config
     if cfg.load_from and "://" not in cfg.load_from:
         check_checkpoint(cfg.load_from)
+    for name in ("train", "val", "test"):
+        loader = cfg.get(f"{name}_dataloader")
+        if loader is not None:
+            # See ExactResumeHook; and a Runner that is done with waits 5 s for each kept worker.
+            loader.persistent_workers = False
     runner = ConsoleRunner.from_cfg(cfg)
     if is_main_process():
         for note in experiment.notes:

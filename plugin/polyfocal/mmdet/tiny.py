@@ -57,7 +57,7 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         # Small batches: from scratch, the number of steps counts.
         batch = _BATCH if loader.startswith("train") else 8
-        cfg[loader].update(batch_size=batch, num_workers=1, persistent_workers=True)
+        cfg[loader].update(batch_size=batch, num_workers=1)
         for dataset in leaf_datasets(cfg[loader].dataset):
             dataset.pipeline = _pipeline(dataset.pipeline, side, train=loader.startswith("train"))
     use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=1e-3)

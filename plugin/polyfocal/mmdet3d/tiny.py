@@ -34,9 +34,7 @@ def use_tiny_profile(cfg: Config) -> None:
     limits = _shrink_model(cfg.model)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         train = loader.startswith("train")
-        cfg[loader].update(
-            batch_size=_BATCH if train else 1, num_workers=1, persistent_workers=True
-        )
+        cfg[loader].update(batch_size=_BATCH if train else 1, num_workers=1)
         for dataset in leaf_datasets(cfg[loader].dataset):
             dataset.pipeline = _pipeline(dataset.pipeline, limits, train=train)
     if cfg.train_dataloader.dataset.type == "RepeatDataset":

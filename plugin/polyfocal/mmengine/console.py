@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmengine.device import is_cuda_available
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
@@ -29,6 +30,11 @@ from torch.utils.data import DataLoader
 
 from polyfocal.errors import UserError
 from polyfocal.mmengine.checkpoint import written_whole
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _LOSS_WINDOW = 50  # iterations over which the shown losses are averaged
 
@@ -194,6 +200,19 @@ class ProgressBarHook(Hook):
         self._task = self._bar.add_task(description, **progress)
         if on_terminal() and is_main_process():
             self._live.start()
+
+
+class HostMemoryHook(Hook):
+    """Logs the most memory that the process has had, in MiB, where there is no GPU's to log."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Update the number."""
+        if resource is not None and not is_cuda_available():
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            runner.message_hub.update_scalar("train/memory", peak // unit)
 
 
 def on_terminal() -> bool:

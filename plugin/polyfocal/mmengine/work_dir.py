@@ -1,0 +1,187 @@
+"""What a training leaves in its work directory, read back: settings, log, evaluations, detections.
+
+MMEngine starts a folder named by the time in the work directory whenever a training starts or goes
+on. Together their logs tell one training, with the parts that a resume did again taken out.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from polyfocal.errors import UserError
+
+KEPT_RESULTS = "val"
+"""The last evaluation's detections are ``val.bbox.json`` (and ``val.segm.json``) in the folder."""
+
+_NOT_MEASURED = ("time", "data_time", "step", "memory")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training of ``tools/train.py`` that has come to its end.
+
+    Attributes:
+        folder: Its work directory.
+        config: The config that it ran with.
+        training: What was logged while it trained, in order: ``loss`` and its parts, ``lr``,
+            ``time`` (seconds an iteration), ``memory`` (MiB) where it was logged, ``iter``.
+        evaluations: The evaluations in order, by the shortest names that tell their numbers apart,
+            such as ``bbox_mAP``; and ``step``: the epoch, or the iteration of a training without
+            epochs.
+    """
+
+    folder: Path
+    config: Config
+    training: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The numbers of the last evaluation."""
+        return {name: value for name, value in self.evaluations[-1].items() if name != "step"}
+
+    @property
+    def annotation_file(self) -> Path | None:
+        """COCO annotations of the val split; None for data that has none."""
+        dataset = _innermost(self.config.val_dataloader.dataset)
+        if not str(dataset.get("ann_file", "")).endswith(".json"):
+            return None
+        return Path(os.path.join(dataset.get("data_root") or "", dataset.ann_file))
+
+    @property
+    def image_dir(self) -> Path:
+        """Where the pictures of the val split are."""
+        dataset = _innermost(self.config.val_dataloader.dataset)
+        prefix = (dataset.get("data_prefix") or {}).get("img", "")
+        return Path(os.path.join(dataset.get("data_root") or "", prefix))
+
+    @property
+    def results(self) -> dict[str, Path]:
+        """The files of the last evaluation's detections by kind, those that are there."""
+        files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in ("bbox", "segm")}
+        return {kind: file for kind, file in files.items() if file.is_file()}
+
+    def evaluated_as(self, other: "TrainedRun") -> bool:
+        """Whether both were evaluated on the same data: the same annotations, or data settings."""
+        mine, theirs = self.annotation_file, other.annotation_file
+        if mine is None or theirs is None:
+            return _data_settings(self.config) == _data_settings(other.config)
+        if mine == theirs:
+            return True
+        try:
+            return mine.read_bytes() == theirs.read_bytes()
+        except OSError:
+            return False
+
+
+def read_trained_run(folder: str | Path) -> TrainedRun:
+    """Read a work directory.
+
+    Raises:
+        UserError: It is none, its training has not come to its end, or nothing was evaluated.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no work directory {folder}.")
+    records: list[dict[str, Any]] = []
+    config_file = None
+    for log in sorted(folder.glob("*/vis_data/scalars.json")):
+        part = _records(log)
+        first = next((record["iter"] for record in part if _is_training(record)), None)
+        if first is not None:
+            # What an earlier start had logged from here on was trained again, or is another run's.
+            kept = (n for n, r in enumerate(records) if _is_training(r) and r["iter"] >= first)
+            del records[next(kept, len(records)) :]
+            config_file = log.with_name("config.py")
+        records += part
+    if config_file is None:
+        raise UserError(
+            f"{folder} is not the work directory of a training: there is no log of one in "
+            f"{folder / '*' / 'vis_data' / 'scalars.json'}."
+        )
+    try:
+        config = Config.fromfile(config_file)
+        train_cfg, _ = config.train_cfg, config.val_dataloader.dataset
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise UserError(f"{config_file} cannot be read as a training's config: {error}.") from error
+    training = [record for record in records if _is_training(record)]
+    evaluations = [_evaluation(record) for record in records if _is_evaluation(record)]
+    unit = "epoch" if train_cfg.get("max_epochs") is not None else "iteration"
+    end = train_cfg.get("max_epochs") or train_cfg.get("max_iters")
+    done = evaluations[-1]["step"] if evaluations else 0
+    if done < end:
+        last = (
+            f"its last evaluation is of {unit} {done:g} of {end}" if done else "not evaluated yet"
+        )
+        raise UserError(
+            f"{folder} has not finished: {last}; go on with tools/train.py --resume and the "
+            "options it was started with."
+        )
+    return TrainedRun(folder, config, training, evaluations)
+
+
+def short_names(measured: dict[str, Any]) -> dict[str, float]:
+    """Numbers by the shortest ends of their names that tell them apart.
+
+    ``coco/bbox_mAP`` becomes ``bbox_mAP``, ``Waymo metric/Vehicle/L1 mAP`` becomes
+    ``Vehicle/L1 mAP`` beside the same of another class.
+    """
+    parts = {name: name.split("/") for name, value in measured.items() if _is_number(value)}
+
+    def end(name: str, length: int) -> str:
+        return "/".join(parts[name][-length:])
+
+    short = {}
+    for name in parts:
+        length = 1
+        others = [other for other in parts if other != name]
+        while any(end(other, length) == end(name, length) for other in others):
+            length += 1
+        short[end(name, length)] = float(measured[name])
+    return short
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # a killed training may leave half a line
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _is_training(record: dict[str, Any]) -> bool:
+    return "iter" in record and "loss" in record
+
+
+def _is_evaluation(record: dict[str, Any]) -> bool:
+    return "iter" not in record and any(
+        "/" in name and not name.startswith("curvature/") for name in record
+    )
+
+
+def _evaluation(record: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: value for name, value in record.items() if name not in _NOT_MEASURED}
+    return {**short_names(numbers), "step": record.get("step", 0)}
+
+
+def _innermost(dataset: Any) -> Any:
+    while "ann_file" not in dataset and isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _data_settings(config: Config) -> dict[str, Any]:
+    dataset = _innermost(config.val_dataloader.dataset)
+    return {name: value for name, value in dataset.items() if name != "pipeline"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
