@@ -28,6 +28,7 @@ from mmengine.config import Config, ConfigDict
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
+from polyfocal.mmdet.studies import losses_of
 from polyfocal.studies import Outcome, Run, run_study, summarize
 
 EXAMPLES = """\
@@ -153,22 +154,6 @@ def focal(gamma: float, alpha: float | None) -> dict[str, Any]:
 def paired_alpha(gamma: float) -> float:
     """Alpha for a gamma as the RetinaNet paper pairs them, the nearest where it has none."""
     return PAIRED_ALPHA[min(PAIRED_ALPHA, key=lambda known: (abs(known - gamma), known))]
-
-
-def losses_of(model: Any) -> list[tuple[ConfigDict, str]]:
-    """Where in a model's config its classification losses are: a classifier's, or its heads'."""
-    if isinstance(model.get("loss"), dict):
-        return [(model, "loss")]
-    head = model.get("roi_head", model)
-    heads = head.get("bbox_head") or head.get("head")
-    heads = heads if isinstance(heads, list) else [heads]
-    places = [(one, key) for one in heads if one for key in ("loss_cls", "loss") if key in one]
-    if not places:
-        raise UserError(
-            f"a {model.get('type')} has no classification loss that is known here: expected"
-            " model.loss, or loss_cls in bbox_head."
-        )
-    return places
 
 
 class Study:

@@ -28,6 +28,7 @@ from rich.console import Group
 from rich.table import Table
 
 from polyfocal.errors import UserError
+from polyfocal.studies import held_out
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
 _ROTATING_ORIENTATIONS = (5, 6, 7, 8)  # EXIF: width and height change places
@@ -126,6 +127,41 @@ def load_split(folder: str | Path, split: str) -> CocoSplit:
         max_instances=max(Counter(object_["image_id"] for object_ in objects).values()),
         mask_problem=mask_problem,
     )
+
+
+def hold_out(file: str | Path, folder: str | Path) -> tuple[Path, Path]:
+    """Divide an annotation file in two by its pictures, see :func:`polyfocal.studies.held_out`.
+
+    Args:
+        file: COCO annotations, such as those of the train split.
+        folder: Where the two files go; it is made as needed.
+
+    Returns:
+        ``kept.json``, four fifths of the pictures, and ``held_out.json``, the others.
+
+    Raises:
+        DatasetError: The file cannot be read, or one of the two would be without objects.
+    """
+    content = _read_annotations(Path(file))
+    ids = [image["id"] for image in content["images"]]
+    chosen = {id_ for id_, out in zip(ids, held_out(ids), strict=True) if out}
+    written = []
+    for name, out in (("kept", False), ("held_out", True)):
+        part = {
+            **content,
+            "images": [image for image in content["images"] if (image["id"] in chosen) == out],
+            "annotations": [
+                one for one in content["annotations"] if (one["image_id"] in chosen) == out
+            ],
+        }
+        target = Path(folder) / f"{name}.json"
+        _check_something_to_learn(target, part["annotations"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{name}.{os.getpid()}")
+        partial.write_text(json.dumps(part), encoding="utf-8")
+        os.replace(partial, target)
+        written.append(target)
+    return written[0], written[1]
 
 
 def evaluate(

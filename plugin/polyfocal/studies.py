@@ -4,11 +4,12 @@ A study is a folder. Every run that has finished leaves ``<name>/seed_<n>/result
 the settings it had and what it measured; a study that is started again does what is missing.
 """
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -110,6 +111,77 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, f
     return summary
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far one row of a study is ahead of another, seed by seed.
+
+    Attributes:
+        mean: Of the differences.
+        spread: Their sample standard deviation; NaN of a single seed.
+        p: Of Student's paired t-test, two-sided; NaN of a single seed.
+        seeds: How many both have.
+    """
+
+    mean: float
+    spread: float
+    p: float
+    seeds: int
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether other seeds could have told the opposite: not p < 0.05."""
+        return not self.p < 0.05
+
+
+def paired_difference(
+    outcomes: Sequence[Outcome], name: str, other: str, column: str
+) -> Difference:
+    """The row ``name`` minus the row ``other`` over the seeds that both have.
+
+    Raises:
+        ValueError: They have no seed with that number in common.
+    """
+    rows: dict[str, dict[int, float]] = {name: {}, other: {}}
+    for outcome in outcomes:
+        if outcome.run.name in rows and column in outcome.measured:
+            rows[outcome.run.name][outcome.run.seed] = outcome.measured[column]
+    seeds = sorted(rows[name].keys() & rows[other].keys())
+    if not seeds:
+        raise ValueError(f"{name} and {other} have no seed with {column} in common")
+    differences = [rows[name][seed] - rows[other][seed] for seed in seeds]
+    if len(seeds) == 1:
+        return Difference(differences[0], math.nan, math.nan, 1)
+    spread = stdev(differences)
+    if spread == 0:
+        p = 0.0 if differences[0] else math.nan
+    else:
+        from scipy.stats import ttest_1samp
+
+        p = float(ttest_1samp(differences, 0.0).pvalue)
+    return Difference(fmean(differences), spread, p, len(seeds))
+
+
+def held_out(ids: Sequence[Hashable]) -> list[bool]:
+    """Which samples of a training set to judge settings by: every fifth of an order without order.
+
+    The order is that of the hashes of the ids, so that the choice depends on nothing else.
+
+    Args:
+        ids: One a sample, each once.
+
+    Raises:
+        UserError: There are fewer than five.
+    """
+    if len(ids) < 5:
+        raise UserError(
+            f"{len(ids)} training samples cannot be split for a search: expected 5 or more."
+        )
+    hashes = [hashlib.sha256(str(id_).encode()).digest() for id_ in ids]
+    order = sorted(range(len(ids)), key=hashes.__getitem__)
+    chosen = set(order[: len(ids) // 5])
+    return [place in chosen for place in range(len(ids))]
+
+
 def study_table(
     outcomes: Sequence[Outcome], columns: Sequence[str], *, scale: float = 100.0, digits: int = 1
 ) -> Table:
@@ -120,6 +192,17 @@ def study_table(
     return table
 
 
+def markdown_table(
+    outcomes: Sequence[Outcome], columns: Sequence[str], *, scale: float = 100.0, digits: int = 1
+) -> list[str]:
+    """The same as the lines of a Markdown table."""
+    lines = [" | ".join(("| ", *columns)) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in summarize(outcomes).items():
+        cells = (_cell(row.get(column), scale, digits) for column in columns)
+        lines.append(" | ".join((f"| {name}", *cells)) + " |")
+    return lines
+
+
 def write_markdown(
     outcomes: Sequence[Outcome],
     columns: Sequence[str],
@@ -128,11 +211,8 @@ def write_markdown(
     scale: float = 100.0,
     digits: int = 1,
 ) -> None:
-    """The same as a Markdown table in a file, which appears complete or not at all."""
-    lines = [" | ".join(("| ", *columns)) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in summarize(outcomes).items():
-        cells = (_cell(row.get(column), scale, digits) for column in columns)
-        lines.append(" | ".join((f"| {name}", *cells)) + " |")
+    """The Markdown table in a file, which appears complete or not at all."""
+    lines = markdown_table(outcomes, columns, scale=scale, digits=digits)
     _replace(Path(file), "\n".join(lines) + "\n")
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from polyfocal.classification.data import Variant, load_images
 from polyfocal.registry import DATASETS
+from polyfocal.studies import held_out as choose_held_out
 
 
 @DATASETS.register_module()
@@ -20,6 +22,8 @@ class ImageDataset(Dataset):
     Args:
         root: folder, see :func:`polyfocal.classification.data.load_images`; None for the digits.
         split: ``"train"``, ``"val"`` or ``"ood"``.
+        held_out: True for the fifth of the split's variant that :func:`polyfocal.studies.held_out`
+            chooses, False for the rest, None for all.
         variant: the keywords of :class:`polyfocal.classification.data.Variant`.
 
     Attributes:
@@ -27,8 +31,13 @@ class ImageDataset(Dataset):
         metainfo: ``classes``.
     """
 
-    def __init__(self, root: str | None, split: str, **variant: Any) -> None:
+    def __init__(
+        self, root: str | None, split: str, held_out: bool | None = None, **variant: Any
+    ) -> None:
         self.data = Variant(**variant).apply(load_images(root, split), split)
+        if held_out is not None:
+            chosen = np.asarray(choose_held_out(self.data.ids.tolist()))
+            self.data = self.data.take(np.flatnonzero(chosen == held_out))
         self.metainfo = {"classes": self.data.classes}
         self._images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous()
         # Made once: a training reads each of them in every epoch.

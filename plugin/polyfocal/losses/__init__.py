@@ -1,6 +1,6 @@
 """The losses as modules; the functions behind them are in ``polyfocal.losses.functional``."""
 
-from polyfocal.losses.base import ClassificationLoss, ScheduledLoss
+from polyfocal.losses.base import ClassificationLoss, Range, ScheduledLoss
 from polyfocal.losses.bias import BiasHead, BiasSource, ClassPriors, StoredScores
 from polyfocal.losses.calibrated import AdaFocalLoss, DualFocalLoss, SampleDependentFocalLoss
 from polyfocal.losses.cyclical import CyclicalFocalLoss
@@ -37,6 +37,7 @@ __all__ = [
     "Poly1FocalLoss",
     "PolyNLoss",
     "ProductOfExpertsLoss",
+    "Range",
     "ReweightedCrossEntropyLoss",
     "SampleDependentFocalLoss",
     "ScheduledLoss",

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,29 @@ from polyfocal.losses.functional import (
     check_nonnegative,
 )
 from polyfocal.losses.reduction import check_reduction
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of a setting that are worth a search.
+
+    Attributes:
+        low, high: Both are among them.
+        log: Whether factors count and not differences.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+# Where the papers looked: gamma in RetinaNet's table 1b, alpha where its table 1a has an AP at all.
+# epsilon begins at PolyLoss's bound, and its best ones, -1 and 2, lie well inside.
+EPSILON = Range(-1.0, 5.0)
+GAMMA = Range(0.0, 5.0)
+ALPHA = Range(0.1, 0.9)
+# No paper searches it. Two doublings either way change its share beside the loss of the boxes.
+LOSS_WEIGHT = Range(0.25, 4.0, log=True)
 
 
 class ClassificationLoss(nn.Module, ABC):
@@ -83,6 +107,10 @@ class ClassificationLoss(nn.Module, ABC):
         else:
             value = torch.as_tensor(value, dtype=torch.float32)
             self.register_buffer(name, value, persistent=False)
+
+    def tunable(self) -> dict[str, Range]:
+        """The settings that a search may change, by keyword; ``epsilons.0`` is an entry of one."""
+        return {"loss_weight": LOSS_WEIGHT}
 
     def extra_repr(self) -> str:
         """The settings, in the order of the constructor's keywords."""

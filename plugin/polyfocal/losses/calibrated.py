@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ALPHA, GAMMA, ClassificationLoss, Range
 from polyfocal.losses.functional import PerClass
 
 
@@ -35,6 +35,9 @@ class DualFocalLoss(ClassificationLoss):
         functional.check_nonnegative("gamma", gamma)
         functional.check_form("dual focal loss", use_sigmoid, False)
         self.gamma = gamma
+
+    def tunable(self) -> dict[str, Range]:
+        return {"gamma": GAMMA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.dual_focal_loss(pred, target, weight, gamma=self.gamma, **common)
@@ -68,6 +71,9 @@ class SampleDependentFocalLoss(ClassificationLoss):
         functional.check_steps(edges, gammas)
         self.gammas = tuple(gammas)
         self.edges = tuple(edges)
+
+    def tunable(self) -> dict[str, Range]:
+        return {"alpha": ALPHA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.stepped_focal_loss(
@@ -171,6 +177,9 @@ class AdaFocalLoss(ClassificationLoss):
         moved = torch.where(moved.abs() < self._SWITCH, -sign * self._SWITCH, moved)
         self.gammas.copy_(moved.clamp(self.low, self.high))
         self.edges.copy_(edges)
+
+    def tunable(self) -> dict[str, Range]:
+        return {"rate": Range(0.1, 10.0, log=True), **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.stepped_focal_loss(

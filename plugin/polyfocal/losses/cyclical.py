@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from polyfocal.losses import functional
-from polyfocal.losses.base import ScheduledLoss
+from polyfocal.losses.base import ALPHA, GAMMA, Range, ScheduledLoss
 from polyfocal.losses.functional import PerClass
 from polyfocal.losses.schedule import check_factor
 
@@ -51,6 +51,15 @@ class CyclicalFocalLoss(ScheduledLoss):
         self.gamma_lc = gamma_lc
         self.factor = factor
         self.label_smoothing = label_smoothing
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            "gamma_hc": GAMMA,
+            "gamma_lc": GAMMA,
+            "factor": Range(1.0, 8.0, log=True),  # the author's are 2 and 4
+            "alpha": ALPHA,
+            **super().tunable(),
+        }
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.cyclical_focal_loss(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ScheduledLoss
+from polyfocal.losses.base import ALPHA, GAMMA, LOSS_WEIGHT, Range, ScheduledLoss
 from polyfocal.losses.bias import BiasSource
 from polyfocal.losses.functional import PerClass
 
@@ -45,6 +45,13 @@ class DebiasingLoss(ScheduledLoss):
         self.bias = _checked_source(self, "bias", bias)
         self.bias_weight = bias_weight
         self.anneal_to = anneal_to
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            "anneal_to": Range(0.5, 1.0),
+            "bias_weight": LOSS_WEIGHT,
+            **super().tunable(),
+        }
 
     def theta(self) -> float:
         """The annealing exponent now."""
@@ -119,6 +126,9 @@ class DebiasedFocalLoss(DebiasingLoss):
         )
         functional.check_nonnegative("gamma", gamma)
         self.gamma = gamma
+
+    def tunable(self) -> dict[str, Range]:
+        return {"gamma": GAMMA, "alpha": ALPHA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.debiased_focal_loss(

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ALPHA, GAMMA, ClassificationLoss, Range
 from polyfocal.losses.functional import PerClass
 
 
@@ -37,6 +37,9 @@ class FocalLoss(ClassificationLoss):
         super().__init__(use_sigmoid, reduction, loss_weight, alpha, class_weight, ignore_index)
         functional.check_nonnegative("gamma", gamma)
         self.gamma = gamma
+
+    def tunable(self) -> dict[str, Range]:
+        return {"gamma": GAMMA, "alpha": ALPHA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.focal_loss(

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
+from polyfocal.losses.base import EPSILON, LOSS_WEIGHT, Range
 from polyfocal.losses.reduction import check_reduction
 
 
@@ -49,6 +50,15 @@ class GaussianPoly1FocalLoss(nn.Module):
         self.gamma = gamma
         self.reduction = reduction
         self.loss_weight = loss_weight
+
+    def tunable(self) -> dict[str, Range]:
+        """The settings that a search may change, as in the other losses; the powers around 2, 4."""
+        return {
+            "epsilon": EPSILON,
+            "alpha": Range(1.0, 4.0),
+            "gamma": Range(2.0, 6.0),
+            "loss_weight": LOSS_WEIGHT,
+        }
 
     def extra_repr(self) -> str:
         """The settings, in the order of the constructor's keywords."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ClassificationLoss, Range
 
 
 class LDAMLoss(ClassificationLoss):
@@ -55,6 +55,13 @@ class LDAMLoss(ClassificationLoss):
     def activation(self, pred: Tensor) -> Tensor:
         """Scores (N, C): the softmax that the loss trains, without margins."""
         return torch.softmax(self.scale * pred.float(), dim=1)
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            "max_margin": Range(0.1, 0.8),  # the authors': 0.5
+            "scale": Range(1.0, 100.0, log=True),
+            **super().tunable(),
+        }
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         if pred.dim() != 2 or pred.shape[1] != len(self.margins) or target.dim() != 1:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ALPHA, EPSILON, GAMMA, ClassificationLoss, Range
 from polyfocal.losses.functional import PerClass
 
 
@@ -44,6 +44,9 @@ class Poly1FocalLoss(ClassificationLoss):
         functional.check_nonnegative("gamma", gamma)
         self.epsilon = epsilon
         self.gamma = gamma
+
+    def tunable(self) -> dict[str, Range]:
+        return {"epsilon": EPSILON, "gamma": GAMMA, "alpha": ALPHA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.poly1_focal_loss(
@@ -84,6 +87,9 @@ class Poly1CrossEntropyLoss(ClassificationLoss):
         self.epsilon = epsilon
         self.label_smoothing = label_smoothing
 
+    def tunable(self) -> dict[str, Range]:
+        return {"epsilon": EPSILON, **super().tunable()}
+
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.poly1_cross_entropy(
             pred,
@@ -122,6 +128,17 @@ class PolyNLoss(ClassificationLoss):
         functional.check_nonnegative("gamma", gamma)
         self.epsilons = tuple(epsilons)
         self.gamma = gamma
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            **{
+                f"epsilons.{j}": Range(-1.0 / (j + 1), EPSILON.high)
+                for j in range(len(self.epsilons))
+            },
+            "gamma": GAMMA,
+            "alpha": ALPHA,
+            **super().tunable(),
+        }
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.poly_n_loss(

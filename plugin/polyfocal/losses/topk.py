@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.base import ClassificationLoss, Range
 
 
 class NoisedTopKLoss(ClassificationLoss):
@@ -61,6 +61,12 @@ class NoisedTopKLoss(ClassificationLoss):
         generator = torch.Generator(pred.device).manual_seed(self.seed * 1_000_003 + self._calls)
         self._calls += 1
         return {**inputs, "generator": generator}
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            "epsilon": Range(0.01, 2.0, log=True),  # the paper's: 0.01, 0.2 and 1
+            **super().tunable(),
+        }
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.noised_topk_loss(
@@ -138,6 +144,13 @@ class ImbalancedNoisedTopKLoss(NoisedTopKLoss):
         self.register_buffer("margins", margins, persistent=False)
         self.margin = float(max_margin)
         self.scale = scale
+
+    def tunable(self) -> dict[str, Range]:
+        return {
+            "max_margin": Range(0.1, 0.6),  # the paper's: 0.2 and 0.3
+            "scale": Range(1.0, 100.0, log=True),
+            **super().tunable(),
+        }
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.imbalanced_noised_topk_loss(

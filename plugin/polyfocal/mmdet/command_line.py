@@ -16,7 +16,7 @@ from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import Experiment, read_config
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a data set, a size, a place and overrides."""
     parser.add_argument(
         "--data",
@@ -48,6 +48,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="override settings of the config, for instance train_cfg.max_epochs=10; a list is "
         'KEY="[a,b]"',
     )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`add_experiment_options` and those of a run on several devices."""
+    add_experiment_options(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
@@ -116,7 +121,8 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     # News about the packages below us are not for the person who trains.
     warnings.filterwarnings(
         "ignore",
-        message=r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset",
+        message=r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
+        r"|Warning: The (bbox|polygon) is out of bounds",
     )
     try:
         job(args)

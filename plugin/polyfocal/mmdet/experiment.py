@@ -15,7 +15,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from rich.console import RenderableType
 
-from polyfocal.coco import CocoSplit, load_split
+from polyfocal.coco import CocoSplit, hold_out, load_split
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.mmdet.metrics import CocoMetric
@@ -39,6 +39,48 @@ class Experiment:
         """What an evaluation found, to print; nothing where there was none yet."""
         own = [metric for metric in metrics if hasattr(metric, "table")]
         return [table for metric in own if (table := metric.table()) is not None]
+
+    @property
+    def quality(self) -> list[str]:
+        """The numbers of an evaluation, by their short names, that say how good a model is.
+
+        The first one is what a search maximises.
+        """
+        kinds = reversed(_metrics(self.config))  # masks before boxes
+        return [f"{kind}_{number}" for kind in kinds for number in ("mAP", "mAP_50", "mAP_75")]
+
+    def hold_out(self, folder: Path) -> str:
+        """Train on four fifths of the training split, and evaluate on the others, not on val.
+
+        Args:
+            folder: Where the annotations of the two parts go.
+
+        Returns:
+            What the two parts are, in words.
+
+        Raises:
+            UserError: The training split cannot be divided.
+        """
+        cfg = self.config
+        source, *others = leaf_datasets(cfg.train_dataloader.dataset)
+        if others:
+            raise UserError(
+                f"{cfg.filename} trains on several data sets side by side, of which no part can be "
+                "held out: give one of them with --data DIR."
+            )
+        root = source.get("data_root") or ""
+        kept, out = hold_out(os.path.join(root, source.ann_file), folder)
+        prefix = {key: os.path.join(root, value) for key, value in source.data_prefix.items()}
+        for loader, file in (("train", kept), ("val", out), ("test", out)):
+            for dataset in leaf_datasets(cfg[f"{loader}_dataloader"].dataset):
+                dataset.update(
+                    data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
+                )
+        for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
+            for node in walk(evaluators):
+                if "ann_file" in node:
+                    node.ann_file = str(out.resolve())
+        return "trained on four fifths of the training pictures, judged by the others"
 
     def draw(self, runner: Runner) -> Path | None:
         """Draw predictions of the trained model beside the ground truth.

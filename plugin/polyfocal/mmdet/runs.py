@@ -2,10 +2,12 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
 from polyfocal.mmdet.experiment import Experiment
@@ -22,7 +24,11 @@ from polyfocal.mmengine.work_dir import KEPT_RESULTS
 
 
 def train(
-    experiment: Experiment, *, resume: str | None = None, load_from: str | None = None
+    experiment: Experiment,
+    *,
+    resume: str | None = None,
+    load_from: str | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, float]:
     """Train, evaluate on the val split, and draw predictions beside the ground truth.
 
@@ -33,6 +39,7 @@ def train(
             ``work_dir``.
         resume: A checkpoint to go on from, or ``"auto"`` for the work directory's last one.
         load_from: A checkpoint to take weights from; those that do not fit are left out.
+        hooks: To register beside the config's. What they raise ends the training.
 
     Returns:
         What the last evaluation measured, by the metrics' names.
@@ -63,7 +70,8 @@ def train(
         if isinstance(metric, CocoMetric) and metric.outfile_prefix is None:
             metric.outfile_prefix = str(Path(runner.work_dir) / KEPT_RESULTS)
     bar = ProgressBarHook()
-    runner.register_hook(bar)
+    for hook in (bar, *hooks):
+        runner.register_hook(hook)
     start = time.perf_counter()
     try:
         runner.train()

@@ -2,15 +2,18 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
+from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import prepare_experiment
+from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.runs import test, train
 
 
@@ -25,6 +28,8 @@ def train_and_measure(
     options: Mapping[str, Any] | None = None,
     scores_to: Path | None = None,
     elsewhere: Mapping[str, Mapping[str, Any]] | None = None,
+    adapt: Callable[[Experiment], None] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, float]:
     """Train from the start and measure; what the tools print goes to ``place/console.log``.
 
@@ -37,6 +42,8 @@ def train_and_measure(
             :class:`polyfocal.losses.StoredScores`.
         elsewhere: By a name, the options that point ``test_dataloader`` and ``test_evaluator`` to
             another split.
+        adapt: Changes the experiment, after everything else, before each use.
+        hooks: Of the training, see :func:`polyfocal.mmdet.runs.train`.
 
     Returns:
         Numbers by the last part of the metrics' names, such as ``top1`` or ``bbox_mAP``; those of
@@ -58,6 +65,8 @@ def train_and_measure(
             options=deepcopy({**(options or {}), **more}),
             train=training,
         )
+        if adapt is not None:
+            adapt(experiment)
         cfg = experiment.config
         cfg.work_dir = str(work_dir)
         cfg.randomness = {"seed": seed}
@@ -74,13 +83,29 @@ def train_and_measure(
         experiment.config.experiment_name = f"{place}-train"
         if scores_to is not None:
             _store_scores(experiment.config, scores_to)
-        measured = _short_names("", train(experiment))
+        measured = _short_names("", train(experiment, hooks=hooks))
         checkpoint = find_latest_checkpoint(str(work_dir))
         for name, more in (elsewhere or {}).items():
             experiment = prepare(more, training=False)
             experiment.config.experiment_name = f"{place}-{name}"
             measured.update(_short_names(f"{name}_", test(experiment, checkpoint)))
     return measured
+
+
+def losses_of(model: Any) -> list[tuple[ConfigDict, str]]:
+    """Where in a model's config its classification losses are: a classifier's, or its heads'."""
+    if isinstance(model.get("loss"), dict):
+        return [(model, "loss")]
+    head = model.get("roi_head", model)
+    heads = head.get("bbox_head") or head.get("head")
+    heads = heads if isinstance(heads, list) else [heads]
+    places = [(one, key) for one in heads if one for key in ("loss_cls", "loss") if key in one]
+    if not places:
+        raise UserError(
+            f"a {model.get('type')} has no classification loss that is known here: expected"
+            " model.loss, or loss_cls in bbox_head."
+        )
+    return places
 
 
 def _store_scores(cfg: Any, file: Path) -> None:

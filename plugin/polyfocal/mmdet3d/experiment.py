@@ -42,6 +42,9 @@ class Experiment(mmdet_experiment.Experiment):
         found = [metric for metric in metrics if isinstance(metric, KittiMetric)]
         return [table for metric in found if (table := metric.table()) is not None]
 
+    def hold_out(self, folder: Path) -> str:
+        raise UserError(f"{self.config.filename} is for LiDAR, whose scans are not divided here.")
+
     def draw(self, runner: Runner) -> Path:
         return draw_predictions(runner)
 
