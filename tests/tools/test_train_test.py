@@ -237,8 +237,15 @@ def test_no_coco(tmp_path, monkeypatch, capsys):
 def test_what_needs_a_gpu(scenes, tmp_path, capsys):
     data = ("--data", scenes, "--profile", "tiny", "--work-dir", tmp_path / "wd")
     assert "--amp needs a GPU" in error_of(capsys, train_tool, RETINANET, "--amp", *data)
-    error = error_of(capsys, train_tool, RETINANET, "--launcher", "pytorch", *data)
+    error = error_of(capsys, train_tool, RETINANET, "--launcher", "slurm", *data)
     assert "one process on each GPU, and torch finds none" in error
+    assert not (tmp_path / "wd").exists()
+
+
+def test_launcher_without_torchrun(scenes, tmp_path, capsys):
+    data = ("--data", scenes, "--profile", "tiny", "--work-dir", tmp_path / "wd")
+    error = error_of(capsys, train_tool, RETINANET, "--launcher", "pytorch", *data)
+    assert "torchrun starts, as tools/dist_train.sh" in error
     assert not (tmp_path / "wd").exists()
 
 

@@ -89,7 +89,12 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
-    if args.launcher != "none" and get_device() == "cpu":
+    if args.launcher == "pytorch" and "RANK" not in os.environ:
+        raise UserError(
+            "--launcher pytorch is for a tool that torchrun starts, as tools/dist_train.sh and "
+            "tools/dist_test.sh do."
+        )
+    if args.launcher in ("slurm", "mpi") and get_device() == "cpu":
         raise UserError(
             f"--launcher {args.launcher} runs one process on each GPU, and torch finds none here: "
             "start the tool without it."

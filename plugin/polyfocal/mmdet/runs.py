@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
@@ -174,12 +177,27 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
         if loader is not None:
             # See ExactResumeHook; and a Runner that is done with waits 5 s for each kept worker.
             loader.persistent_workers = False
+    if cfg.get("launcher") == "pytorch" and get_device() == "cpu":
+        _join_processes_without_gpus(cfg)
     runner = ConsoleRunner.from_cfg(cfg)
     if is_main_process():
         for note in experiment.notes:
             print(f"note: {note}")
         print(f"log: {_log_file(runner)}", flush=True)
     return runner
+
+
+def _join_processes_without_gpus(cfg: Config) -> None:
+    """What MMEngine's launcher and its model wrapper do for a GPU each, for processes on CPUs."""
+    if not is_distributed():
+        torch.distributed.init_process_group("gloo")
+    if cfg.get("model_wrapper_cfg") is None:
+        cfg.model_wrapper_cfg = ConfigDict(
+            type="MMDistributedDataParallel",
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False),
+        )
 
 
 def _report(runner: ConsoleRunner, tables: list[RenderableType], lines: dict[str, Any]) -> None:
