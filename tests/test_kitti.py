@@ -227,3 +227,13 @@ def test_real_frames_agree_with_their_annotations():
                 assert abs(item["num_lidar_pts"] - wanted["num_points_fov"]) <= 1
             checked += 1
     assert checked == 225
+
+
+def test_a_part_of_the_train_split_held_out(tree, tmp_path):
+    names = [f"{number:06d}" for number in range(10)]
+    (tree / "ImageSets/train.txt").write_text("\n".join(names))
+    for _ in range(2):  # the second finds what the first has made
+        part = kitti.hold_out(tree, tmp_path / "part")
+    splits = [set((part / f"ImageSets/{s}.txt").read_text().split()) for s in ("train", "val")]
+    assert splits[0] | splits[1] == set(names) and [len(split) for split in splits] == [8, 2]
+    assert (part / "training/velodyne/000007.bin").samefile(tree / "training/velodyne/000007.bin")

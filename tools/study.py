@@ -322,7 +322,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    return run_tool(run, parse_args(argv))
+    return run_tool(run, parse_args(argv), goes_on_with="the same command")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ interruption.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -26,7 +29,7 @@ from rich.console import Console
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import add_experiment_options, run_tool
-from polyfocal.mmdet.studies import losses_of
+from polyfocal.mmdet.experiment import read_config
 from polyfocal.mmdet.tuning import (
     DONE,
     Setting,
@@ -128,14 +131,12 @@ def run(args: argparse.Namespace) -> None:
     columns = experiment.quality
     identity = {
         **_conditions(args),
-        "config": str(tuning.config.resolve()),
-        "loss": str(losses_of(experiment.config.model)),
+        **_content(tuning.config),
         "epochs": tuning.trial_epochs(experiment.config),
     }
-    halves = experiment.hold_out(folder / "split")
     study = open_study(folder, settings, identity)
     say = partial(print, flush=True)
-    say(f"* search of {', '.join(settings)}: trials of {identity['epochs']} epochs, {halves}")
+    say(f"* search of {', '.join(settings)} in trials of {identity['epochs']} epochs")
     _search(args, tuning, study, settings, columns[0], say)
     best = best_trial(study)
     say(f"* best: {_trial_line(best, columns[0])}")
@@ -144,8 +145,14 @@ def run(args: argparse.Namespace) -> None:
     values = rounded(best.params)
     own = rounded({name: setting.value for name, setting in settings.items()})
     row = CONFIG_ROW if values == own else f"trial_{best.number}"
-    outcomes = _train_in_full(args, tuning, row, values, identity, say)
-    sentences = verdict(outcomes, row, columns[0])
+    if best.value == 0:
+        raise UserError(
+            f"no trial has learned anything in its {identity['epochs']} epochs: give more "
+            "--epochs, and another --work-dir."
+        )
+    outcomes = _train_in_full(args, tuning, row, values, columns, say)
+    scale = experiment.per_cent
+    sentences = verdict(outcomes, row, columns[0], scale)
     report = folder / "report.md"
     write_config(
         folder / "best.py",
@@ -155,10 +162,11 @@ def run(args: argparse.Namespace) -> None:
     )
     command = ["python tools/train.py", str(folder / "best.py"), *_data_options(args)]
     shown = [c for c in columns if all(c in outcome.measured for outcome in outcomes)]
-    write_report(report, study, settings, outcomes, shown, sentences, args)
+    table = markdown_table(outcomes, shown, scale=scale)
+    write_report(report, study, settings, [*table, "", *(f"- {s}" for s in sentences)], args)
     _draw(study, columns[0], folder / "search.png")
     console = Console()
-    console.print(study_table(outcomes, shown))
+    console.print(study_table(outcomes, shown, scale=scale))
     console.print("on the val split, in per cent, mean ± deviation over the seeds")
     for sentence in sentences:
         console.print(sentence, highlight=False)
@@ -179,13 +187,14 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     return study.best_trial
 
 
-def verdict(outcomes: Sequence[Outcome], best: str, column: str) -> list[str]:
+def verdict(outcomes: Sequence[Outcome], best: str, column: str, scale: float = 100.0) -> list[str]:
     """What the trainings in full length say of the best setting, a sentence a row it is beside.
 
     Args:
         outcomes: Of all rows.
         best: Name of the row of the best setting.
         column: The number to compare.
+        scale: What makes per cent of it.
     """
     others = [name for name in dict.fromkeys(o.run.name for o in outcomes) if name != best]
     sentences = []
@@ -193,16 +202,16 @@ def verdict(outcomes: Sequence[Outcome], best: str, column: str) -> list[str]:
         sentences.append("The search found nothing better than the config's own setting.")
     for other in others:
         difference = paired_difference(outcomes, best, other, column)
-        sentences.append(_compared(difference, best, other, column))
+        sentences.append(_compared(difference, best, other, column, scale))
     return sentences
 
 
-def _compared(d: Difference, best: str, other: str, column: str) -> str:
+def _compared(d: Difference, best: str, other: str, column: str, scale: float) -> str:
     ahead = "ahead of" if d.mean >= 0 else "behind"
-    text = f"{best} is {abs(100 * d.mean):.1f} {column} {ahead} {other}"
+    text = f"{best} is {abs(scale * d.mean):.1f} {column} {ahead} {other}"
     if d.seeds == 1:
         return f"WARNING: {text} with one seed, which tells nothing of the seeds' noise."
-    text += f", ± {100 * d.spread:.1f} over {d.seeds} seeds, paired t-test p = {d.p:.2g}"
+    text += f", ± {scale * d.spread:.1f} over {d.seeds} seeds, paired t-test p = {d.p:.2g}"
     if d.is_noise:
         return f"WARNING: {text}: within the seeds' noise."
     return f"{text}." if d.mean > 0 else f"WARNING: {text}: do not take it."
@@ -212,34 +221,29 @@ def write_report(
     file: Path,
     study: optuna.Study,
     settings: dict[str, Setting],
-    outcomes: Sequence[Outcome],
-    columns: Sequence[str],
-    sentences: Sequence[str],
+    comparison: Sequence[str],
     args: argparse.Namespace,
 ) -> None:
-    """The evidence as Markdown: the comparison on val, and every trial."""
+    """The evidence as Markdown: the comparison on val, as lines, and every trial."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     pruned = sum(trial.state == TrialState.PRUNED for trial in trials)
-    seeds = sorted({outcome.run.seed for outcome in outcomes})
-    identity = study.user_attrs["identity"]
+    epochs = study.user_attrs["identity"]["epochs"]
     lines = [
         f"# The loss of {Path(args.config).name}, tuned",
         "",
-        f"{len(trials)} trials of {identity['epochs']} epochs, {pruned} of them given up early, in "
+        f"{len(trials)} trials of {epochs} epochs, {pruned} of them given up early, in "
         f"{searched_seconds(study) / 60:.0f} minutes. They were trained on four fifths of the "
         "training split and judged by the other fifth. The first is the config's own setting.",
         "",
         "## In full length, on the val split",
         "",
-        f"Seeds {', '.join(map(str, seeds))}; in per cent, mean ± deviation over the seeds.",
+        f"{args.seeds} seeds; in per cent, mean ± deviation over the seeds.",
         "",
-        *markdown_table(outcomes, columns),
-        "",
-        *(f"- {sentence}" for sentence in sentences),
+        *comparison,
         "",
         "## Trials",
         "",
-        f"| trial | {' | '.join(settings)} | epochs | {columns[0]} | seconds |",
+        f"| trial | {' | '.join(settings)} | epochs | score | seconds |",
         "|---:" * (len(settings) + 4) + "|",
     ]
     for trial in trials:
@@ -286,6 +290,15 @@ def _conditions(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _content(config: Path) -> dict[str, str]:
+    """A config, with its bases: where it is, and a hash of what it says."""
+    text = read_config(config).pretty_text
+    return {
+        "config": str(config.resolve()),
+        "content": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
 def _search(
     args: argparse.Namespace,
     tuning: Tuning,
@@ -329,7 +342,7 @@ def _train_in_full(
     tuning: Tuning,
     row: str,
     values: dict[str, float],
-    identity: dict[str, Any],
+    columns: Sequence[str],
     say: Any,
 ) -> list[Outcome]:
     rows: dict[str, tuple[Path, dict[str, float]]] = {CONFIG_ROW: (tuning.config, {})}
@@ -338,21 +351,23 @@ def _train_in_full(
         if other.stem in rows:
             raise UserError(f"--against {other}: there is a row {other.stem} already.")
         rows[other.stem] = (other, {})
+    settings = {
+        name: {**_conditions(args), **_content(config), "values": found}
+        for name, (config, found) in rows.items()
+    }
     # The trials had seed 0: these are fresh.
-    runs = [
-        Run(
-            name,
-            seed,
-            {**_conditions(args), "config": str(config.resolve()), "values": values}
-            | ({"loss": identity["loss"]} if config == tuning.config else {}),
-        )
-        for seed in range(1, args.seeds + 1)
-        for name, (config, values) in rows.items()
-    ]
+    runs = [Run(name, seed, settings[name]) for seed in range(1, args.seeds + 1) for name in rows]
 
     def measure(run: Run, place: Path) -> dict[str, float]:
-        config, values = rows[run.name]
-        return tuning.train(place, seed=run.seed, config=config, values=values)
+        started = place / "started.json"
+        wanted = json.dumps(run.settings)
+        resume = started.is_file() and started.read_text(encoding="utf-8") == wanted
+        if not resume:
+            shutil.rmtree(place / "run", ignore_errors=True)
+            started.write_text(wanted, encoding="utf-8")
+        config, found = rows[run.name]
+        measured = tuning.train(place, seed=run.seed, config=config, values=found, resume=resume)
+        return {name: measured[name] for name in columns if name in measured}
 
     say(f"* {len(runs)} trainings in full length, evaluated on the val split")
     return run_study(runs, measure, tuning.folder, say)
@@ -395,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     args = parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
-    return run_tool(run, args)
+    return run_tool(run, args, goes_on_with="the same command")
 
 
 if __name__ == "__main__":

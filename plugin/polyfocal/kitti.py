@@ -16,6 +16,7 @@ Suite*, CVPR 2012.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from polyfocal.errors import UserError
+from polyfocal.studies import held_out
 
 CLASSES = (
     "Pedestrian",
@@ -137,6 +139,38 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
         },
         "data_list": [_info(frame) for frame in _frames(Path(root), split)],
     }
+
+
+def hold_out(root: str | Path, folder: str | Path) -> Path:
+    """Divide the train split in two, see :func:`polyfocal.studies.held_out`.
+
+    Args:
+        root: The folder that holds ``ImageSets`` and ``training``.
+        folder: Made as needed; it gets an ``ImageSets`` whose ``train`` has four fifths of the
+            frames and whose ``val`` the others, and a link to ``training``.
+
+    Returns:
+        ``folder``, a tree of its own.
+
+    Raises:
+        KittiError: There is no such split.
+        UserError: It has fewer than five frames.
+    """
+    names = _names(Path(root), "train")
+    chosen = held_out(names)
+    folder = Path(folder)
+    (folder / "ImageSets").mkdir(parents=True, exist_ok=True)
+    for split, out in (("train", False), ("val", True)):
+        part = [name for name, held in zip(names, chosen, strict=True) if held == out]
+        file = folder / "ImageSets" / f"{split}.txt"
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_text("\n".join(part) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+    link, wanted = folder / "training", (Path(root) / "training").resolve()
+    if not link.exists():
+        link.unlink(missing_ok=True)  # one whose target has gone
+        link.symlink_to(wanted, target_is_directory=True)
+    return folder
 
 
 def boxes_in_lidar(

@@ -143,3 +143,18 @@ def test_a_config_of_3d_without_mmdet3d(monkeypatch):
     monkeypatch.setattr("polyfocal.mmdet.experiment.Config.fromfile", fail)
     with pytest.raises(UserError, match=r"which is not installed: run `make setup-3d`"):
         command_line.read_config(POINTPILLARS)
+
+
+def test_a_part_of_the_train_split_held_out(tmp_path):
+    tree = lidar_frames.write_tree(tmp_path / "tree", splits=(("train", 5), ("val", 1)))
+    experiment = prepare_experiment(POINTPILLARS, data=tree, tiny=True)
+    experiment.hold_out(tmp_path / "part")
+    frames = {}
+    for loader in ("train", "val", "test"):
+        with DefaultScope.overwrite_default_scope("mmdet3d"):
+            dataset = DATASETS.build(experiment.config[f"{loader}_dataloader"].dataset)
+        samples = [dataset[index]["data_samples"] for index in range(len(dataset))]
+        frames[loader] = {sample.sample_idx for sample in samples}
+    assert frames["train"] | frames["val"] == set(range(5)) and len(frames["val"]) == 1
+    assert not frames["train"] & frames["val"] and frames["test"] == frames["val"]
+    assert Path(experiment.config.val_evaluator.data_root).samefile(tmp_path / "part")

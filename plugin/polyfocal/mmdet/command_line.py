@@ -117,8 +117,18 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     return experiment
 
 
-def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def run_tool(
+    job: Callable[[argparse.Namespace], None],
+    args: argparse.Namespace,
+    *,
+    goes_on_with: str = "--resume",
+) -> int:
     """Do a tool's job; the user's errors are one line on standard error.
+
+    Args:
+        job: The tool's.
+        args: Its command line.
+        goes_on_with: What to give after an interruption.
 
     Returns:
         The exit status: 0, 2 for a user's error, 130 for an interruption from the keyboard.
@@ -135,7 +145,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+        print(f"interrupted; go on with {goes_on_with}", file=sys.stderr)
         return 130
     return 0
 

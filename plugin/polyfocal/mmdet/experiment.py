@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdet.evaluation import DumpDetResults
 from mmdet.visualization.palette import get_palette
@@ -40,23 +40,23 @@ class Experiment:
         own = [metric for metric in metrics if hasattr(metric, "table")]
         return [table for metric in own if (table := metric.table()) is not None]
 
+    per_cent: ClassVar[float] = 100.0
+    """What makes per cent of the numbers of ``quality``."""
+
     @property
     def quality(self) -> list[str]:
         """The numbers of an evaluation, by their short names, that say how good a model is.
 
-        The first one is what a search maximises.
+        The first one is what a search maximises; higher is better, below 0 is none.
         """
         kinds = reversed(_metrics(self.config))  # masks before boxes
         return [f"{kind}_{number}" for kind in kinds for number in ("mAP", "mAP_50", "mAP_75")]
 
-    def hold_out(self, folder: Path) -> str:
+    def hold_out(self, folder: Path) -> None:
         """Train on four fifths of the training split, and evaluate on the others, not on val.
 
         Args:
-            folder: Where the annotations of the two parts go.
-
-        Returns:
-            What the two parts are, in words.
+            folder: Where what tells the two parts apart goes.
 
         Raises:
             UserError: The training split cannot be divided.
@@ -80,7 +80,6 @@ class Experiment:
             for node in walk(evaluators):
                 if "ann_file" in node:
                     node.ann_file = str(out.resolve())
-        return "trained on four fifths of the training pictures, judged by the others"
 
     def draw(self, runner: Runner) -> Path | None:
         """Draw predictions of the trained model beside the ground truth.

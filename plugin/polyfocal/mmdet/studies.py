@@ -30,13 +30,14 @@ def train_and_measure(
     elsewhere: Mapping[str, Mapping[str, Any]] | None = None,
     adapt: Callable[[Experiment], None] | None = None,
     hooks: Sequence[Hook] = (),
+    resume: bool = False,
 ) -> dict[str, float]:
-    """Train from the start and measure; what the tools print goes to ``place/console.log``.
+    """Train and measure; what the tools print goes to ``place/console.log``.
 
     Args:
         config, data, tiny, demo, options: As in
             :func:`polyfocal.mmdet.command_line.prepare_experiment`.
-        place: Folder of the run; ``place/run`` is replaced.
+        place: Folder of the run; ``place/run`` is replaced, unless ``resume``.
         seed: Of weights and order.
         scores_to: Where to store what a classifier says of the whole training split, for
             :class:`polyfocal.losses.StoredScores`.
@@ -44,6 +45,7 @@ def train_and_measure(
             another split.
         adapt: Changes the experiment, after everything else, before each use.
         hooks: Of the training, see :func:`polyfocal.mmdet.runs.train`.
+        resume: Go on with what an interrupted run of the same settings has left in ``place/run``.
 
     Returns:
         Numbers by the last part of the metrics' names, such as ``top1`` or ``bbox_mAP``; those of
@@ -53,7 +55,8 @@ def train_and_measure(
         UserError: The config, the data or an option is not usable.
     """
     work_dir = place / "run"
-    shutil.rmtree(work_dir, ignore_errors=True)
+    if not resume:
+        shutil.rmtree(work_dir, ignore_errors=True)
 
     def prepare(more: Mapping[str, Any], *, training: bool) -> Any:
         experiment = prepare_experiment(
@@ -83,7 +86,8 @@ def train_and_measure(
         experiment.config.experiment_name = f"{place}-train"
         if scores_to is not None:
             _store_scores(experiment.config, scores_to)
-        measured = _short_names("", train(experiment, hooks=hooks))
+        start_from = "auto" if resume else None
+        measured = _short_names("", train(experiment, resume=start_from, hooks=hooks))
         checkpoint = find_latest_checkpoint(str(work_dir))
         for name, more in (elsewhere or {}).items():
             experiment = prepare(more, training=False)

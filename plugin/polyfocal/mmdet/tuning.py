@@ -142,6 +142,7 @@ class Tuning:
         seed: int,
         config: Path | None = None,
         values: Mapping[str, float] | None = None,
+        resume: bool = False,
     ) -> dict[str, float]:
         """Train on the whole training split and measure on val, in full length.
 
@@ -150,12 +151,13 @@ class Tuning:
             seed: Of the run.
             config: Another config in the place of this one.
             values: Of the loss's settings.
+            resume: Go on with an interrupted run of the same settings.
         """
 
         def adapt(experiment: Experiment) -> None:
             use_values(experiment.config, values or {})
 
-        return self._train(config or self.config, place, seed, adapt)
+        return self._train(config or self.config, place, seed, adapt, resume=resume)
 
     def search(
         self,
@@ -245,6 +247,7 @@ class Tuning:
         seed: int,
         adapt: Callable[[Experiment], None],
         hooks: Sequence[Hook] = (),
+        resume: bool = False,
     ) -> dict[str, float]:
         return train_and_measure(
             config,
@@ -256,6 +259,7 @@ class Tuning:
             options=self.options,
             adapt=adapt,
             hooks=hooks,
+            resume=resume,
         )
 
 
@@ -280,8 +284,11 @@ class _TrialHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Report, and prune before another epoch where the median of the others is ahead."""
         found = [v for name, v in (metrics or {}).items() if name.split("/")[-1] == self.metric]
-        if not found:
-            raise UserError(f"an evaluation gave no {self.metric}, by which trials are compared.")
+        if not found or not found[0] >= 0:
+            raise UserError(
+                f"the held-out fifth of the training split gives no {self.metric}, by which trials "
+                "are compared: it is too small, or has no objects that it counts."
+            )
         self.trial.report(found[0], runner.epoch)
         if runner.epoch < self.epochs and self.trial.should_prune():
             raise optuna.TrialPruned

@@ -42,8 +42,28 @@ class Experiment(mmdet_experiment.Experiment):
         found = [metric for metric in metrics if isinstance(metric, KittiMetric)]
         return [table for metric in found if (table := metric.table()) is not None]
 
-    def hold_out(self, folder: Path) -> str:
-        raise UserError(f"{self.config.filename} is for LiDAR, whose scans are not divided here.")
+    per_cent = 1.0  # KITTI counts in it
+
+    @property
+    def quality(self) -> list[str]:
+        return ["Overall_3D_AP40_moderate", "Overall_BEV_AP40_moderate"]
+
+    def hold_out(self, folder: Path) -> None:
+        cfg = self.config
+        loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+        trees = [
+            [node for node in walk(loader.dataset) if node.get("type") == "polyfocal.KittiDataset"]
+            for loader in loaders
+        ]
+        if not trees[0]:
+            raise UserError(
+                f"{cfg.filename} does not train on a tree in KITTI's layout, of which a part can "
+                "be held out: give one with --data DIR, or use the simulated scans with --demo."
+            )
+        root = str(kitti.hold_out(trees[0][0].data_root, folder).resolve())
+        for node in (*(node for tree in trees for node in tree), *walk(cfg.val_evaluator)):
+            node.data_root = root
+        cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
 
     def draw(self, runner: Runner) -> Path:
         return draw_predictions(runner)
