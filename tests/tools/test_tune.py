@@ -87,7 +87,7 @@ def test_from_a_config_to_a_better_one(tmp_path, capsys):
     # The same command again repeats nothing; one more trial is one more.
     assert run(*arguments, "--trials", 2) == 0
     assert "trial 1: " not in capsys.readouterr().out.split("* best")[0]
-    assert run(*arguments, "--trials", 3, "--workers", 2) == 0
+    assert run(*arguments, "--trials", 3, "--workers", 2, "--seeds", 0) == 0
     trials = search_of(folder).get_trials(states=tuning.DONE)
     assert 3 <= len(trials) <= 4, "two may have been under way"
     assert len({trial.params["epsilon"] for trial in trials}) == len(trials)
