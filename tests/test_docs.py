@@ -4,12 +4,14 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import polyfocal.losses
+from polyfocal.demo import DigitScenes
 from polyfocal.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +137,7 @@ def test_no_migration_is_left_out():
     ],
 )
 def test_migrated_configs(framework, block, at, old, new, tmp_path):
-    pytest.importorskip(framework, reason=f"needs {framework}")
+    pytest.importorskip(f"{framework}.registry", reason=f"needs {framework}")
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
@@ -211,3 +213,25 @@ def test_troubleshooting_quotes_what_is_said(mistake):
     sentence = str(said.value)
     known = [e.removeprefix("TypeError: ") for e in entries if len(e.split()) > 4]
     assert any(sentence.startswith(entry) for entry in known), sentence
+
+
+def test_commands_name_files_and_options_that_exist():
+    command_line = ROOT / "plugin" / "polyfocal" / "mmdet" / "command_line.py"
+    shared = command_line.read_text(encoding="utf-8") + '"--help"'
+    # tools/make_demo_data.py has an option for each setting of the pictures.
+    shared += "".join(f'"--{field.name.replace("_", "-")}"' for field in fields(DigitScenes))
+    commands = 0
+    for page in [ROOT / "README.md", *PAGES]:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                tool = re.search(r"\b((?:tools|benchmarks)/\w+\.py)([^#]*)", line)
+                if tool is None:
+                    continue
+                commands += 1
+                source = (ROOT / tool[1]).read_text(encoding="utf-8") + shared
+                for option in re.findall(r"(?<!\S)--[\w-]+", tool[2]):
+                    assert f'"{option}"' in source, f"{page.name}: {line}"
+        for config in re.findall(r"\bconfigs/[\w/]+\.(?:py|yaml)", text):
+            assert (ROOT / config.replace("CONFIG", "retinanet_poly1")).is_file(), config
+    assert commands > 40
