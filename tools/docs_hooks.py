@@ -30,9 +30,9 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml",
 
 
 def _outside(link: str, page: str) -> PurePosixPath | None:
-    """The file outside docs/ that a link on a page names, from the root; None if it names none."""
+    """The file or folder outside docs/ that a page links to, from the root; None for others."""
     target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
-    if target.startswith(("docs/", "../")) or not (ROOT / target).is_file():
+    if target.startswith(("docs/", "../")) or not (ROOT / target).exists():
         return None
     return PurePosixPath(target)
 
@@ -44,7 +44,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         links = _LINK.finditer(page.content_string)
         found |= {file for link in links if (file := _outside(link["path"], page.src_uri))}
     for file in sorted(found):
-        text = (ROOT / file).read_text(encoding="utf-8")
+        if (ROOT / file).is_dir():
+            text = "".join(f"{child.name}\n" for child in sorted((ROOT / file).iterdir()))
+        else:
+            text = (ROOT / file).read_text(encoding="utf-8")
         fence = f"````{_LANGUAGES.get(file.suffix, 'text')}\n{text}````\n"
         content = f"---\nsearch:\n  exclude: true\n---\n# {file}\n\n{fence}"
         files.append(File.generated(config, f"source/{file}.md", content=content))
@@ -90,8 +93,9 @@ def markdown_of(docstring: str) -> str:
     text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
     text = text.replace(">= ", "≥ ").replace("<= ", "≤ ")  # a line that starts with > is a quote
     text = re.sub(r"^([\w, ]+)\n    (?=\S)", r"\n\1\n:   ", text, flags=re.MULTILINE)  # definitions
-    # Arguments named together may take more than a line, which griffe does not expect.
+    # Arguments named together, and a source, may take more lines, which griffe does not expect.
     text = re.sub(r"^( +(?:\w+, )+\w+,)\n +", r"\1 ", text, flags=re.MULTILINE)
+    text = re.sub(r"^( *Source: .+)\n +", r"\1 ", text, flags=re.MULTILINE)
 
     def formula(block: re.Match[str]) -> str:
         lines = f"$$\n{textwrap.dedent(block['inline'] or block['block']).strip()}\n$$\n"
