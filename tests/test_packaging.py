@@ -91,6 +91,7 @@ def test_torch_is_the_only_hard_dependency():
         ("mmdet", {"mmengine", "mmcv", "mmdet", "pycocotools", "scikit-learn"}),
         ("mmdet3d", {"polyfocal", "numba"}),
         ("detectron2", {"fvcore", "omegaconf", "pycocotools"}),
+        ("docs", {"mkdocs", "mkdocs-material", "mkdocstrings"}),
         ("test", {"pytest", "ruff", "mypy"}),
     ],
 )

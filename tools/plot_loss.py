@@ -17,7 +17,12 @@ from torch import Tensor
 
 import polyfocal.losses
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss, CyclicalFocalLoss
+from polyfocal.losses import (
+    ClassificationLoss,
+    CyclicalFocalLoss,
+    DebiasedFocalLoss,
+    ProductOfExpertsLoss,
+)
 from polyfocal.losses.schedule import cyclical_weight
 
 DESCRIPTION = """\
@@ -62,10 +67,11 @@ class Curve:
     name: str
     loss: ClassificationLoss
     progress: float | None = None
+    bias: float | None = None  # the bias model's probability of the target
 
 
 def loss_and_gradient(
-    loss: ClassificationLoss, p_t: Tensor, positive: bool = True
+    loss: ClassificationLoss, p_t: Tensor, positive: bool = True, bias: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Value and derivative of a loss for one entry of given p_t.
 
@@ -73,17 +79,23 @@ def loss_and_gradient(
         loss: a sigmoid loss, which gets one logit, or a softmax loss, which gets two.
         p_t: probabilities of the target, (N,), inside (0, 1).
         positive: the entry's target is 1; False for 0, which a softmax loss does not have.
+        bias: what a bias model gives to the target, for a loss that asks for one.
 
     Returns:
         The loss L and dL/dp_t, both (N,) in the dtype of p_t.
     """
+
+    def logits_of(p_t: Tensor) -> Tensor:
+        logits = torch.logit(p_t if positive else 1 - p_t).unsqueeze(1)
+        if loss.use_sigmoid:
+            return logits
+        return torch.cat([logits, torch.zeros_like(logits)], dim=1)
+
     p_t = p_t.detach().requires_grad_()
-    logits = torch.logit(p_t if positive else 1 - p_t).unsqueeze(1)
-    if not loss.use_sigmoid:
-        logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
+    biased = {} if bias is None else {"bias_logits": logits_of(torch.full_like(p_t, bias))}
     # With one class, label 0 is that class and label 1 the background.
     target = torch.full(p_t.shape, 0 if positive else 1)
-    value = loss(logits, target, reduction_override="none").reshape(p_t.shape)
+    value = loss(logits_of(p_t), target, reduction_override="none", **biased).reshape(p_t.shape)
     (gradient,) = torch.autograd.grad(value.sum(), p_t)
     return value.detach(), gradient
 
@@ -115,8 +127,12 @@ def build_loss(kind: str, settings: dict[str, Any]) -> ClassificationLoss:
         raise UserError(f"{kind} does not take these settings: {error}") from None
 
 
-def curves_of(name: str, loss: ClassificationLoss, progress: list[float]) -> list[Curve]:
-    """The curves of one loss: one, or for a cyclical loss one for each value of the progress."""
+def curves_of(
+    name: str, loss: ClassificationLoss, progress: list[float], biases: list[float]
+) -> list[Curve]:
+    """The curves of one loss: one, or one for each progress (cyclical) or bias (debiasing)."""
+    if isinstance(loss, DebiasedFocalLoss | ProductOfExpertsLoss):
+        return [Curve(f"{name}, bias model at {bias:g}", loss, bias=bias) for bias in biases]
     if not isinstance(loss, CyclicalFocalLoss):
         return [Curve(name, loss)]
     return [
@@ -225,7 +241,7 @@ def draw(curves: list[Curve], out: Path, *, log: bool = False, negatives: bool =
         if isinstance(curve.loss, CyclicalFocalLoss) and curve.progress is not None:
             curve.loss.set_progress(curve.progress)
         color, dashes = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
-        values = loss_and_gradient(curve.loss, p_t)[0]
+        values = loss_and_gradient(curve.loss, p_t, bias=curve.bias)[0]
         same = sum(torch.allclose(values, other) for other in drawn)
         drawn.append(values)
         if same:  # the curves below show through the gaps
@@ -233,7 +249,7 @@ def draw(curves: list[Curve], out: Path, *, log: bool = False, negatives: bool =
         for positive in (True, False):
             if not positive and not (negatives and curve.loss.use_sigmoid):
                 continue
-            both = loss_and_gradient(curve.loss, p_t, positive)
+            both = loss_and_gradient(curve.loss, p_t, positive, curve.bias)
             for k, axes in enumerate((loss_axes, gradient_axes)):
                 values = both[k].abs()
                 # The gradient of a cross-entropy is 1 / p_t: leave room for the rest.
@@ -323,6 +339,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="moments of the training, 0 to 1, for cyclical losses (default 0 0.25 0.5 0.75)",
     )
     parser.add_argument(
+        "--bias",
+        nargs="+",
+        type=float,
+        default=[0.1, 0.5, 0.9],
+        metavar="P",
+        help="what the bias model gives to the target, inside 0 to 1, for debiased focal loss and"
+        " product of experts (default 0.1 0.5 0.9)",
+    )
+    parser.add_argument(
         "--negatives", action="store_true", help="draw target 0 too, dotted (sigmoid losses)"
     )
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axes")
@@ -343,6 +368,9 @@ def run(args: argparse.Namespace) -> None:
     for t in args.progress:
         if not 0 <= t <= 1:
             raise UserError(f"--progress {t:g}: expected numbers from 0 to 1")
+    for bias in args.bias:
+        if not 0 < bias < 1:
+            raise UserError(f"--bias {bias:g}: expected probabilities above 0 and below 1")
     curves = []
     for path in args.configs:
         for kind, settings in losses_of_config(path):
@@ -354,9 +382,10 @@ def run(args: argparse.Namespace) -> None:
                 if key == "epsilon" or (value != keywords[key].default and key != "use_sigmoid")
             ]
             name = " ".join([f"{Path(path).stem}: {kind}", *shown])
-            curves += curves_of(name, loss, args.progress)
+            curves += curves_of(name, loss, args.progress, args.bias)
     for words in args.loss:
-        curves += curves_of(" ".join(words), build_loss(*parse_loss(words)), args.progress)
+        loss = build_loss(*parse_loss(words))
+        curves += curves_of(" ".join(words), loss, args.progress, args.bias)
     if not curves:
         raise UserError("nothing to draw: give a config or --loss TYPE KEY=VALUE ...; see --help")
     draw(curves, args.out, log=args.log, negatives=args.negatives)

@@ -322,8 +322,8 @@ def set_up(with_3d: bool) -> None:
         build_mmcv()
 
     extra = "mmdet3d" if with_3d else "mmdet"
-    with Step(f"polyfocal with the extras {extra} and test", "some seconds"):
-        editable = ["--no-build-isolation", "-e", f"{ROOT}[{extra},test]"]
+    with Step(f"polyfocal with the extras {extra}, docs and test", "some seconds"):
+        editable = ["--no-build-isolation", "-e", f"{ROOT}[{extra},docs,test]"]
         pip_install(*editable, advice=online)
 
     if with_3d:

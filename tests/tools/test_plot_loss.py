@@ -79,6 +79,21 @@ def test_cyclical_values_by_hand(progress: float, xi: float) -> None:
         assert found.item() == pytest.approx(0.75 * low, abs=1e-12)
 
 
+@pytest.mark.parametrize("positive", [True, False])
+def test_debiasing_values_by_hand(positive: bool) -> None:
+    p_t = torch.tensor([0.5], dtype=torch.float64)
+    # (1 - 0.9)^2 of cross-entropy
+    loss = plot_loss.build_loss("DebiasedFocalLoss", {})
+    value, gradient = plot_loss.loss_and_gradient(loss, p_t, positive, bias=0.9)
+    assert value.item() == pytest.approx(0.01 * log(2), abs=1e-9)
+    assert gradient.item() == pytest.approx(-0.02, abs=1e-9)
+    # the product of even odds and 9 to 1 is 9 to 1; -log(9 p / (9 p + 1 - p)) has slope -0.4 there
+    loss = plot_loss.build_loss("ProductOfExpertsLoss", {})
+    value, gradient = plot_loss.loss_and_gradient(loss, p_t, positive, bias=0.9)
+    assert value.item() == pytest.approx(-log(0.9), abs=1e-9)
+    assert gradient.item() == pytest.approx(-0.4, abs=1e-9)
+
+
 def test_writes_png(tmp_path: Path) -> None:
     out = tmp_path / "new" / "loss.png"
     status, stdout, stderr = run("--loss", "FocalLoss", "--log", "--negatives", "--out", out)
@@ -106,6 +121,8 @@ def test_writes_svg_with_the_schedule(tmp_path: Path) -> None:
     assert "schedule" in cyclical and "factor 2" in cyclical
     assert "CyclicalFocalLoss factor=2, progress 0.25 (ξ = 0.5)" in cyclical
     assert "CyclicalFocalLoss factor=2, progress 1 (ξ = 1)" in cyclical
+    debiased = texts("--loss", "DebiasedFocalLoss", "gamma=1", "--bias", "0.25")
+    assert "DebiasedFocalLoss gamma=1, bias model at 0.25" in debiased
 
 
 def test_losses_of_a_config(tmp_path: Path) -> None:
