@@ -11,6 +11,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 import torch
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.structures import DetDataSample
+from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS, METRICS
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
@@ -145,6 +146,7 @@ def test_masks_that_are_not_there(ground_truth):
 
 
 def test_calibration_beside_average_precision(ground_truth, tmp_path):
+    MessageHub.get_instance("calibration")  # at iteration 0, whatever was trained before
     visualizer = Visualizer.get_instance(
         "calibration", vis_backends=[dict(type="LocalVisBackend")], save_dir=str(tmp_path)
     )
