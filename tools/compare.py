@@ -406,10 +406,10 @@ def draw_picture(picture: Picture, content: dict[str, Any], found: dict[str, Det
         for one in content["annotations"]
         if one["image_id"] == picture.id and not one["iscrowd"]
     ]
-    columns = min(4, len(found) + 1)
+    columns = min(3, len(found) + 1)
     rows = -(-(len(found) + 1) // columns)
-    height = 3.0 * image.shape[0] / image.shape[1] + 0.3
-    figure = Figure(figsize=(3.0 * columns, height * rows), layout="constrained")
+    height = 4.0 * image.shape[0] / image.shape[1] + 0.3
+    figure = Figure(figsize=(4.0 * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
@@ -471,7 +471,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0;
+  background: #fff; }
 thead th { border-bottom: 2px solid #888; }
 td.best { font-weight: 700; background: #eaf4fb; }
 td.text { font-family: ui-monospace, monospace; font-size: .85em; text-align: left; }
