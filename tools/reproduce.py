@@ -54,7 +54,8 @@ examples:
 
   # the published experiment on one GPU, on 8, or on Slurm, a job for each training
   python tools/reproduce.py polyloss_coco --data data/coco
-  torchrun --nproc_per_node 8 tools/reproduce.py polyloss_coco --data data/coco --launcher pytorch
+  torchrun --standalone --nproc-per-node 8 tools/reproduce.py polyloss_coco --data data/coco \\
+      --launcher pytorch
   python tools/reproduce.py polyloss_coco --data data/coco --slurm PARTITION --gpus 8
 
   # your own pictures on a CPU, two rows of the table
