@@ -49,7 +49,7 @@ examples:
   # what there is to do, and nothing done
   python tools/reproduce.py polyloss_coco --demo --dry-run
 
-  # Mask R-CNN with two losses and three seeds on the built-in pictures: half an hour on 2 cores
+  # Mask R-CNN with two losses and three seeds on the built-in pictures: 25 minutes on 2 cores
   python tools/reproduce.py polyloss_coco --demo --seeds 3
 
   # the published experiment on one GPU, on 8, or on Slurm, a job for each training

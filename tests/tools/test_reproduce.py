@@ -135,7 +135,7 @@ def test_plan():
         ("cross_entropy", 1),
         ("poly1", 1),
     ]
-    short = {"train_cfg.max_epochs": 6, "train_cfg.val_interval": 6}
+    short = {"train_cfg.max_epochs": 5, "train_cfg.val_interval": 5}
     saving = "default_hooks.checkpoint"
     kept = {f"{saving}.interval": 1, f"{saving}.max_keep_ckpts": 2}
     assert runs[0].settings == {
