@@ -48,7 +48,8 @@ def test_goes_on_only_with_the_config_it_was_started_with(tmp_path, monkeypatch)
     other = measure(**{"model.loss.gamma": 5.0})
     assert trained == [0, 1] and other != first
     assert not list((tmp_path / "run").glob("*.tmp"))
-    assert json.loads((tmp_path / "started.json").read_text())["model"]["loss"]["gamma"] == 5.0
+    started = json.loads((tmp_path / "run" / "started.json").read_text())
+    assert started["model"]["loss"]["gamma"] == 5.0
 
 
 def test_two_processes_make_one_table(tmp_path):

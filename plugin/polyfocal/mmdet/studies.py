@@ -52,7 +52,7 @@ def train_and_measure(
         adapt: Changes the experiment, after everything else, before each use.
         hooks: Of the training, see :func:`polyfocal.mmdet.runs.train`.
         resume: Go on with what an interrupted run has left in ``place/run``, unless it was started
-            with another config, which ``place/started.json`` keeps with all settings.
+            with another config, which ``started.json`` in there keeps with all settings.
         launcher: How the processes that train together were started, ``"none"`` where there is
             one.
 
@@ -81,7 +81,7 @@ def train_and_measure(
         cfg = experiment.config
         cfg.randomness = {"seed": seed}
         if training and is_main_process():
-            _start(cfg, work_dir, place / "started.json", resume)
+            _start(cfg, work_dir, resume)
         barrier()
         cfg.work_dir = str(work_dir)
         cfg.launcher = launcher
@@ -125,12 +125,14 @@ def losses_of(model: Any) -> list[tuple[ConfigDict, str]]:
     return places
 
 
-def _start(cfg: Config, work_dir: Path, started: Path, resume: bool) -> None:
+def _start(cfg: Config, work_dir: Path, resume: bool) -> None:
     """Remove a work directory that is not to go on, and keep the config for the next one to ask."""
     settings = json.dumps(cfg.to_dict(), default=str, indent=1)
+    started = work_dir / "started.json"
     same = started.is_file() and started.read_text(encoding="utf-8") == settings
     if not (resume and same):
         shutil.rmtree(work_dir, ignore_errors=True)
+        work_dir.mkdir(parents=True)
         replace_text(started, settings)
 
 
