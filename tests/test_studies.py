@@ -6,7 +6,14 @@ import pytest
 from rich.console import Console
 
 from polyfocal.errors import UserError
-from polyfocal.studies import Run, run_study, study_table, summarize, write_markdown
+from polyfocal.studies import (
+    Run,
+    finished,
+    run_study,
+    study_table,
+    summarize,
+    write_markdown,
+)
 
 RUNS = [
     Run(name, seed, {"gamma": gamma})
@@ -76,3 +83,9 @@ def test_refuses_results_of_other_settings(tmp_path):
         run_study(RUNS, measure, tmp_path, quiet)
     with pytest.raises(UserError, match="two runs of the same name and seed"):
         run_study([RUNS[0], RUNS[0]], measure, tmp_path / "new", quiet)
+
+
+def test_finished(tmp_path):
+    run_study(RUNS[1:3], measure, tmp_path, quiet)
+    run_study(RUNS[3:], measure, tmp_path, quiet, writes=False)
+    assert [outcome.run for outcome in finished(RUNS, tmp_path)] == RUNS[1:3]

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -56,6 +56,9 @@ def run_study(
     measure: Callable[[Run, Path], dict[str, float]],
     folder: str | Path,
     report: Callable[[str], None] = print,
+    *,
+    shown: Collection[str] | None = None,
+    writes: bool = True,
 ) -> list[Outcome]:
     """Do the runs that have not been done yet.
 
@@ -66,6 +69,8 @@ def run_study(
             measured numbers by name.
         folder: The study's; it is made as needed.
         report: Gets a line when a run starts and when it has its result.
+        shown: Names of the numbers that such a line has; all where it is None.
+        writes: Whether this process writes the results. Of several that train together, one does.
 
     Returns:
         One outcome a run, in the order of ``runs``.
@@ -85,11 +90,26 @@ def run_study(
             start = time.perf_counter()
             measured = measure(run, place)
             outcome = Outcome(run, measured, time.perf_counter() - start)
-            _write(outcome, place)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in outcome.measured.items())
-        report(f"{title}: {shown}  ({outcome.seconds:.0f} s)")
+            if writes:
+                _write(outcome, place)
+        numbers = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in outcome.measured.items()
+            if shown is None or name in shown
+        )
+        report(f"{title}: {numbers}  ({outcome.seconds:.0f} s)")
         outcomes.append(outcome)
     return outcomes
+
+
+def finished(runs: Sequence[Run], folder: str | Path) -> list[Outcome]:
+    """The outcomes of those runs that the study's folder has a result of, in the order of ``runs``.
+
+    Raises:
+        UserError: A result in the folder has other settings or cannot be read.
+    """
+    found = (_read(run, run.folder(folder)) for run in runs)
+    return [outcome for outcome in found if outcome is not None]
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -213,7 +233,7 @@ def write_markdown(
 ) -> None:
     """The Markdown table in a file, which appears complete or not at all."""
     lines = markdown_table(outcomes, columns, scale=scale, digits=digits)
-    _replace(Path(file), "\n".join(lines) + "\n")
+    replace_text(Path(file), "\n".join(lines) + "\n")
 
 
 def _cell(value: tuple[float, float] | None, scale: float, digits: int) -> str:
@@ -254,10 +274,11 @@ def _write(outcome: Outcome, place: Path) -> None:
         "measured": outcome.measured,
         "seconds": round(outcome.seconds, 1),
     }
-    _replace(place / RESULT_FILE, json.dumps(content, indent=2) + "\n")
+    replace_text(place / RESULT_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Write a text file, which appears complete or not at all."""
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)

@@ -89,16 +89,7 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
-    if args.launcher == "pytorch" and "RANK" not in os.environ:
-        raise UserError(
-            "--launcher pytorch is for a tool that torchrun starts, as tools/dist_train.sh and "
-            "tools/dist_test.sh do."
-        )
-    if args.launcher in ("slurm", "mpi") and get_device() == "cpu":
-        raise UserError(
-            f"--launcher {args.launcher} runs one process on each GPU, and torch finds none here: "
-            "start the tool without it."
-        )
+    check_launcher(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     experiment = prepare_experiment(
         args.config,
@@ -115,6 +106,24 @@ def prepare_run(args: argparse.Namespace, *, train: bool) -> Experiment:
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
     return experiment
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher that did not start this process, or has no GPU to give it.
+
+    Raises:
+        UserError: The tool is to be started in another way.
+    """
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise UserError(
+            "--launcher pytorch is for a tool that torchrun starts, as tools/dist_train.sh and "
+            "tools/dist_test.sh do."
+        )
+    if launcher in ("slurm", "mpi") and get_device() == "cpu":
+        raise UserError(
+            f"--launcher {launcher} runs one process on each GPU, and torch finds none here: "
+            "start the tool without it."
+        )
 
 
 def run_tool(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
+from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
@@ -135,6 +135,21 @@ def test(
     return measured
 
 
+def join_processes(launcher: str) -> None:
+    """Let the processes that train together speak to each other before there is a runner.
+
+    Args:
+        launcher: How they were started, ``"none"`` where there is one. With ``"pytorch"`` they may
+            be without GPUs.
+    """
+    if launcher == "none" or is_distributed():
+        return
+    if launcher == "pytorch" and get_device() == "cpu":
+        torch.distributed.init_process_group("gloo")
+    else:
+        init_dist(launcher)
+
+
 def curvature(
     experiment: Experiment, checkpoint: str, *, batches: int, seed: int = 0, **settings: Any
 ) -> Curvature:
@@ -178,7 +193,8 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
             # See ExactResumeHook; and a Runner that is done with waits 5 s for each kept worker.
             loader.persistent_workers = False
     if cfg.get("launcher") == "pytorch" and get_device() == "cpu":
-        _join_processes_without_gpus(cfg)
+        join_processes("pytorch")
+        _wrap_without_gpu(cfg)
     runner = ConsoleRunner.from_cfg(cfg)
     if is_main_process():
         for note in experiment.notes:
@@ -187,10 +203,8 @@ def _build_runner(experiment: Experiment) -> ConsoleRunner:
     return runner
 
 
-def _join_processes_without_gpus(cfg: Config) -> None:
-    """What MMEngine's launcher and its model wrapper do for a GPU each, for processes on CPUs."""
-    if not is_distributed():
-        torch.distributed.init_process_group("gloo")
+def _wrap_without_gpu(cfg: Config) -> None:
+    """What MMEngine's model wrapper does for a GPU, for a process on a CPU."""
     if cfg.get("model_wrapper_cfg") is None:
         cfg.model_wrapper_cfg = ConfigDict(
             type="MMDistributedDataParallel",

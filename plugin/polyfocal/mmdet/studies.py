@@ -1,20 +1,25 @@
 """One run of a study: a config trained with a seed, evaluated on its val split and on others."""
 
 import contextlib
+import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import find_latest_checkpoint
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.experiment import Experiment
-from polyfocal.mmdet.runs import test, train
+from polyfocal.mmdet.runs import join_processes, test, train
+from polyfocal.mmengine.checkpoint import latest_checkpoint
+from polyfocal.mmengine.work_dir import short_names
+from polyfocal.studies import replace_text
 
 
 def train_and_measure(
@@ -31,6 +36,7 @@ def train_and_measure(
     adapt: Callable[[Experiment], None] | None = None,
     hooks: Sequence[Hook] = (),
     resume: bool = False,
+    launcher: str = "none",
 ) -> dict[str, float]:
     """Train and measure; what the tools print goes to ``place/console.log``.
 
@@ -45,18 +51,20 @@ def train_and_measure(
             another split.
         adapt: Changes the experiment, after everything else, before each use.
         hooks: Of the training, see :func:`polyfocal.mmdet.runs.train`.
-        resume: Go on with what an interrupted run of the same settings has left in ``place/run``.
+        resume: Go on with what an interrupted run has left in ``place/run``, unless it was started
+            with another config, which ``started.json`` in there keeps with all settings.
+        launcher: How the processes that train together were started, ``"none"`` where there is
+            one.
 
     Returns:
-        Numbers by the last part of the metrics' names, such as ``top1`` or ``bbox_mAP``; those of
-        other splits as ``<name>_top1``.
+        Numbers by the shortest ends of the metrics' names, such as ``top1`` or ``bbox_mAP``; those
+        of other splits as ``<name>_top1``.
 
     Raises:
         UserError: The config, the data or an option is not usable.
     """
     work_dir = place / "run"
-    if not resume:
-        shutil.rmtree(work_dir, ignore_errors=True)
+    join_processes(launcher)
 
     def prepare(more: Mapping[str, Any], *, training: bool) -> Any:
         experiment = prepare_experiment(
@@ -71,14 +79,18 @@ def train_and_measure(
         if adapt is not None:
             adapt(experiment)
         cfg = experiment.config
-        cfg.work_dir = str(work_dir)
         cfg.randomness = {"seed": seed}
-        cfg.launcher = "none"
+        if training and is_main_process():
+            _start(cfg, work_dir, resume)
+        barrier()
+        cfg.work_dir = str(work_dir)
+        cfg.launcher = launcher
         return experiment
 
     place.mkdir(parents=True, exist_ok=True)
+    log = place / "console.log" if is_main_process() else os.devnull
     with (
-        open(place / "console.log", "w", encoding="utf-8") as console,
+        open(log, "a" if resume else "w", encoding="utf-8") as console,
         contextlib.redirect_stdout(console),
     ):
         experiment = prepare({}, training=True)
@@ -87,12 +99,13 @@ def train_and_measure(
         if scores_to is not None:
             _store_scores(experiment.config, scores_to)
         start_from = "auto" if resume else None
-        measured = _short_names("", train(experiment, resume=start_from, hooks=hooks))
-        checkpoint = find_latest_checkpoint(str(work_dir))
+        measured = short_names(train(experiment, resume=start_from, hooks=hooks))
+        checkpoint = str(latest_checkpoint(work_dir))
         for name, more in (elsewhere or {}).items():
             experiment = prepare(more, training=False)
             experiment.config.experiment_name = f"{place}-{name}"
-            measured.update(_short_names(f"{name}_", test(experiment, checkpoint)))
+            numbers = short_names(test(experiment, checkpoint))
+            measured.update({f"{name}_{key}": value for key, value in numbers.items()})
     return measured
 
 
@@ -112,16 +125,19 @@ def losses_of(model: Any) -> list[tuple[ConfigDict, str]]:
     return places
 
 
+def _start(cfg: Config, work_dir: Path, resume: bool) -> None:
+    """Remove a work directory that is not to go on, and keep the config for the next one to ask."""
+    settings = json.dumps(cfg.to_dict(), default=str, indent=1)
+    started = work_dir / "started.json"
+    same = started.is_file() and started.read_text(encoding="utf-8") == settings
+    if not (resume and same):
+        shutil.rmtree(work_dir, ignore_errors=True)
+        work_dir.mkdir(parents=True)
+        replace_text(started, settings)
+
+
 def _store_scores(cfg: Any, file: Path) -> None:
     loader = ConfigDict(cfg.val_dataloader)
     loader.dataset = ConfigDict(cfg.train_dataloader.dataset, num_samples=None)
     hook = ConfigDict(type="polyfocal.StoreScoresHook", out=str(file), dataloader=loader)
     cfg.custom_hooks = [*cfg.get("custom_hooks", []), hook]
-
-
-def _short_names(prefix: str, measured: Mapping[str, float]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    names: Sequence[str] = [name for name in measured if isinstance(measured[name], int | float)]
-    for name in names:
-        numbers[prefix + name.split("/")[-1]] = float(measured[name])
-    return numbers
