@@ -40,6 +40,7 @@ from polyfocal.coco import CocoResult, evaluate, read_ground_truth
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmengine.work_dir import TrainedRun, read_trained_run
+from polyfocal.studies import replace_text
 
 EXAMPLES = """\
 examples:
@@ -637,11 +638,9 @@ def run(args: argparse.Namespace) -> None:
     comparison = read_comparison(args.work_dirs)
     text = report(comparison, args.pictures)
     out = Path(args.out)
-    part = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, out)
+        replace_text(out, text)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}.") from error
     console = Console()

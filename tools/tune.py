@@ -10,10 +10,8 @@ interruption.
 
 import argparse
 import hashlib
-import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import warnings
@@ -45,6 +43,7 @@ from polyfocal.studies import (
     Run,
     markdown_table,
     paired_difference,
+    replace_text,
     run_study,
     study_table,
 )
@@ -251,9 +250,7 @@ def write_report(
         cells = [trial.number, *(f"{values[name]:g}" for name in settings), trial.last_step]
         cells += [_score(trial), f"{trial.user_attrs['seconds']:.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    partial_file = file.with_name(f".{file.name}")
-    partial_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial_file, file)
+    replace_text(file, "\n".join(lines) + "\n")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -359,14 +356,8 @@ def _train_in_full(
     runs = [Run(name, seed, settings[name]) for seed in range(1, args.seeds + 1) for name in rows]
 
     def measure(run: Run, place: Path) -> dict[str, float]:
-        started = place / "started.json"
-        wanted = json.dumps(run.settings)
-        resume = started.is_file() and started.read_text(encoding="utf-8") == wanted
-        if not resume:
-            shutil.rmtree(place / "run", ignore_errors=True)
-            started.write_text(wanted, encoding="utf-8")
         config, found = rows[run.name]
-        measured = tuning.train(place, seed=run.seed, config=config, values=found, resume=resume)
+        measured = tuning.train(place, seed=run.seed, config=config, values=found)
         return {name: measured[name] for name in columns if name in measured}
 
     say(f"* {len(runs)} trainings in full length, evaluated on the val split")

@@ -1,7 +1,6 @@
 """The search for a loss's settings, on scikit-learn's digits and on a few digit scenes."""
 
 import copy
-import dataclasses
 import importlib.util
 import json
 import re
@@ -23,6 +22,7 @@ from polyfocal.coco import hold_out
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.mmdet import tuning
+from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.studies import Outcome, Run, held_out, paired_difference
 
 ROOT = Path(__file__).parents[2]
@@ -404,23 +404,17 @@ def test_a_training_in_full_length_goes_on_where_it_was(tmp_path, monkeypatch, c
     config.write_text(f'_base_ = "{CLASSIFIER}"\n')
     options = ("--cfg-options", "train_cfg.max_epochs=3", "default_hooks.checkpoint.interval=1")
     arguments = (config, "--demo", "--trials", 1, "--seeds", 1, "--work-dir", tmp_path / "search")
-    original = tune.Tuning.train
+    begin_epoch = ExactResumeHook.before_train_epoch
 
-    def killed(self, place, *, seed, resume, **kwargs):
-        assert not resume
-        original(
-            dataclasses.replace(self, options={**self.options, "train_cfg.max_epochs": 1}),
-            place,
-            seed=seed,
-            resume=resume,
-            **kwargs,
-        )
-        raise KeyboardInterrupt
+    def killed(self, runner):  # a trial has one epoch
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+        begin_epoch(self, runner)
 
-    monkeypatch.setattr(tune.Tuning, "train", killed)
+    monkeypatch.setattr(ExactResumeHook, "before_train_epoch", killed)
     assert run(*arguments, *options) == 130
     assert "go on with the same command" in capsys.readouterr().err
-    monkeypatch.setattr(tune.Tuning, "train", original)
+    monkeypatch.setattr(ExactResumeHook, "before_train_epoch", begin_epoch)
     assert run(*arguments, *options) == 0
     place = tmp_path / "search" / "config" / "seed_1"
     lines = [

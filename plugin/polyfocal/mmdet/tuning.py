@@ -26,6 +26,7 @@ from polyfocal.losses import Range
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.experiment import Experiment, read_config
 from polyfocal.mmdet.studies import losses_of, train_and_measure
+from polyfocal.studies import replace_text
 
 STORAGE_FILE = "search.db"
 """The SQLite file of a search, in its folder."""
@@ -142,22 +143,22 @@ class Tuning:
         seed: int,
         config: Path | None = None,
         values: Mapping[str, float] | None = None,
-        resume: bool = False,
     ) -> dict[str, float]:
         """Train on the whole training split and measure on val, in full length.
+
+        An interrupted run of the same settings goes on.
 
         Args:
             place: Folder of the run.
             seed: Of the run.
             config: Another config in the place of this one.
             values: Of the loss's settings.
-            resume: Go on with an interrupted run of the same settings.
         """
 
         def adapt(experiment: Experiment) -> None:
             use_values(experiment.config, values or {})
 
-        return self._train(config or self.config, place, seed, adapt, resume=resume)
+        return self._train(config or self.config, place, seed, adapt, resume=True)
 
     def search(
         self,
@@ -411,9 +412,7 @@ def write_config(
     base = os.path.relpath(config.resolve(), file.parent.resolve())
     wrapped = [line for one in comment for line in textwrap.wrap(one, 98)]
     lines = [*(f"# {line}" for line in wrapped), f"_base_ = {Path(base).as_posix()!r}"]
-    partial = file.with_name(f".{file.name}")
-    partial.write_text("\n".join(lines) + f"\n{changed.pretty_text}", encoding="utf-8")
-    os.replace(partial, file)
+    replace_text(file, "\n".join(lines) + f"\n{changed.pretty_text}")
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
