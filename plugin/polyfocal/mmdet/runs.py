@@ -1,8 +1,10 @@
 """Training and testing a detector, from a ready config to the table and the pictures."""
 
 import contextlib
+import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
+from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import (
@@ -48,8 +51,14 @@ def train(
         What the last evaluation measured, by the metrics' names.
 
     Raises:
-        UserError: The config or a checkpoint does not fit.
+        UserError: The config or a checkpoint does not fit, or the work directory cannot be written
+            or is another training's.
     """
+    with _own(Path(experiment.config.work_dir)):
+        return _train(experiment, resume, load_from)
+
+
+def _train(experiment: Experiment, resume: str | None, load_from: str | None) -> dict[str, float]:
     cfg = experiment.config
     if resume == "auto":
         latest = latest_checkpoint(cfg.work_dir)
@@ -159,6 +168,41 @@ def curvature(
     runner.message_hub.update_info("iter", max(0, done - 1))
     samples = fixed_batches(loop.dataloader, batches, seed)
     return measure_curvature(runner.model, samples, seed=seed, **settings)
+
+
+@contextlib.contextmanager
+def _own(work_dir: Path) -> Iterator[None]:
+    """Keep other trainings out of a directory, which is made where there is none.
+
+    The lock is the operating system's: it ends with the process, however that ends, and its data
+    loaders' workers do not hold it.
+    """
+    ranks = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # torchrun, Slurm, MPI
+    if any(os.environ.get(name, "0") != "0" for name in ranks):
+        yield  # the first process has it
+        return
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        stream = (work_dir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{work_dir} cannot be written: {error.strerror}.") from error
+    with stream:
+        try:
+            import fcntl
+
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            raise UserError(
+                f"{work_dir} is in use by another training ({stream.read().strip()}): wait for it "
+                "or give another --work-dir."
+            ) from error
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
+        with contextlib.suppress(OSError):  # a full disk has no room for the name
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+        yield
 
 
 def _load(experiment: Experiment, checkpoint: str) -> ConsoleRunner:
