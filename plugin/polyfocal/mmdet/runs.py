@@ -55,10 +55,12 @@ def train(
             or is another training's.
     """
     with _own(Path(experiment.config.work_dir)):
-        return _train(experiment, resume, load_from)
+        return _train(experiment, resume, load_from, hooks)
 
 
-def _train(experiment: Experiment, resume: str | None, load_from: str | None) -> dict[str, float]:
+def _train(
+    experiment: Experiment, resume: str | None, load_from: str | None, hooks: Sequence[Hook]
+) -> dict[str, float]:
     cfg = experiment.config
     if resume == "auto":
         latest = latest_checkpoint(cfg.work_dir)
