@@ -160,19 +160,20 @@ def run_tool(
 
 def _sentence(error: Exception) -> str | None:
     """What a person is told of an error; None where it is a program's, not theirs."""
-    # What a data loader's worker raises comes with its traceback, the error in the last line.
-    text = str(error)
-    if "DataLoader worker" in text:
-        text = text.strip().splitlines()[-1].split(": ", 1)[-1]
-    if isinstance(error, UserError):
-        return text
+    text = str(error).strip()
+    if "DataLoader worker" in text:  # which hands on its traceback; the last line is "Type: text"
+        text = text.splitlines()[-1].partition(": ")[2]
     picture = re.search("failed to load image: (.+)", text)  # MMCV's assertion
     if picture:
         return f"{picture[1]} cannot be read as a picture: put it right, then go on with --resume."
     if isinstance(error, AssertionError):
         return None
-    number, reason, file = re.fullmatch(r"(\[Errno -?\d+\] )?(.*?)(: '.*')?", text, re.S).groups()  # type: ignore[union-attr]
-    return f"{file[3:-1]}: {reason}." if number and file else f"{reason}."
+    if isinstance(error, UserError):
+        return text
+    found = re.fullmatch(r"\[Errno -?\d+\] (.+?)(: '(.+)')?", text)
+    if found is None:
+        return f"{text}."
+    return f"{found[3]}: {found[1]}." if found[3] else f"{found[1]}."
 
 
 class _KeyValues(DictAction):
