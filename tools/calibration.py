@@ -99,7 +99,10 @@ def run(args: argparse.Namespace) -> None:
     calibrator = None
     if args.fit:
         matched = match(args.annotations, args.results, [LAECE_IOU, args.iou], kind, args.max_dets)
-        calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
+        try:
+            calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
+        except UserError as error:
+            raise UserError(f"{args.results} for {args.annotations}: {error}") from None
     elif args.apply:
         calibrator = Calibrator.load(args.apply)
     if calibrator is not None:

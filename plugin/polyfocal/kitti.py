@@ -222,6 +222,25 @@ def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -
     return inside
 
 
+def check_scan(file: Path) -> None:
+    """Look at the length of a file of points, which a training reads again in each epoch.
+
+    Raises:
+        KittiError: It is missing, empty or cut off.
+    """
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+    if size == 0:
+        raise KittiError(f"{file} holds no points; a frame needs at least one.")
+    if size % _POINT_BYTES:
+        raise KittiError(
+            f"{file} has {size} bytes, which is no multiple of {_POINT_BYTES}: a point is 4 "
+            "float32, x, y, z and intensity."
+        )
+
+
 def _frames(root: Path, split: str) -> Iterator[_Frame]:
     names = _names(root, split)
     folder = root / ("testing" if split == "test" else "training")
@@ -302,14 +321,7 @@ def _existing(file: Path, root: Path, what: str) -> Path:
 
 
 def _read_points(file: Path, root: Path) -> NDArray[np.float32]:
-    size = _existing(file, root, "the points of a frame").stat().st_size
-    if size == 0:
-        raise KittiError(f"{file} holds no points; a frame needs at least one.")
-    if size % _POINT_BYTES:
-        raise KittiError(
-            f"{file} has {size} bytes, which is no multiple of {_POINT_BYTES}: a point is 4 "
-            "float32, x, y, z and intensity."
-        )
+    check_scan(_existing(file, root, "the points of a frame"))
     try:
         points = np.fromfile(file, "<f4").reshape(-1, 4)
     except OSError as error:
