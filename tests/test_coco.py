@@ -16,7 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
-from polyfocal.coco import DatasetError, evaluate, format_table, load_split
+from polyfocal.coco import (
+    DatasetError,
+    _is_compressed_rle,
+    evaluate,
+    format_table,
+    load_split,
+)
 from polyfocal.demo import DigitScenes, write_digit_scenes
 
 PYCOCOTOOLS_ORDER = "mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@100 AR_s AR_m AR_l"
@@ -183,9 +189,17 @@ def _thin(content: dict) -> None:
         (_set("annotations", 1, bbox="here"), r"has bbox 'here'"),
         (_drop("annotations", 1, "area"), r"annotation 2 of .* has no area"),
         (_drop("annotations", 1, "iscrowd"), r"has no iscrowd; it must be 0 or 1"),
-        (_set("images", 0, width=0), r"image 1 of .* has width 0; it must be a whole number above"),
+        (
+            _set("images", 0, width=0),
+            r"image 1 of .* has width 0; it must be a whole number from 1",
+        ),
         (_set("images", 0, width=60, height=80), r"a.png has 80x60 pixels, but its entry .* 60x80"),
         (_set("images", 1, file_name="c.jpg"), r"picture .*c.jpg is missing\.$"),
+        (_set("images", 1, file_name="c" * 5000), r"cannot be read: File name too long\.$"),
+        (_set("images", 1, file_name="a\nb"), r"has file_name 'a\\nb'; it must be a text of one"),
+        (_set("images", 1, file_name="a\0b"), r"has file_name 'a\\x00b'; it must be a text of one"),
+        (_set("images", 1, id=2**63), r"has id 9223372036854775808; it must be .* at most 63 bits"),
+        (_set("annotations", 1, bbox=[1, 2, 3, 1e308]), r"none beyond 100000 pixels"),
     ],
 )
 def test_flawed_annotations_are_refused(folder: Path, change, sentence: str) -> None:
@@ -222,6 +236,7 @@ def test_missing_folder_and_file(folder: Path) -> None:
             b'{"images": [1,\n 2 3]}',
             r"not valid JSON: Expecting ',' delimiter \(line 2, column 4\)",
         ),
+        (b"[" + b"1" * 5000 + b"]", r"it has a number of thousands of digits"),
         (b"", r"not valid JSON: Expecting value \(line 1, column 1\)"),
         (b'{"images": "\xff"}', r"not UTF-8 text: invalid start byte at byte 12"),
         (b"[" * 100_000, r"nested too deeply"),
@@ -439,8 +454,8 @@ def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsy
         ({"image_id": [1]}, r"has image_id \[1\], not declared in"),
         ({"category_id": 1}, r"has category_id 1, not declared in"),
         ({"score": math.nan}, r"has score nan; it must be a finite number"),
-        ({"bbox": [1, 2, math.nan, 4]}, r"has bbox \[1, 2, nan, 4\]; it must be 4 finite numbers"),
-        ({"bbox": [1, 2, 3]}, r"has bbox \[1, 2, 3\]; it must be 4 finite numbers"),
+        ({"bbox": [1, 2, math.nan, 4]}, r"has bbox \[1, 2, nan, 4\]; it must be 4 numbers x, y"),
+        ({"bbox": [1, 2, 3]}, r"has bbox \[1, 2, 3\]; it must be 4 numbers x, y"),
     ],
 )
 def test_results_that_do_not_fit(folder: Path, change: dict, sentence: str) -> None:
@@ -448,6 +463,45 @@ def test_results_that_do_not_fit(folder: Path, change: dict, sentence: str) -> N
     result = {"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [10, 10, 20, 20], **change}
     with pytest.raises(DatasetError, match=sentence):
         evaluate(file, [result])
+
+
+def test_masks_are_counted_before_they_are_decoded() -> None:
+    # pycocotools writes past its picture where the runs are more than its pixels.
+    rng = np.random.default_rng(0)
+    for height, width in ((7, 5), (1, 1), (300, 400)):
+        for density in (0.0, 0.01, 0.5, 1.0):
+            pixels = np.asfortranarray(rng.random((height, width)) < density, np.uint8)
+            counts = coco_mask.encode(pixels)["counts"]
+            for text in (counts, counts.decode()):
+                rle = {"size": [height, width], "counts": text}
+                assert _is_compressed_rle(rle, [height, width])
+                assert not _is_compressed_rle(rle, [width, height + 1])
+            other = {"size": [height, width + 1], "counts": counts}
+            assert not _is_compressed_rle(other, [height, width + 1]), "pixels are missing"
+    for counts in ("", "P", "PPPP", "~", "\x00", "é", "7" * 99, None, 5, [35]):
+        assert not _is_compressed_rle({"size": [7, 5], "counts": counts}, [7, 5])
+    for size in (None, 5, "75", [7], {}):
+        assert not _is_compressed_rle({"size": size, "counts": "S1"}, [7, 5])
+
+
+@pytest.mark.parametrize("far", [1e9, math.nan, math.inf, 10**400, "1"])
+def test_polygons_are_near_the_picture(folder: Path, far: object) -> None:
+    content = read(folder)
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[0, 0, far, 0, 5, 5]]
+    write(folder, content)
+    split = load_split(folder, "train")
+    assert not split.has_masks and "no usable segmentation" in split.mask_problem
+
+
+def test_names_are_shown_as_they_are(folder: Path) -> None:
+    content = read(folder)
+    content["categories"][0]["name"] = "[/b] $\\x$"
+    write(folder, content)
+    result = evaluate(folder / "annotations" / "train.json", [])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(format_table({"bbox": result}))
+    assert "[/b] $\\x$" in console.file.getvalue()
 
 
 def test_wrong_arguments_of_evaluate(folder: Path) -> None:

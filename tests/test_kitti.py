@@ -143,19 +143,20 @@ BAD = {
     "no split": (remove("ImageSets/train.txt"), r"train.txt is missing, .*no ImageSets/\*.txt\."),
     "an empty split": (names("\n"), r"train.txt names no frames; the train split needs at least"),
     "a name": (names("000007\ncar\n"), r"train.txt names 'car' in line 2; a frame's name is dig"),
-    "twice": (names("000007\n\n000007\n"), r"train.txt names 000007 twice, in lines 1 and 3\."),
+    "twice": (names("000007\n\n7\n"), r"train.txt names frame 7 twice, 000007 and, in line 3, 7\."),
+    "a long name": (names("7" * 5000), r"in line 1; a frame's name is digits such as 000123"),
     "no such frame": (names("000008\n"), r"000008.bin is missing, .*ImageSets names the frame 00"),
     "no points": (write_points([]), r"000007.bin holds no points; a frame needs at least one\."),
     "cut": (write_points([1, 2, 3]), r"000007.bin has 12 bytes, which is no multiple of 16: a p"),
-    "NaN": (write_points([[1, 2, 3, 0], [1, np.nan, 3, 0]]), r"has NaN in point 1 of 2; every"),
-    "infinite": (write_points([[np.inf, 2, 3, 0]]), r"has an infinite value in point 0 of 1"),
+    "NaN": (write_points([[1, 2, 3, 0], [1, np.nan, 3, 0]]), r"has nan in point 1 of 2; every"),
+    "infinite": (write_points([[np.inf, 2, 3, 0]]), r"has inf in point 0 of 1"),
     "no labels": (remove("training/label_2/000007.txt"), r"000007.txt is missing, the labels of"),
     "14 fields": (
         write_label(f"{CAR}\n{' '.join(CAR.split()[:14])}\n"),
         r"label_2/000007.txt, line 2, has 14 fields; an object has 15: type, truncated, occlud",
     ),
-    "no number": (write_label(CAR.replace("4.0", "long")), r"line 1, has 'long'; it must be a fi"),
-    "nan": (write_label(CAR.replace("4.0", "nan")), r"line 1, has 'nan'; it must be a finite"),
+    "no number": (write_label(CAR.replace("4.0", "long")), r"line 1, has 'long'; it must be a nu"),
+    "nan": (write_label(CAR.replace("4.0", "nan")), r"line 1, has 'nan'; it must be a number"),
     "a type": (write_label(CAR.replace("Car", "car")), r"has the type 'car'; KITTI's are Pedestr"),
     "occluded": (write_label(CAR.replace("0.10 0", "0.10 7")), r"has occluded 7; it must be 0, 1"),
     "zero size": (
@@ -169,6 +170,15 @@ BAD = {
     "11 numbers": (write_calib(CALIB.replace("600 0 0", "600 0")), r"has 11 numbers in P2; it"),
     "calib nan": (write_calib(CALIB.replace("600", "x")), r"000007.txt, P2 has 'x'; it must be"),
     "no rotation": (write_calib(CALIB.replace("0 -1 0 0", "0 0 0 0")), r"Tr_velo_to_cam that is"),
+    "mirrored": (
+        write_calib(CALIB.replace("R0_rect: 1 0 0", "R0_rect: -1 0 0")),
+        r"R0_rect that is no rotation: .* right-handed\.",
+    ),
+    "no camera": (
+        write_calib(CALIB.replace("180 0 0 0 1", "180 0 0 0 9")),
+        r"has a P2 that is no camera",
+    ),
+    "far": (write_label(CAR.replace("4.0", "1e308")), r"has '1e308'; it must be a number from -1e"),
     "a picture": (garbage_picture, r"000007.png is no picture that can be read\."),
 }
 

@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from polyfocal.coco import CocoSplit, load_split
 from polyfocal.errors import UserError
@@ -162,7 +163,7 @@ def statistics(split: CocoSplit, coco: COCO) -> Table:
             width, height = np.median([a["bbox"][2:] for a in annotations], axis=0)
             median = f"{width:.0f} x {height:.0f}"
         table.add_row(
-            name,
+            Text(name),
             str(len(annotations)),
             str(len({annotation["image_id"] for annotation in annotations})),
             str((areas < SMALL).sum()),

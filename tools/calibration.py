@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from polyfocal.calibration import DetectionCalibration, DetectionResult, match
 from polyfocal.calibration.detection import LAECE_IOU
@@ -98,7 +99,10 @@ def run(args: argparse.Namespace) -> None:
     calibrator = None
     if args.fit:
         matched = match(args.annotations, args.results, [LAECE_IOU, args.iou], kind, args.max_dets)
-        calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
+        try:
+            calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
+        except UserError as error:
+            raise UserError(f"{args.results} for {args.annotations}: {error}") from None
     elif args.apply:
         calibrator = Calibrator.load(args.apply)
     if calibrator is not None:
@@ -162,7 +166,7 @@ def class_table(calibration: DetectionResult) -> Table:
     for name, one in calibration.classes.items():
         numbers = (one.la_ece, one.la_ace_0, one.lrp, one.olrp, one.threshold)
         table.add_row(
-            name,
+            Text(name),
             str(one.num_objects),
             str(one.num_detections),
             *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers),

@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from polyfocal.errors import UserError
 from polyfocal.studies import held_out
@@ -35,6 +36,10 @@ _ROTATING_ORIENTATIONS = (5, 6, 7, 8)  # EXIF: width and height change places
 _EXIF_ORIENTATION = 0x0112
 _END_OF_FILE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 4096  # bytes; some cameras and editors write a few after the end of the picture
+_MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
+_LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
+# Beyond any picture, and small enough for areas to be finite and for pycocotools to draw polygons.
+_FARTHEST = 1e5
 
 
 class DatasetError(UserError):
@@ -145,23 +150,27 @@ def hold_out(file: str | Path, folder: str | Path) -> tuple[Path, Path]:
     content = _read_annotations(Path(file))
     ids = [image["id"] for image in content["images"]]
     chosen = {id_ for id_, out in zip(ids, held_out(ids), strict=True) if out}
-    written = []
+    parts = {}
     for name, out in (("kept", False), ("held_out", True)):
-        part = {
+        target = Path(folder) / f"{name}.json"
+        parts[target] = {
             **content,
             "images": [image for image in content["images"] if (image["id"] in chosen) == out],
             "annotations": [
                 one for one in content["annotations"] if (one["image_id"] in chosen) == out
             ],
         }
-        target = Path(folder) / f"{name}.json"
-        _check_something_to_learn(target, part["annotations"])
+        try:
+            _check_something_to_learn(target, parts[target]["annotations"])
+        except DatasetError as error:
+            raise DatasetError(f"{file} cannot be divided: {error}") from None
+    for target, part in parts.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{name}.{os.getpid()}")
+        partial = target.with_name(f".{target.stem}.{os.getpid()}")
         partial.write_text(json.dumps(part), encoding="utf-8")
         os.replace(partial, target)
-        written.append(target)
-    return written[0], written[1]
+    kept, out_of_it = parts
+    return kept, out_of_it
 
 
 def evaluate(
@@ -269,7 +278,9 @@ def format_table(results: dict[str, CocoResult]) -> Group:
             made.add_column(name, justify="right")
         for key in dict.fromkeys(key for row in rows for key in row):
             values = [row.get(key, math.nan) for row in rows]
-            made.add_row(key, *("-" if math.isnan(value) else f"{value:.3f}" for value in values))
+            made.add_row(
+                Text(key), *("-" if math.isnan(value) else f"{value:.3f}" for value in values)
+            )
         return made
 
     return Group(
@@ -378,8 +389,8 @@ def read_results(
         # A model may predict a box turned inside out: it matches nothing, and that is all.
         if iou_type == "bbox" and not _is_finite_box(result["bbox"]):
             raise DatasetError(
-                f"{where} has bbox {result['bbox']!r}; "
-                "it must be 4 finite numbers x, y, width, height."
+                f"{where} has bbox {result['bbox']!r}; it must be 4 numbers x, y, width, height, "
+                f"none beyond {_FARTHEST:g} pixels."
             )
         size = sizes[result["image_id"]]
         if iou_type == "segm" and not _is_compressed_rle(result["segmentation"], size):
@@ -424,6 +435,10 @@ def read_json(file: Path) -> Any:
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{file} is not UTF-8 text: {error.reason} at byte {error.start}."
+        ) from None
+    except ValueError:  # Python refuses to read them, since that takes quadratic time
+        raise DatasetError(
+            f"{file} is not a COCO file: it has a number of thousands of digits."
         ) from None
     except OSError as error:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
@@ -501,7 +516,7 @@ def _is_finite_box(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple, np.ndarray))
         and len(value) == 4
-        and all(_is_number(number) for number in value)
+        and all(_is_number(number) and abs(number) <= _FARTHEST for number in value)
     )
 
 
@@ -509,11 +524,25 @@ def _is_box(value: Any) -> bool:
     return _is_finite_box(value) and value[2] >= 0 and value[3] >= 0
 
 
+# Control characters, other ends of lines, and halves of characters, which no file name holds.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _Rule = tuple[Callable[[Any], bool], str]
-_ID: _Rule = (lambda value: type(value) is int, "a whole number")
-_NAME: _Rule = (lambda value: isinstance(value, str) and value != "", "a text")
-_SIDE: _Rule = (lambda value: type(value) is int and value > 0, "a whole number above 0")
-_BOX: _Rule = (_is_box, "4 finite numbers x, y, width >= 0, height >= 0")
+_ID: _Rule = (
+    lambda value: type(value) is int and value.bit_length() <= _MOST_BITS,
+    f"a whole number of at most {_MOST_BITS} bits",
+)
+_NAME: _Rule = (
+    lambda value: isinstance(value, str) and value != "" and not _UNPRINTABLE.search(value),
+    "a text of one line without control characters",
+)
+_SIDE: _Rule = (
+    lambda value: type(value) is int and 0 < value <= _LONGEST_SIDE,
+    f"a whole number from 1 to {_LONGEST_SIDE}",
+)
+_BOX: _Rule = (
+    _is_box,
+    f"4 numbers x, y, width >= 0, height >= 0, none beyond {_FARTHEST:g} pixels",
+)
 _AREA: _Rule = (lambda value: _is_number(value) and value >= 0, "a number of 0 or more")
 _CROWD: _Rule = (lambda value: value in (0, 1), "0 or 1")
 
@@ -571,7 +600,7 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
     probe = names[:20]
 
     def present(candidate: Path) -> int:
-        return sum((candidate / name).is_file() for name in probe)
+        return sum(os.path.isfile(candidate / name) for name in probe)
 
     best = max((folder / name for name in customary), key=present)
     if present(best):
@@ -640,8 +669,10 @@ def _ends_with(stream: Any, end: bytes) -> bool:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return "it is a folder"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if path.stat().st_size == 0:
         return "it is empty"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -677,7 +708,7 @@ def _is_segmentation(value: Any, size: list[int]) -> bool:
     if isinstance(value, dict) and isinstance(value.get("counts"), list):
         counts = value["counts"]
         return (
-            list(value.get("size", ())) == size
+            _is_size(value.get("size"), size)
             and all(type(run) is int and run >= 0 for run in counts)
             and sum(counts) == size[0] * size[1]
         )
@@ -685,21 +716,43 @@ def _is_segmentation(value: Any, size: list[int]) -> bool:
 
 
 def _is_polygon(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
-        return False
-    try:
-        return math.isfinite(sum(value))
-    except TypeError:
-        return False
+    return (
+        isinstance(value, list)
+        and len(value) >= 6
+        and len(value) % 2 == 0
+        and all(_is_number(number) and abs(number) <= _FARTHEST for number in value)
+    )
+
+
+def _is_size(value: Any, size: list[int]) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray)) and list(value) == size
 
 
 def _is_compressed_rle(value: Any, size: list[int]) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("counts"), (str, bytes))
-        and len(value["counts"]) > 0
-        and list(value.get("size", ())) == size
-    )
+    """Whether pycocotools, which believes what it is given, can decode it to that many pixels."""
+    if not (isinstance(value, dict) and _is_size(value.get("size"), size)):
+        return False
+    text = value.get("counts")
+    if isinstance(text, str) and text.isascii():
+        text = text.encode()
+    if not isinstance(text, bytes) or not text:
+        return False
+    # Six bits a character: five of a number, the lowest first, and whether more of them follow.
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32)
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] >= 32:
+        return False
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > 7:  # characters: more than 32 bits
+        return False
+    starts = ends - lengths + 1
+    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
+    numbers -= ((codes[ends] & 16) >> 4) << 5 * lengths  # the last one holds the sign
+    # From the fourth run on, what is written is the difference to the run before the last.
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return bool(numbers.min() >= 0 and numbers.sum() == size[0] * size[1])
 
 
 def _kind(value: Any) -> str:

@@ -48,6 +48,8 @@ DONT_CARE = "DontCare"
 IMAGE_SIZE = (375, 1242)
 """Height and width in pixels that a frame without a picture is taken to have: KITTI's usual."""
 
+_FARTHEST = 1e6  # metres or pixels, for what is measured; a computation with it stays finite
+_NAME_DIGITS = 18  # of a frame: numbers of more do not fit into 64 bits
 _POINT_BYTES = 16  # x, y, z, intensity, each float32
 _PICTURES = (".png", ".jpg", ".jpeg")
 _CALIB_LENGTHS = {
@@ -220,6 +222,25 @@ def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -
     return inside
 
 
+def check_scan(file: Path) -> None:
+    """Look at the length of a file of points, which a training reads again in each epoch.
+
+    Raises:
+        KittiError: It is missing, empty or cut off.
+    """
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+    if size == 0:
+        raise KittiError(f"{file} holds no points; a frame needs at least one.")
+    if size % _POINT_BYTES:
+        raise KittiError(
+            f"{file} has {size} bytes, which is no multiple of {_POINT_BYTES}: a point is 4 "
+            "float32, x, y, z and intensity."
+        )
+
+
 def _frames(root: Path, split: str) -> Iterator[_Frame]:
     names = _names(root, split)
     folder = root / ("testing" if split == "test" else "training")
@@ -250,21 +271,24 @@ def _names(root: Path, split: str) -> list[str]:
         raise KittiError(
             f"{file} is missing, the names of the frames of the {split} split, one a line; {there}."
         )
-    names: dict[str, int] = {}
+    frames: dict[int, str] = {}
     for number, line in enumerate(_text(file).splitlines(), start=1):
         name = line.strip()
         if not name:
             continue
-        if not (name.isascii() and name.isdigit()):
+        if not (name.isascii() and name.isdigit() and len(name) <= _NAME_DIGITS):
             raise KittiError(
                 f"{file} names {name!r} in line {number}; a frame's name is digits such as 000123."
             )
-        if name in names:
-            raise KittiError(f"{file} names {name} twice, in lines {names[name]} and {number}.")
-        names[name] = number
-    if not names:
+        if int(name) in frames:
+            raise KittiError(
+                f"{file} names frame {int(name)} twice, {frames[int(name)]} and, in line {number}, "
+                f"{name}."
+            )
+        frames[int(name)] = name
+    if not frames:
         raise KittiError(f"{file} names no frames; the {split} split needs at least one.")
-    return list(names)
+    return list(frames.values())
 
 
 def _frame(folder: Path, name: str, labelled: bool) -> _Frame:
@@ -297,24 +321,17 @@ def _existing(file: Path, root: Path, what: str) -> Path:
 
 
 def _read_points(file: Path, root: Path) -> NDArray[np.float32]:
-    size = _existing(file, root, "the points of a frame").stat().st_size
-    if size == 0:
-        raise KittiError(f"{file} holds no points; a frame needs at least one.")
-    if size % _POINT_BYTES:
-        raise KittiError(
-            f"{file} has {size} bytes, which is no multiple of {_POINT_BYTES}: a point is 4 "
-            "float32, x, y, z and intensity."
-        )
+    check_scan(_existing(file, root, "the points of a frame"))
     try:
         points = np.fromfile(file, "<f4").reshape(-1, 4)
     except OSError as error:
         raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
-    finite = np.isfinite(points)
-    if not finite.all():
-        row = int(np.argmin(finite.all(axis=1)))
+    usable = np.abs(points) <= _FARTHEST  # NaN is not
+    if not usable.all():
+        row, column = divmod(int(np.argmin(usable)), 4)
         raise KittiError(
-            f"{file} has {'NaN' if np.isnan(points[row]).any() else 'an infinite value'} in point "
-            f"{row} of {len(points)}; every value must be a finite number."
+            f"{file} has {points[row, column]:g} in point {row} of {len(points)}; every value must "
+            f"be a number from {-_FARTHEST:g} to {_FARTHEST:g}."
         )
     return points
 
@@ -339,11 +356,18 @@ def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
             )
     for key in ("R0_rect", "Tr_velo_to_cam"):
         rotation = calib[key][:3, :3]
-        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2):
+        turned = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2)
+        if not turned or np.linalg.det(rotation) < 0:
             raise KittiError(
                 f"{file} has a {key} that is no rotation: its rows must be unit "
-                "vectors at right angles."
+                "vectors at right angles, right-handed."
             )
+    camera = calib["P2"][:3, :3]
+    if not np.allclose(camera[2], [0, 0, 1], atol=1e-2) or min(camera[0, 0], camera[1, 1]) <= 0:
+        raise KittiError(
+            f"{file} has a P2 that is no camera's: its first and sixth number must be above 0, its "
+            "last row must begin with 0 0 1."
+        )
     return calib
 
 
@@ -406,8 +430,10 @@ def _numbers(fields: list[str], where: str) -> list[float]:
             value = float(field)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise KittiError(f"{where} has {field!r}; it must be a finite number.")
+        if not abs(value) <= _FARTHEST:  # NaN is not
+            raise KittiError(
+                f"{where} has {field!r}; it must be a number from {-_FARTHEST:g} to {_FARTHEST:g}."
+            )
         values.append(value)
     return values
 
@@ -425,7 +451,7 @@ def _picture_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as picture:
             return picture.height, picture.width
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise KittiError(f"{file} is no picture that can be read.") from None
 
 
@@ -464,7 +490,8 @@ def _instances(
     projection = frame.calib["P2"]
     boxes = np.array([found.box_3d for found in objects]).reshape(-1, 7)
     projected = _transform(projection, _middles(boxes))
-    centers = projected[:, :2] / projected[:, 2:]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a middle in the camera's own plane
+        centers = projected[:, :2] / projected[:, 2:]
     counts = points_in_boxes(
         frame.points[_seen(frame.points, projection @ lidar2cam, frame.size)],
         boxes_in_lidar(boxes, lidar2cam),

@@ -60,6 +60,24 @@ def test_boxes_come_out_where_they_were_put(tree):
     assert len(dataset[0]["inputs"]["points"]) < len(points), "cut to the range"
 
 
+def test_a_scan_that_changes_while_it_is_trained_on(tmp_path):
+    tree = lidar_frames.write_tree(tmp_path / "tree")
+    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    with DefaultScope.overwrite_default_scope("mmdet3d"):
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    scan = tree / "training" / "velodyne" / f"{2:06}.bin"
+    for content, sentence in (
+        (scan.read_bytes()[:-3], r"000002.bin has \d+ bytes, which is no multiple of 16"),
+        (b"", r"000002.bin holds no points"),
+    ):
+        scan.write_bytes(content)
+        with pytest.raises(UserError, match=sentence):
+            dataset[0]
+    scan.unlink()
+    with pytest.raises(UserError, match=r"000002.bin cannot be read: No such file"):
+        dataset[0]
+
+
 def test_the_full_recipe_leaves_pasting_out_and_says_so(tree):
     experiment = prepare_experiment(POINTPILLARS, data=tree)
     train = experiment.config.train_dataloader.dataset

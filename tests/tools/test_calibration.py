@@ -111,8 +111,8 @@ def test_fits_and_applies(files, method):
         ),
         (
             {"bbox": [float("nan"), 0, 1, 1]},
-            "detection 3 of {file} has bbox [nan, 0, 1, 1]; it must be 4 finite numbers x, y, "
-            "width, height.",
+            "detection 3 of {file} has bbox [nan, 0, 1, 1]; it must be 4 numbers x, y, "
+            "width, height, none beyond 100000 pixels.",
         ),
     ],
 )

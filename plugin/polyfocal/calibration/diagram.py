@@ -44,7 +44,7 @@ def draw_class_reliability(result: DetectionResult) -> Figure:
         axes.set_axis_off()
     for axes, (name, one) in zip(panels, classes, strict=False):
         _draw(axes, one.bins)
-        axes.set_title(f"{name}: LaECE {one.la_ece:.3f}", fontsize=9)
+        axes.set_title(f"{name}: LaECE {one.la_ece:.3f}", fontsize=9, parse_math=False)
         axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     figure.supxlabel("score")
     figure.supylabel("IoU x precision")

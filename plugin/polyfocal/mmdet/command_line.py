@@ -1,7 +1,9 @@
 """What the command lines of the train and test tools share."""
 
 import argparse
+import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -134,13 +136,15 @@ def run_tool(
 ) -> int:
     """Do a tool's job; the user's errors are one line on standard error.
 
+    So are those of the machine: a full disk, a directory or a picture that is not there any more.
+
     Args:
         job: The tool's.
         args: Its command line.
         goes_on_with: What to give after an interruption.
 
     Returns:
-        The exit status: 0, 2 for a user's error, 130 for an interruption from the keyboard.
+        The exit status: 0, 2 for an error that is said, 130 for an interruption from the keyboard.
     """
     # News about the packages below us are not for the person who trains.
     warnings.filterwarnings(
@@ -148,15 +152,37 @@ def run_tool(
         message=r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
         r"|Warning: The (bbox|polygon) is out of bounds",
     )
+    logging.raiseExceptions = False  # a log that cannot be written does not end a run, a file does
     try:
         job(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError, AssertionError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; go on with {goes_on_with}", file=sys.stderr)
         return 130
     return 0
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a person is told of an error; None where it is a program's, not theirs."""
+    text = str(error).strip()
+    if "DataLoader worker" in text:  # which hands on its traceback; the last line is "Type: text"
+        text = text.splitlines()[-1].partition(": ")[2]
+    picture = re.search("failed to load image: (.+)", text)  # MMCV's assertion
+    if picture:
+        return f"{picture[1]} cannot be read as a picture: put it right, then go on with --resume."
+    if isinstance(error, AssertionError):
+        return None
+    if isinstance(error, UserError):
+        return text
+    found = re.fullmatch(r"\[Errno -?\d+\] (.+?)(: '(.+)')?", text)
+    if found is None:
+        return f"{text}."
+    return f"{found[3]}: {found[1]}." if found[3] else f"{found[1]}."
 
 
 class _KeyValues(DictAction):

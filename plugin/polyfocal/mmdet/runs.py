@@ -1,8 +1,10 @@
 """Training and testing a detector, from a ready config to the table and the pictures."""
 
 import contextlib
+import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_m
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
+from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import (
@@ -48,61 +51,40 @@ def train(
         What the last evaluation measured, by the metrics' names.
 
     Raises:
-        UserError: The config or a checkpoint does not fit.
+        UserError: The config or a checkpoint does not fit, or the work directory cannot be written
+            or is another training's.
     """
-    cfg = experiment.config
-    if resume == "auto":
-        latest = latest_checkpoint(cfg.work_dir)
-        resume = None if latest is None else str(latest)
-        if resume is None:
-            experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
-    cfg.resume = resume is not None
-    cfg.load_from = resume or load_from
-    saving = cfg.default_hooks.checkpoint
-    if saving.get("max_keep_ckpts") == 1:
-        saving.max_keep_ckpts = 2
-        experiment.notes.append(
-            "two checkpoints are kept, not one: the older one goes before the newer one is written."
-        )
-    runner = _build_runner(experiment)
-    runner.register_hook(ExactResumeHook())
-    if cfg.load_from:
-        runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
-    runner.register_hook(HostMemoryHook())
-    for metric in runner.val_evaluator.metrics:
-        if isinstance(metric, CocoMetric) and metric.outfile_prefix is None:
-            metric.outfile_prefix = str(Path(runner.work_dir) / KEPT_RESULTS)
     bar = ProgressBarHook()
-    for hook in (bar, *hooks):
-        runner.register_hook(hook)
-    start = time.perf_counter()
-    try:
-        runner.train()
-        evaluated = [bool(experiment.tables(runner.val_evaluator.metrics))]
-        broadcast_object_list(evaluated)  # only the main process holds the tables
-        if not evaluated[0]:
-            # Resumed at its end: there was nothing left to train.
-            runner.val_loop.run()
-    finally:
-        bar.close()
-    hub = runner.message_hub.log_scalars
-    measured = {
-        name.removeprefix("val/"): history.current()
-        for name, history in hub.items()
-        if name.startswith("val/") and not name.endswith("time")
-    }
-    if not is_main_process():
+    with _own(Path(experiment.config.work_dir)):
+        runner = _build_training(experiment, resume, load_from, [bar, *hooks])
+        start = time.perf_counter()
+        try:
+            runner.train()
+            evaluated = [bool(experiment.tables(runner.val_evaluator.metrics))]
+            broadcast_object_list(evaluated)  # only the main process holds the tables
+            if not evaluated[0]:
+                # Resumed at its end: there was nothing left to train.
+                runner.val_loop.run()
+        finally:
+            bar.close()
+        hub = runner.message_hub.log_scalars
+        measured = {
+            name.removeprefix("val/"): history.current()
+            for name, history in hub.items()
+            if name.startswith("val/") and not name.endswith("time")
+        }
+        if not is_main_process():
+            return measured
+        minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+        lines: dict[str, Any] = {"training": f"{minutes} min {seconds} s"}
+        last = latest_checkpoint(runner.work_dir)
+        if last is not None:
+            lines["checkpoint"] = _short(last)
+        pictures = experiment.draw(runner)
+        if pictures is not None:
+            lines["pictures"] = _short(pictures)
+        _report(runner, experiment.tables(runner.val_evaluator.metrics), lines)
         return measured
-    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    lines: dict[str, Any] = {"training": f"{minutes} min {seconds} s"}
-    last = latest_checkpoint(runner.work_dir)
-    if last is not None:
-        lines["checkpoint"] = _short(last)
-    pictures = experiment.draw(runner)
-    if pictures is not None:
-        lines["pictures"] = _short(pictures)
-    _report(runner, experiment.tables(runner.val_evaluator.metrics), lines)
-    return measured
 
 
 def test(
@@ -174,6 +156,71 @@ def curvature(
     runner.message_hub.update_info("iter", max(0, done - 1))
     samples = fixed_batches(loop.dataloader, batches, seed)
     return measure_curvature(runner.model, samples, seed=seed, **settings)
+
+
+@contextlib.contextmanager
+def _own(work_dir: Path) -> Iterator[None]:
+    """Keep other trainings out of a directory, which is made where there is none.
+
+    The lock is the operating system's: it ends with the process, however that ends, and its data
+    loaders' workers do not hold it.
+    """
+    ranks = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # torchrun, Slurm, MPI
+    if any(os.environ.get(name, "0") != "0" for name in ranks):
+        yield  # the first process has it
+        return
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        stream = (work_dir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{work_dir} cannot be written: {error.strerror}.") from error
+    with stream:
+        try:
+            import fcntl
+
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            raise UserError(
+                f"{work_dir} is in use by another training ({stream.read().strip()}): wait for it "
+                "or give another --work-dir."
+            ) from error
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
+        with contextlib.suppress(OSError):  # a full disk has no room for the name
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+
+
+def _build_training(
+    experiment: Experiment, resume: str | None, load_from: str | None, hooks: Sequence[Hook]
+) -> ConsoleRunner:
+    cfg = experiment.config
+    if resume == "auto":
+        latest = latest_checkpoint(cfg.work_dir)
+        resume = None if latest is None else str(latest)
+        if resume is None:
+            experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
+    cfg.resume = resume is not None
+    cfg.load_from = resume or load_from
+    saving = cfg.default_hooks.checkpoint
+    if saving.get("max_keep_ckpts") == 1:
+        saving.max_keep_ckpts = 2
+        experiment.notes.append(
+            "two checkpoints are kept, not one: the older one goes before the newer one is written."
+        )
+    runner = _build_runner(experiment)
+    runner.register_hook(ExactResumeHook())
+    if cfg.load_from:
+        runner.register_hook(CheckpointGuardHook(cfg.load_from, strict=cfg.resume))
+    runner.register_hook(HostMemoryHook())
+    for metric in runner.val_evaluator.metrics:
+        if isinstance(metric, CocoMetric) and metric.outfile_prefix is None:
+            metric.outfile_prefix = str(Path(runner.work_dir) / KEPT_RESULTS)
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
 
 
 def _load(experiment: Experiment, checkpoint: str) -> ConsoleRunner:

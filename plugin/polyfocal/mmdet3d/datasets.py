@@ -39,7 +39,11 @@ class KittiDataset(MMDet3DKittiDataset):
 
         MMEngine puts the place in the data set there, by which label files would be misnamed and
         the frame not found again.
+
+        Raises:
+            KittiError: Its points have been cut off or removed since the tree was read.
         """
         info = super().get_data_info(idx)
+        kitti.check_scan(Path(info["lidar_path"]))
         info["sample_idx"] = int(Path(info["lidar_path"]).stem)
         return info
