@@ -466,7 +466,7 @@ def test_results_that_do_not_fit(folder: Path, change: dict, sentence: str) -> N
 
 
 def test_masks_are_counted_before_they_are_decoded() -> None:
-    # pycocotools writes past its picture where the runs are more than its pixels.
+    # What pycocotools itself encodes fits; runs that are more or fewer than the pixels do not.
     rng = np.random.default_rng(0)
     for height, width in ((7, 5), (1, 1), (300, 400)):
         for density in (0.0, 0.01, 0.5, 1.0):

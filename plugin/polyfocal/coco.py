@@ -729,7 +729,7 @@ def _is_size(value: Any, size: list[int]) -> bool:
 
 
 def _is_compressed_rle(value: Any, size: list[int]) -> bool:
-    """Whether pycocotools, which believes what it is given, can decode it to that many pixels."""
+    """Whether it decodes to that many pixels."""
     if not (isinstance(value, dict) and _is_size(value.get("size"), size)):
         return False
     text = value.get("counts")
