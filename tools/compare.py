@@ -19,7 +19,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -61,7 +62,10 @@ IOU = 0.5
 # Okabe and Ito's colours, then the same in other strokes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STROKES = ("solid", "dashed", "dotted", "dashdot")
-_LOWER_IS_BETTER = re.compile(r"ece|ace|lrp|nll|brier|loss", re.IGNORECASE)
+_LOWER_IS_BETTER = re.compile(
+    r"ece|ace|lrp|nll|brier|loss|_err$|mA[TSOVA]E$",  # the last two are of nuScenes
+    re.IGNORECASE,
+)
 # Of a config, what differs from run to run whatever was compared.
 _NOT_A_SETTING = re.compile(
     r"^(work_dir|experiment_name|load_from|resume|launcher|visualizer)(\.|$)|\.(ann_file|img)$"
@@ -310,6 +314,9 @@ def draw_training(comparison: Comparison) -> Figure:
             if points:
                 axis.plot(*zip(*points, strict=True), lw=1.2, **comparison.style(name))
         axis.set(title=key, xlabel="iteration", yscale="log")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     shown = next(iter(next(iter(runs.values())).measured), None)
     for name, run in runs.items():
         points = [(e["step"], e[shown]) for e in run.evaluations if shown in e]
@@ -317,6 +324,7 @@ def draw_training(comparison: Comparison) -> Figure:
             axes[-1].plot(*zip(*points, strict=True), marker="o", ms=4, **comparison.style(name))
     by_epoch = next(iter(runs.values())).config.train_cfg.get("max_epochs")
     axes[-1].set(title=_shown(shown or ""), xlabel="epoch" if by_epoch else "iteration")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return _legend(figure, axes)
 
 
@@ -437,7 +445,7 @@ def _boxes(axis: Axes, boxes: Iterable[Any], color: str) -> None:
 
 
 def _axes(number: int) -> tuple[Figure, list[Axes]]:
-    columns = min(3, number)
+    columns = 2 if number == 4 else min(3, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -477,6 +485,7 @@ th:first-child, td:first-child { text-align: left; white-space: nowrap; position
 thead th { border-bottom: 2px solid #888; }
 td.best { font-weight: 700; background: #eaf4fb; }
 td.text { font-family: ui-monospace, monospace; font-size: .85em; text-align: left; }
+table:has(td.text) th { text-align: left; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 p.note { border-left: 4px solid #E69F00; padding-left: .8rem; }
 p { max-width: 60rem; } nav a { margin-right: 1rem; }
@@ -491,11 +500,12 @@ def report(comparison: Comparison, num_pictures: int) -> str:
         sections.setdefault(title, []).extend(parts)
 
     names = comparison.names
+    results = {_shown(key): values for key, values in result_rows(comparison).items()}
     add(
         "Results",
         "<p>The last evaluation of every run; the best of a row is marked. Two single runs differ "
         "by chance too: tools/reproduce.py compares over seeds.</p>",
-        number_table(names, {_shown(k): v for k, v in result_rows(comparison).items()}),
+        number_table(names, results, {key for key in results if _LOWER_IS_BETTER.search(key)}),
     )
     add("Cost", text_table(names, cost_rows(comparison.runs)))
     settings = differing_settings(comparison.runs)
@@ -570,12 +580,14 @@ def _pictures(comparison: Comparison, number: int) -> list[str]:
     return parts
 
 
-def number_table(names: Sequence[str], rows: dict[str, list[float]]) -> str:
-    """Numbers with the best of each row marked."""
+def number_table(
+    names: Sequence[str], rows: dict[str, list[float]], lower_is_better: Collection[str] = ()
+) -> str:
+    """Numbers with the best of each row marked, the highest but in the rows that are named."""
 
     def cells(key: str, values: list[float]) -> Iterable[str]:
         known = [value for value in values if not math.isnan(value)]
-        best = (min if _LOWER_IS_BETTER.search(key) else max)(known, default=math.nan)
+        best = (min if key in lower_is_better else max)(known, default=math.nan)
         for value in values:
             marked = ' class="best"' if value == best and len(set(known)) > 1 else ""
             yield f"<td{marked}>{_number(value)}</td>"

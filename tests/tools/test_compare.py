@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -208,6 +209,23 @@ def test_pictures_on_which_runs_differ(data, tmp_path):
         (4, {"good": 1.0, "worse": pytest.approx(2 / 3)}),
     ]
     assert compare.differing_pictures(truth, data, found, 1) == differing[:1]
+
+
+def test_best_of_a_row():
+    # A class may be called as a number that is better when it is low: "face" ends in "ace".
+    rows = {"face": [0.2, 0.6, math.nan], "box LaACE_0": [0.3, 0.1, 0.2], "same": [0.5, 0.5, 0.5]}
+    table = compare.number_table(["a", "b", "c"], rows, ["box LaACE_0"])
+    assert re.findall(r'class="best">(.*?)<', table) == ["0.600", "0.100"]
+    assert "<td>-</td>" in table
+
+
+def test_which_numbers_are_better_when_low(report):
+    lines = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", report[0].read_text(encoding="utf-8"))
+    for name, low in (("box D-ECE", True), ("box oLRP", True), ("box mAP", False), ("cat", False)):
+        cells = next(cells for first, cells in lines if first == name)
+        numbers = [float(one) for one in re.findall(r">(\d\.\d+)<", cells)]
+        best = float(re.search(r'class="best">(.*?)<', cells)[1])
+        assert best == (min if low else max)(numbers), name
 
 
 def test_settings_that_differ(runs):
