@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
 from mmdet.registry import TRANSFORMS
+from mmengine.registry import DefaultScope
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import merge_options, read_config
@@ -121,7 +122,8 @@ def test_retinanet_table_has_the_papers_pictures(size, expected):
     cfg = read_config(ROOT / "configs" / "retinanet_focal.py")
     merge_options(cfg, json.loads(json.dumps(options)))
     for loader, place in (("train_dataloader", 2), ("val_dataloader", 1)):
-        resize = TRANSFORMS.build(cfg[loader].dataset.pipeline[place])
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            resize = TRANSFORMS.build(cfg[loader].dataset.pipeline[place])
         image = np.zeros((*size, 3), dtype=np.uint8)
         found = resize({"img": image, "img_shape": size})["img"]
         assert found.shape[:2] == expected
