@@ -1,7 +1,9 @@
 """What reaches the console: progress and warnings, not dumps; and the bar's lines."""
 
 import io
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -72,3 +74,21 @@ def test_a_model_that_cannot_be_built(tmp_path):
     config = dict(type="torch.nn.Linear", in_features=3)
     with pytest.raises(UserError, match=r"the model cannot be built: .*'?out_features"):
         ConsoleRunner(model=config, work_dir=str(tmp_path), log_level="ERROR")
+
+
+def test_runs_started_within_one_second_share_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.25)
+    model = dict(type="torch.nn.Identity")
+    # The middle one is the first one's next start, as when a stopped run goes on.
+    runs = [
+        ConsoleRunner(model=model, work_dir=str(tmp_path / name), log_level="ERROR")
+        for name in ("first", "first", "second")
+    ]
+    for number, run in enumerate(runs):
+        run.message_hub.update_scalar("train/loss", number)
+        run.visualizer.add_scalar("loss", number, step=1)
+    for number, run in enumerate(runs):
+        assert run.message_hub.get_scalar("train/loss").data[0].tolist() == [number]
+        logged = (Path(run.log_dir) / "vis_data" / "scalars.json").read_text()
+        assert json.loads(logged) == {"loss": number, "step": 1}
+    assert [run.log_dir for run in runs] == sorted({run.log_dir for run in runs})

@@ -4,9 +4,10 @@ import contextlib
 import io
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.device import is_cuda_available
 from mmengine.dist import is_main_process
@@ -44,11 +45,26 @@ class ConsoleRunner(Runner):
 
     The dumps of the config, the environment and the hooks go to the log file only. The console gets
     warnings and, where it is not a terminal, the lines of the progress log. A checkpoint is on the
-    disk whole or not at all, whenever the run is killed.
+    disk whole or not at all, whenever the run is killed. A process may start several in one second:
+    each has its own log folder.
 
     Raises:
         UserError: Where a part cannot be built from its config.
     """
+
+    _starts: ClassVar[Counter[str]] = Counter()
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set the environment up and name this start.
+
+        MMEngine's name is the second. Runners of the same name share their scalars and their
+        visualizer, and the later one writes into the folder of the earlier.
+        """
+        super().setup_env(env_cfg)
+        earlier = self._starts[self._timestamp]
+        self._starts[self._timestamp] += 1
+        if earlier:
+            self._timestamp += f"_{earlier}"
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Make the run's logger, with a console handler that lets only progress through."""
