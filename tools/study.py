@@ -276,7 +276,7 @@ def study_detection(args: argparse.Namespace, folder: Path) -> None:
             },
         )
 
-    columns = ["bbox_mAP", "ood_bbox_mAP", "bbox_mAP_50", "ood_bbox_mAP_50"]
+    columns = ["bbox_mAP", "ood_bbox_mAP", "bbox_AR@100", "ood_bbox_AR@100"]
     more = {"strength": args.strength, "pictures": args.pictures}
     _report(_runs(methods, args, more), measure, folder, columns)
 
