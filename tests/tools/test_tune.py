@@ -97,6 +97,24 @@ def test_from_a_config_to_a_better_one(tmp_path, capsys):
     assert "is a search with other epochs: give another --work-dir" in capsys.readouterr().err
 
 
+def test_searches_at_the_same_time_try_different_settings(tmp_path, monkeypatch):
+    tuned = tuning.Tuning(CLASSIFIER, tmp_path, demo=True)
+    settings = tuned.settings(tuned.prepare())
+    studies = [tuning.open_study(tmp_path, settings, {}) for _ in range(2)]
+    searching = dict(settings=settings, seed=0, minutes=None, report=lambda trial: None)
+
+    def train(*_, **__):
+        if studies:  # the first trial is under way: the other process begins
+            tuned.search(studies.pop(), trials=1, **searching)
+        return {"top1": 0.5}
+
+    monkeypatch.setattr(tuning, "train_and_measure", train)
+    tuned.search(studies.pop(), trials=6, **searching)
+    trials = search_of(tmp_path).get_trials(states=tuning.DONE)
+    assert len(trials) == 6
+    assert len({trial.params["epsilon"] for trial in trials}) == 6
+
+
 def test_the_search_sees_no_picture_of_val(scenes, tmp_path, monkeypatch):
     """A detector's trial: where its config points to, and what it reports and leaves behind."""
     seen = []

@@ -202,6 +202,9 @@ class Tuning:
 
         def objective(trial: Trial) -> float:
             start = time.monotonic()
+            # No two trials draw the same numbers: not those of a search that goes on, which would
+            # begin again, nor those of processes that search together.
+            study.sampler = optuna.samplers.TPESampler(seed=1000 * seed + trial.number)
             values = {
                 name: trial.suggest_float(name, s.range.low, s.range.high, log=s.range.log)
                 for name, s in settings.items()
@@ -232,8 +235,6 @@ class Tuning:
 
         # What a pruned trial needs to be compared with; the warm-up of the rate says nothing.
         study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=-(-epochs // 3))
-        # A search that goes on must not draw the numbers of its beginning again.
-        study.sampler = optuna.samplers.TPESampler(seed=1000 * seed + len(study.trials))
         callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [ended]
         if trials is not None:
             callbacks.append(optuna.study.MaxTrialsCallback(trials, states=DONE))
