@@ -264,21 +264,23 @@ def test_backward_keeps_one_buffer_of_the_logits_size(use_sigmoid, dtype):
 
 @pytest.mark.parametrize(
     ("gamma", "epsilons", "weighted"),
-    [(0.0, (), False), (0.5, (0.7,), True), (1.0, (-0.3, 0.2), True), (2.0, (0.7,), False)],
+    [(0.0, (), None), (0.5, (0.7,), "row"), (1.0, (-0.3, 0.2), "entry"), (2.0, (0.7,), None)],
 )
-def test_compiled_pass_equals_the_blocked_one(always_compiled, gamma, epsilons, weighted):
+@pytest.mark.parametrize("kept", fused.KEPT)
+def test_compiled_pass_equals_the_blocked_one(always_compiled, kept, gamma, epsilons, weighted):
     poly = PolyFocal(gamma, epsilons, 0.2, 3.0)
     for columns in (20, 80):
         logits, target, weight, by_class = (t.float() for t in sigmoid_case(97, columns))
         target = target.long()
-        w = weight[:, :1] if weighted else None
+        w = {None: None, "row": weight[:, :1], "entry": weight}[weighted]
         results = []
         for path in ("auto", "blocked"):
-            before = use_path(path)
+            before, kept_before = use_path(path), keep_for_backward(kept)
             leaf = logits.clone().requires_grad_()
             loss = sigmoid_poly_focal(leaf, target, poly, by_class, 1 - by_class, w, True)
             (loss * 0.3).backward()
             use_path(before)
+            keep_for_backward(kept_before)
             results.append((loss.detach(), leaf.grad))
         torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0)
         torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-8)
@@ -395,7 +397,7 @@ def test_keeping_the_gradient_gives_the_same(use_sigmoid, dtype):
     logits, target, weight, _ = sigmoid_case(300, 12)
     logits, weight = logits.to(dtype), weight[:, 0].float()
     results = []
-    for kept in ("logits", "gradient"):
+    for kept in fused.KEPT:
         before = keep_for_backward(kept)
         try:
             for factor in (1.0, 2.5):

@@ -32,6 +32,8 @@ from polyfocal.ops.poly_focal import PolyFocal, at_class, compute_dtype, margin_
 
 # Elements a thread in one block: 256 KB in float32, so that a block's four buffers fit its L2.
 _BLOCK = 65_536
+# Elements below which torch leaves an operation to fewer threads.
+_GRAIN = 32_768
 # From this many logits on, a pass saves more than the compiled code's call costs.
 _COMPILE_FROM = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
@@ -82,10 +84,8 @@ def sigmoid(
 
     done = False
     if reduce and compiled and _is_worth_compiling(logits):
-        x = logits.contiguous()
-        done = not want_loss or _run_compiled("sums", poly, sums, x, negative, by_entry)
-        if done and gradient is not None:
-            done = _run_compiled("gradient", poly, gradient, x, negative, weight, factor)
+        wanted = (sums if want_loss else None, gradient)
+        done = _run_compiled(wanted, poly, logits.contiguous(), negative, weight, factor)
     if not done:
         by_class, number = (negative, 1.0) if isinstance(negative, Tensor) else (1.0, negative)
         half = logits.dtype != dtype
@@ -218,7 +218,12 @@ def _scale(value: Tensor, first: Scale, *others: Tensor | None) -> Tensor:
 
 
 def _block_rows(logits: Tensor) -> int:
-    return max(1, _BLOCK * torch.get_num_threads() // max(logits.shape[1], 1))
+    """Rows of a block: four buffers of its size add a sixth to the logits where they can."""
+    threads = torch.get_num_threads()
+    elements = _BLOCK * threads
+    if logits.numel() > elements:
+        elements = min(elements, max(_GRAIN * threads, logits.numel() // 24))
+    return max(1, elements // max(logits.shape[1], 1))
 
 
 def _blocks(logits: Tensor, count: int) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -313,31 +318,34 @@ _broken: list[str] = []
 
 
 def _run_compiled(
-    kind: str,
+    out: tuple[Tensor | None, Tensor | None],
     poly: PolyFocal,
-    out: Tensor,
     logits: Tensor,
     negative: Scale,
     weight: Tensor | None,
-    factor: float | None = None,
+    factor: float,
 ) -> bool:
-    """Runs the compiled pass into ``out``; False where it cannot be compiled."""
+    """Runs the compiled pass into the sums and the gradient; False where it cannot be compiled.
+
+    The gradient is multiplied by ``factor``; a weight a row is left to the caller in the sums.
+    """
     if _broken:
         return False
     dtype = compute_dtype(logits)
     scale = torch.as_tensor(negative, dtype=dtype).expand(logits.shape[1]).contiguous()
-    if factor is not None:
-        scale = scale * factor
     power = int(poly.gamma) if poly.gamma in (0, 1, 2, 3, 4) else None
     slopes = ((poly.gamma + j) * e for j, e in enumerate(poly.epsilons, start=1))
     coefficients = torch.tensor((poly.gamma, *poly.epsilons, *slopes), dtype=dtype)
-    kernel = _compiled(kind, power, len(poly.epsilons), weight is not None, str(logits.dtype))
-    inputs = (
-        (logits, scale, coefficients) if weight is None else (logits, scale, coefficients, weight)
-    )
+    by_row = weight is not None and weight.shape[1] == 1
+    if out[1] is None and by_row:
+        weight = None
+    wanted = (out[0] is not None, out[1] is not None)
+    weighted = None if weight is None else "row" if by_row else "entry"
+    kernel = _compiled(wanted, power, len(poly.epsilons), weighted, str(logits.dtype))
+    tensors = (*out, logits, scale, scale * factor, coefficients, weight)
     try:
         with torch.no_grad():
-            kernel(out, *inputs)
+            kernel(*(tensor for tensor in tensors if tensor is not None))
     except Exception as error:
         _broken.append(str(error))
         warnings.warn(
@@ -351,11 +359,13 @@ def _run_compiled(
 
 @functools.cache
 def _compiled(
-    kind: str, power: int | None, terms: int, weighted: bool, dtype: str
+    wanted: tuple[bool, bool], power: int | None, terms: int, weighted: str | None, dtype: str
 ) -> Callable[..., None]:
-    """The pass as one loop: into ``out``, from logits, scale a column, coefficients and weight.
+    """The pass as one loop: into the sums of the rows, the gradient, or both, as ``wanted``.
 
-    Everything in the key is a branch of the code; the rest are arguments.
+    It takes these, the logits, a scale a column of the loss and of the gradient, the coefficients
+    and, ``weighted`` by row or entry, the weight. Everything in the key is a branch of the code;
+    the rest are arguments.
     """
 
     def negatives(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -386,33 +396,32 @@ def _compiled(
                 modulator = modulator * q
         return q, ce, modulator, powers
 
-    def sums(out: Tensor, x: Tensor, scale: Tensor, coefficients: Tensor, *weight: Tensor) -> None:
-        _, ce, modulator, powers = negatives(x, coefficients)
-        inner = ce
-        for j, power_j in enumerate(powers[:terms], start=1):
-            inner = inner + coefficients[j] * power_j
-        loss = modulator * inner * scale
-        for w in weight:
-            loss = loss * w
-        out.copy_(loss.sum(dim=1))
-
-    def gradient(
-        out: Tensor, x: Tensor, scale: Tensor, coefficients: Tensor, *weight: Tensor
-    ) -> None:
+    def run(*tensors: Tensor) -> None:
+        out, (x, scale, slope_scale, coefficients, *weight) = tensors[:outputs], tensors[outputs:]
         q, ce, modulator, powers = negatives(x, coefficients)
-        inner = coefficients[0] * ce
-        for j, power_j in enumerate(powers[:terms], start=1):
-            inner = inner + coefficients[terms + j] * power_j
-        slope = modulator * (q + (1.0 - q) * inner) * scale
-        for w in weight:
-            slope = slope * w
-        out.copy_(slope)
+        if wanted[0]:
+            inner = ce
+            for j, power_j in enumerate(powers[:terms], start=1):
+                inner = inner + coefficients[j] * power_j
+            loss = modulator * inner * scale
+            if weighted == "entry":
+                loss = loss * weight[0]
+            out[0].copy_(loss.sum(dim=1))
+        if wanted[1]:
+            inner = coefficients[0] * ce
+            for j, power_j in enumerate(powers[:terms], start=1):
+                inner = inner + coefficients[terms + j] * power_j
+            slope = modulator * (q + (1.0 - q) * inner) * slope_scale
+            if weighted:
+                slope = slope * weight[0]
+            out[-1].copy_(slope)
 
+    outputs = sum(wanted)
     settings: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": _known_options()}
     # All keys share the code of these functions, and by default a code is compiled 8 times at most.
     if "recompile_limit" in _COMPILE_ARGUMENTS:
         settings["recompile_limit"] = 64
-    return torch.compile(sums if kind == "sums" else gradient, **settings)
+    return torch.compile(run, **settings)
 
 
 def _known_options() -> dict[str, Any]:
