@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -29,7 +30,7 @@ from mmengine.config import Config, ConfigDict
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmdet.studies import losses_of
-from polyfocal.studies import Outcome, Run, run_study, summarize
+from polyfocal.studies import Outcome, Run, replace_text, run_study, summarize
 
 EXAMPLES = """\
 examples:
@@ -69,6 +70,7 @@ CALIBRATION = {
     "bbox_LaECE": "LaECE",
     "bbox_LaECE_0": "LaECE_0",
     "bbox_LaACE_0": "LaACE_0",
+    "bbox_LRP": "LRP",
     "bbox_oLRP": "oLRP",
 }
 CURVATURE = {
@@ -119,30 +121,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def grid(args: argparse.Namespace, use_sigmoid: bool) -> dict[str, dict[str, Any]]:
-    """The runs of one seed by name: series, value, loss and penalty of each."""
+    """The runs of one seed by name: loss and penalty, and the place in each series it is in."""
     cells: dict[str, dict[str, Any]] = {}
 
-    def add(series: list[str], value: float, name: str, penalty: float = 0.0, **loss: Any) -> None:
+    def add(series: dict[str, float], name: str, penalty: float = 0.0, **loss: Any) -> None:
         loss = {**loss, "use_sigmoid": use_sigmoid}
-        cells[name] = {"series": series, "value": value, "loss": loss, "penalty": penalty}
+        cells[name] = {"series": series, "loss": loss, "penalty": penalty}
 
+    # Where the other series begin: with epsilon 0, and without a penalty.
+    no_epsilon = (2.0, FIXED_ALPHA) if use_sigmoid else (0.0, None)
+    no_penalty = (0.0, paired_alpha(0.0)) if use_sigmoid else (0.0, None)
     for gamma in args.gammas:
-        if not use_sigmoid:
-            add(["focal"], gamma, f"gamma_{gamma:g}", **focal(gamma, None))
-            continue
-        for alpha in dict.fromkeys((paired_alpha(gamma), FIXED_ALPHA)):
-            series = ["focal, alpha paired"] * (alpha == paired_alpha(gamma))
-            series += ["focal, alpha fixed"] * (alpha == FIXED_ALPHA)
-            name = f"gamma_{gamma:g}_alpha_{alpha:g}"
-            add(series, gamma, name, **focal(gamma, alpha))
+        alphas = (paired_alpha(gamma), FIXED_ALPHA) if use_sigmoid else (None,)
+        for alpha in dict.fromkeys(alphas):
+            among = {
+                "focal": not use_sigmoid,
+                "focal, alpha paired": use_sigmoid and alpha == paired_alpha(gamma),
+                "focal, alpha fixed": use_sigmoid and alpha == FIXED_ALPHA,
+            }
+            series = {title: gamma for title, is_in in among.items() if is_in}
+            if args.epsilons and (gamma, alpha) == no_epsilon:
+                series["Poly-1"] = 0.0
+            if args.penalties and (gamma, alpha) == no_penalty:
+                series["trace penalty"] = 0.0
+            name = f"gamma_{gamma:g}" + (f"_alpha_{alpha:g}" if use_sigmoid else "")
+            add(series, name, **focal(gamma, alpha))
     for epsilon in args.epsilons:
         poly = "Poly1FocalLoss" if use_sigmoid else "Poly1CrossEntropyLoss"
         name = f"epsilon_{epsilon:g}"
-        add(["Poly-1"], epsilon, name, type=f"polyfocal.{poly}", epsilon=epsilon)
+        add({"Poly-1": epsilon}, name, type=f"polyfocal.{poly}", epsilon=epsilon)
     for coefficient in args.penalties:
         name = f"penalty_{coefficient:g}"
-        loss = focal(0.0, paired_alpha(0.0) if use_sigmoid else None)
-        add(["trace penalty"], coefficient, name, penalty=coefficient, **loss)
+        loss = focal(*no_penalty)
+        add({"trace penalty": coefficient}, name, penalty=coefficient, **loss)
     return cells
 
 
@@ -288,7 +299,9 @@ def columns_of(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return {key: name for key, name in known.items() if all(key in o.measured for o in outcomes)}
 
 
-def write_tables(outcomes: Sequence[Outcome], folder: Path) -> None:
+def write_tables(
+    outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: Path
+) -> None:
     """``table.md``: mean ± spread over the seeds; ``runs.csv``: every run and all its numbers."""
     columns = columns_of(outcomes)
     lines = [
@@ -296,9 +309,10 @@ def write_tables(outcomes: Sequence[Outcome], folder: Path) -> None:
         f"|---{'|---:' * len(columns)}|",
     ]
     for name, row in summarize(outcomes).items():
-        cells = [_cell(*row[key], percent=key not in CURVATURE) for key in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    _replace(folder / "table.md", "\n".join(lines) + "\n")
+        shown = [_cell(*row[key], percent=key not in CURVATURE) for key in columns]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    lines += rank_correlations(outcomes, cells)
+    replace_text(folder / "table.md", "\n".join(lines) + "\n")
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.measured))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -306,7 +320,60 @@ def write_tables(outcomes: Sequence[Outcome], folder: Path) -> None:
     for outcome in outcomes:
         numbers = [outcome.measured.get(key, "") for key in keys]
         writer.writerow([outcome.run.name, outcome.run.seed, round(outcome.seconds), *numbers])
-    _replace(folder / "runs.csv", text.getvalue())
+    replace_text(folder / "runs.csv", text.getvalue())
+
+
+def rank_correlations(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]]) -> list[str]:
+    """Does calibration go with curvature? Lines of a table: Spearman's rho along each series.
+
+    One rho a seed, over the values of the series, and then mean ± spread over the seeds. 1: the
+    flatter, the better calibrated, as the paper has it; -1: the other way round. Series of fewer
+    than three values have none.
+    """
+    from scipy.stats import spearmanr
+
+    columns = columns_of(outcomes)
+    curvatures = [key for key in CURVATURE if key in columns]
+    measured = {(o.run.name, o.run.seed): o.measured for o in outcomes}
+    seeds = list(dict.fromkeys(o.run.seed for o in outcomes))
+    rows = []
+    for title, names in series_of(cells).items():
+        if len(names) < 3:
+            continue
+        for measure in (key for key in CALIBRATION if key in columns):
+            shown = []
+            for curvature in curvatures:
+                rhos = [
+                    spearmanr(
+                        *(
+                            [measured[name, seed][key] for name in names]
+                            for key in (curvature, measure)
+                        )
+                    ).statistic
+                    for seed in seeds
+                ]
+                spread = stdev(rhos) if len(rhos) > 1 else math.nan
+                shown.append(_signed(fmean(rhos), spread))
+            rows.append(f"| {title}: {columns[measure]} | {' | '.join(shown)} |")
+    if not rows:
+        return []
+    return [
+        "",
+        f"| rank correlation with | {' | '.join(columns[key] for key in curvatures)} |",
+        f"|---{'|---:' * len(curvatures)}|",
+        *rows,
+    ]
+
+
+def series_of(cells: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The names of the cells of each series, in the order of their values."""
+    series: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        for one in cell["series"]:
+            series.setdefault(one, []).append(name)
+    for one, names in series.items():
+        names.sort(key=lambda name: cells[name]["series"][one])
+    return series
 
 
 def draw(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
@@ -318,12 +385,7 @@ def draw(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: 
 
     columns, summary = columns_of(outcomes), summarize(outcomes)
     quality = next((key for key in QUALITY if key in columns), None)
-    series: dict[str, list[str]] = {}
-    for name, cell in cells.items():
-        for one in cell["series"]:
-            series.setdefault(one, []).append(name)
-    for names in series.values():
-        names.sort(key=lambda name: cells[name]["value"])
+    series = series_of(cells)
     measures = [key for key in CALIBRATION if key in columns] or ([quality] if quality else [])
     files = []
     for measure in measures:
@@ -338,7 +400,7 @@ def draw(outcomes: Sequence[Outcome], cells: dict[str, dict[str, Any]], folder: 
                     x, y, **errors, label=label, color=color, marker=marker, lw=1, capsize=2
                 )
                 for name, a, b in zip(names, x, y, strict=True):
-                    text = f"{cells[name]['value']:g}"
+                    text = f"{cells[name]['series'][label]:g}"
                     axis.annotate(
                         text, (a, b), (4, 4), textcoords="offset points", fontsize=7, color=color
                     )
@@ -375,7 +437,7 @@ def run(args: argparse.Namespace) -> None:
     outcomes = run_study(
         study.runs(cells), study.measure, folder, lambda line: print(line, flush=True)
     )
-    write_tables(outcomes, folder)
+    write_tables(outcomes, cells, folder)
     files = [folder / "table.md", folder / "runs.csv", *draw(outcomes, cells, folder)]
     print("\n" + (folder / "table.md").read_text(encoding="utf-8"))
     print("written:", *files)
@@ -387,6 +449,10 @@ def _cell(mean: float, spread: float, *, percent: bool) -> str:
         return f"{mean:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
     digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 0  # three that count
     return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+
+
+def _signed(mean: float, spread: float) -> str:
+    return f"{mean:+.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
 
 
 def _bars(spreads: Sequence[float]) -> list[float]:
@@ -401,12 +467,6 @@ def _tool(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def main(argv: list[str] | None = None) -> int:

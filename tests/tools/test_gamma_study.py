@@ -80,13 +80,18 @@ def test_grid_of_a_detector():
         *("gamma_0.5_alpha_0.25", "gamma_2_alpha_0.25", "gamma_3_alpha_0.25"),
         *("epsilon_-1", "penalty_0.001"),
     ]
-    assert cells["gamma_2_alpha_0.25"]["series"] == ["focal, alpha paired", "focal, alpha fixed"]
-    assert cells["gamma_0_alpha_0.25"]["series"] == ["focal, alpha fixed"]
+    both = {"focal, alpha paired": 2.0, "focal, alpha fixed": 2.0}
+    assert cells["gamma_2_alpha_0.25"]["series"] == {**both, "Poly-1": 0.0}
+    assert cells["gamma_0_alpha_0.25"]["series"] == {"focal, alpha fixed": 0.0}
+    plain = {"focal, alpha paired": 0.0, "trace penalty": 0.0}
+    assert cells["gamma_0_alpha_0.75"]["series"] == plain
+    assert cells["penalty_0.001"]["series"] == {"trace penalty": 0.001}
     poly, penalised = cells["epsilon_-1"]["loss"], cells["penalty_0.001"]["loss"]
     assert poly == {"type": "polyfocal.Poly1FocalLoss", "epsilon": -1, "use_sigmoid": True}
     assert (penalised["gamma"], penalised["alpha"]) == (0, 0.75)
     softmax = study.grid(args, use_sigmoid=False)
     assert [cell["loss"].get("alpha", 0) for cell in softmax.values()] == [None] * 4 + [0, None]
+    assert softmax["gamma_0"]["series"] == {"focal": 0.0, "Poly-1": 0.0, "trace penalty": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -114,11 +119,30 @@ def test_mean_and_spread(tmp_path):
         Outcome(Run("gamma_2", seed), {"bbox_mAP": ap, "trace": trace, "only": 1.0}, 1.0)
         for seed, ap, trace in ((0, 0.40, 820.0), (1, 0.42, 860.0))
     ]
-    study.write_tables(outcomes, tmp_path)
+    study.write_tables(outcomes, {"gamma_2": {"series": {"focal": 2.0}}}, tmp_path)
     assert (tmp_path / "table.md").read_text().splitlines() == [
         "| | AP | trace |",
         "|---|---:|---:|",
         "| gamma_2 | 41.0 ± 1.4 | 840 ± 28 |",
+    ]
+
+
+def test_rank_correlations(tmp_path):
+    # By hand: seed 0 falls as the trace falls (rho 1); in seed 1 one of three pairs is out of order
+    # (ranks 1 2 3 against 1 3 2, rho 1 - 6 x 2 / (3 x 8) = 0.5). One seed's trace_ce rises instead.
+    ece = {0: (0.3, 0.2, 0.1), 1: (0.3, 0.1, 0.2)}
+    outcomes = [
+        Outcome(Run(f"g{i}", seed), {"ece": ece[seed][i], "trace": 9.0 - i, "trace_ce": 1.0 + i}, 1)
+        for seed in ece
+        for i in range(3)
+    ]
+    # The order of the cells is not that of the values, and a series of two has no correlation.
+    cells = {f"g{i}": {"series": {"focal": i, **({"two": i} if i else {})}} for i in (2, 0, 1)}
+    study.write_tables(outcomes, cells, tmp_path)
+    assert (tmp_path / "table.md").read_text().splitlines()[-3:] == [
+        "| rank correlation with | trace | trace (cross-entropy) |",
+        "|---|---:|---:|",
+        "| focal: ECE | +0.75 ± 0.35 | -0.75 ± 0.35 |",
     ]
 
 
