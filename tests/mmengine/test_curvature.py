@@ -55,10 +55,10 @@ class Classifier(BaseModel):
         return dict(loss_cls=self.loss_cls(logits, labels), loss_bbox=[features.square().mean()])
 
 
-def runner(work_dir, hooks=(), epochs=2, lr=0.1, **settings):
+def runner(work_dir, hooks=(), epochs=2, lr=0.1, model=Classifier, **settings):
     torch.manual_seed(0)
     return Runner(
-        model=Classifier(),
+        model=model(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=Rows(),
@@ -191,6 +191,27 @@ def test_penalty_is_the_trace_and_lowers_it(tmp_path):
         batches = fixed_batches(run.train_dataloader, 4)
         traces.append(measure_curvature(run.model, batches, parameters=".", probes=50).trace.value)
     assert traces[1] < 0.8 * traces[0]
+
+
+class Saddle(Classifier):
+    """Its classification loss is -|w|^2 over the 15 weights and 3 biases of fc_cls: H = -2 I."""
+
+    def forward(self, rows, labels, mode="tensor"):
+        outputs = super().forward(rows, labels)
+        outputs["loss_cls"] = -sum(p.square().sum() for p in self.fc_cls.parameters())
+        return outputs
+
+
+def test_a_negative_trace_is_not_penalised(tmp_path):
+    plain = runner(tmp_path / "plain", model=Saddle)
+    plain.train()
+    hook = dict(type="polyfocal.TracePenaltyHook", coefficient=0.5)
+    run = runner(tmp_path / "hook", [hook], model=Saddle)
+    run.train()
+    assert run.message_hub.get_scalar("train/trace").current() == pytest.approx(-36)
+    assert run.message_hub.get_scalar("train/loss_trace").current() == 0
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(value, run.model.state_dict()[name])
 
 
 def test_penalty_of_zero_changes_nothing(tmp_path):

@@ -268,8 +268,10 @@ class TracePenaltyHook(Hook):
     """Adds ``coefficient`` times the Hessian's trace to the training loss of any MMEngine model.
 
     The trace of the chosen loss over the chosen parameters is estimated anew in every iteration,
-    with Hutchinson's random signs, and enters the model's dictionary of losses as ``loss_trace``;
-    beside it ``trace`` is logged without the coefficient. Its gradient goes to all parameters. It
+    with Hutchinson's random signs, and enters the model's dictionary of losses as ``loss_trace =
+    coefficient x max(trace, 0)``; beside it ``trace`` is logged as it is. A negative estimate is
+    not penalised, since a surface that is not convex has no least trace: a detector from scratch
+    would follow it down without end. The gradient of the penalty goes to all parameters. It
     is the Hessian of the loss as that iteration computes it, with the batch's own statistics. No
     subclass of the model is needed, and a checkpoint is that of the same model without it.
 
@@ -341,7 +343,7 @@ class TracePenaltyHook(Hook):
             probes=self.probes,
             generator=generator.manual_seed((self.seed << 32) + self._iteration),
         )
-        return {**outputs, _PENALTY: self.coefficient * trace, "trace": trace.detach()}
+        return {**outputs, _PENALTY: self.coefficient * trace.relu(), "trace": trace.detach()}
 
     def after_train(self, runner: Any) -> None:
         self._handle.remove()
