@@ -94,10 +94,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", help="as with tools/train.py")
     parser.add_argument("--profile", choices=["tiny"], help="as with tools/train.py")
     parser.add_argument("--demo", action="store_true", help="as with tools/train.py")
-    for name, values in (("gammas", GAMMAS), ("epsilons", EPSILONS), ("penalties", PENALTIES)):
+    axes = (("--gammas", GAMMAS), ("--epsilons", EPSILONS), ("--penalties", PENALTIES))
+    for option, values in axes:
         shown = " ".join(f"{value:g}" for value in values)
         parser.add_argument(
-            f"--{name}",
+            option,
             type=float,
             nargs="*",
             default=list(values),
