@@ -22,7 +22,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -335,34 +334,32 @@ def rank_correlations(outcomes: Sequence[Outcome], cells: dict[str, dict[str, An
 
     columns = columns_of(outcomes)
     curvatures = [key for key in CURVATURE if key in columns]
+    measures = [key for key in CALIBRATION if key in columns]
+    series = {title: names for title, names in series_of(cells).items() if len(names) >= 3}
     measured = {(o.run.name, o.run.seed): o.measured for o in outcomes}
-    seeds = list(dict.fromkeys(o.run.seed for o in outcomes))
-    rows = []
-    for title, names in series_of(cells).items():
-        if len(names) < 3:
-            continue
-        for measure in (key for key in CALIBRATION if key in columns):
-            shown = []
-            for curvature in curvatures:
-                rhos = [
-                    spearmanr(
-                        *(
-                            [measured[name, seed][key] for name in names]
-                            for key in (curvature, measure)
-                        )
-                    ).statistic
-                    for seed in seeds
-                ]
-                spread = stdev(rhos) if len(rhos) > 1 else math.nan
-                shown.append(_signed(fmean(rhos), spread))
-            rows.append(f"| {title}: {columns[measure]} | {' | '.join(shown)} |")
-    if not rows:
+    seeds = dict.fromkeys(o.run.seed for o in outcomes)
+
+    def rho(names: Sequence[str], seed: int, *keys: str) -> float:
+        return spearmanr(*([measured[name, seed][key] for name in names] for key in keys)).statistic
+
+    rhos = [
+        Outcome(
+            Run(f"{title}: {columns[measure]}", seed),
+            {key: rho(names, seed, key, measure) for key in curvatures},
+            0.0,
+        )
+        for (title, names), measure, seed in itertools.product(series.items(), measures, seeds)
+    ]
+    if not rhos:
         return []
     return [
         "",
         f"| rank correlation with | {' | '.join(columns[key] for key in curvatures)} |",
         f"|---{'|---:' * len(curvatures)}|",
-        *rows,
+        *(
+            f"| {title} | {' | '.join(_signed(*row[key]) for key in curvatures)} |"
+            for title, row in summarize(rhos).items()
+        ),
     ]
 
 

@@ -129,7 +129,7 @@ def test_mean_and_spread(tmp_path):
 
 def test_rank_correlations(tmp_path):
     # By hand: seed 0 falls as the trace falls (rho 1); in seed 1 one of three pairs is out of order
-    # (ranks 1 2 3 against 1 3 2, rho 1 - 6 x 2 / (3 x 8) = 0.5). One seed's trace_ce rises instead.
+    # (ranks 1 2 3 against 1 3 2, rho 1 - 6 x 2 / (3 x 8) = 0.5). trace_ce rises where trace falls.
     ece = {0: (0.3, 0.2, 0.1), 1: (0.3, 0.1, 0.2)}
     outcomes = [
         Outcome(Run(f"g{i}", seed), {"ece": ece[seed][i], "trace": 9.0 - i, "trace_ce": 1.0 + i}, 1)
