@@ -20,7 +20,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mmengine.config import Config, ConfigDict
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmdet.studies import losses_of
-from polyfocal.studies import Outcome, Run, replace_text, run_study, summarize
+from polyfocal.studies import Outcome, Run, mean_and_spread, replace_text, run_study, summarize
 
 EXAMPLES = """\
 examples:
@@ -304,14 +304,11 @@ def write_tables(
 ) -> None:
     """``table.md``: mean ± spread over the seeds; ``runs.csv``: every run and all its numbers."""
     columns = columns_of(outcomes)
-    lines = [
-        f"| | {' | '.join(columns.values())} |",
-        f"|---{'|---:' * len(columns)}|",
-    ]
-    for name, row in summarize(outcomes).items():
-        shown = [_cell(*row[key], percent=key not in CURVATURE) for key in columns]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    lines += rank_correlations(outcomes, cells)
+
+    def cell(key: str, mean: float, spread: float) -> str:
+        return _cell(mean, spread, percent=key not in CURVATURE)
+
+    lines = [*_table(" ", columns, outcomes, cell), *rank_correlations(outcomes, cells)]
     replace_text(folder / "table.md", "\n".join(lines) + "\n")
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.measured))
     text = io.StringIO()
@@ -333,7 +330,7 @@ def rank_correlations(outcomes: Sequence[Outcome], cells: dict[str, dict[str, An
     from scipy.stats import spearmanr
 
     columns = columns_of(outcomes)
-    curvatures = [key for key in CURVATURE if key in columns]
+    curvatures = {key: name for key, name in columns.items() if key in CURVATURE}
     measures = [key for key in CALIBRATION if key in columns]
     series = {title: names for title, names in series_of(cells).items() if len(names) >= 3}
     measured = {(o.run.name, o.run.seed): o.measured for o in outcomes}
@@ -352,15 +349,24 @@ def rank_correlations(outcomes: Sequence[Outcome], cells: dict[str, dict[str, An
     ]
     if not rhos:
         return []
-    return [
-        "",
-        f"| rank correlation with | {' | '.join(columns[key] for key in curvatures)} |",
-        f"|---{'|---:' * len(curvatures)}|",
-        *(
-            f"| {title} | {' | '.join(_signed(*row[key]) for key in curvatures)} |"
-            for title, row in summarize(rhos).items()
-        ),
-    ]
+
+    def cell(_: str, mean: float, spread: float) -> str:
+        return mean_and_spread(mean, spread, digits=2, sign="+")
+
+    return ["", *_table(" rank correlation with ", curvatures, rhos, cell)]
+
+
+def _table(
+    corner: str,
+    columns: dict[str, str],
+    outcomes: Sequence[Outcome],
+    cell: Callable[[str, float, float], str],
+) -> list[str]:
+    """The lines of a Markdown table: the summary, with ``cell`` of a column, mean and spread."""
+    lines = [f"|{corner}| {' | '.join(columns.values())} |", f"|---{'|---:' * len(columns)}|"]
+    for name, row in summarize(outcomes).items():
+        lines.append(f"| {name} | {' | '.join(cell(key, *row[key]) for key in columns)} |")
+    return lines
 
 
 def series_of(cells: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
@@ -443,14 +449,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _cell(mean: float, spread: float, *, percent: bool) -> str:
     if percent:
-        mean, spread = 100 * mean, 100 * spread
-        return f"{mean:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
+        return mean_and_spread(100 * mean, 100 * spread)
     digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 0  # three that count
-    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
-
-
-def _signed(mean: float, spread: float) -> str:
-    return f"{mean:+.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
+    return mean_and_spread(mean, spread, digits)
 
 
 def _bars(spreads: Sequence[float]) -> list[float]:

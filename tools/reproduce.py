@@ -38,6 +38,7 @@ from polyfocal.studies import (
     Outcome,
     Run,
     finished,
+    mean_and_spread,
     paired_difference,
     replace_text,
     run_study,
@@ -319,9 +320,7 @@ def cells(line: Line) -> list[str]:
 
 
 def _number(value: float, spread: float = math.nan, sign: str = "") -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:{sign}.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
+    return "" if math.isnan(value) else mean_and_spread(value, spread, sign=sign)
 
 
 def remarks(table: Table, args: argparse.Namespace, runs: Sequence[Run], done: int) -> list[str]:

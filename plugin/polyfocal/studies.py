@@ -240,7 +240,15 @@ def _cell(value: tuple[float, float] | None, scale: float, digits: int) -> str:
     if value is None:
         return ""
     mean, spread = (scale * number for number in value)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+    return mean_and_spread(mean, spread, digits)
+
+
+def mean_and_spread(mean: float, spread: float, digits: int = 1, sign: str = "") -> str:
+    """``mean ± spread`` as tables have it, the mean alone where the spread is NaN.
+
+    With ``sign="+"`` the mean has its sign in any case.
+    """
+    return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
 def _read(run: Run, place: Path) -> Outcome | None:
