@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from polyfocal.calibration import DetectionCalibration
 from polyfocal.coco import (
     DatasetError,
     _is_compressed_rle,
@@ -426,6 +427,54 @@ def test_more_than_100_objects_in_a_picture(tmp_path: Path) -> None:
     assert some["mAP"] == pytest.approx(67 / 101)
 
 
+def perfect(truth: dict) -> list[dict]:
+    """A detection for each object, all of one score."""
+    keys = ("image_id", "category_id", "bbox")
+    return [{**{key: one[key] for key in keys}, "score": 0.9} for one in truth["annotations"]]
+
+
+@pytest.mark.parametrize("first", [0, -3, 1, -(2**63) + 1, 2**62])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_ids_say_nothing(folder: Path, first: int, iou_type: str) -> None:
+    # pycocotools takes an object's id for the sign that it was found, where 0 is "was not";
+    # Detectron2's evaluator takes those below 0 for neither.
+    content = read(folder)
+    for number, annotation in enumerate(content["annotations"]):
+        annotation.update(id=first + number, image_id=annotation["image_id"] - 1, iscrowd=0)
+    for image in content["images"]:
+        image["id"] -= 1
+    for category, id_ in zip(content["categories"], (0, -1), strict=True):
+        for annotation in content["annotations"]:
+            if annotation["category_id"] == category["id"]:
+                annotation["category_id"] = id_
+        category["id"] = id_
+    write(folder, content)
+    found = perfect(content)
+    for one, annotation in zip(found, content["annotations"], strict=True):
+        one["segmentation"] = coco_mask.merge(
+            coco_mask.frPyObjects(annotation["segmentation"], 60, 80)
+        )
+    file, both = folder / "annotations" / "train.json", {"cat": 1.0, "dog": 1.0}
+    assert evaluate(file, found, iou_type).per_class == pytest.approx(both)
+    calibration = DetectionCalibration()
+    calibration.update(file, found, iou_type)
+    result = calibration.compute()
+    assert result.lrp == pytest.approx(0, abs=1e-12) and result.d_ece == pytest.approx(0.1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert evaluate(COCO(str(file)), found, iou_type).per_class == pytest.approx(both)
+
+
+def test_an_evaluation_needs_no_names_of_pictures(folder: Path) -> None:
+    content = read(folder)
+    content["images"][0]["file_name"] = ""  # as MMDetection writes its samples' ground truth
+    del content["images"][1]["file_name"]
+    write(folder, content)
+    file = folder / "annotations" / "train.json"
+    assert evaluate(file, perfect(content)[:2]).stats["mAP"] == pytest.approx(1.0)
+    with pytest.raises(DatasetError, match="image 1 of .* has file_name ''"):
+        load_split(folder, "train")
+
+
 def test_no_detection_gives_zeros(digits: Path) -> None:
     for iou_type in ("bbox", "segm"):
         result = evaluate(digits / "annotations" / "val.json", [], iou_type)
@@ -451,7 +500,10 @@ def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsy
     ("change", "sentence"),
     [
         ({"image_id": 9}, r"detection 0 of the results has image_id 9, not declared in .*train"),
-        ({"image_id": [1]}, r"has image_id \[1\], not declared in"),
+        ({"image_id": [1]}, r"has image_id \[1\]; it must be a whole number, that of .*train"),
+        ({"image_id": 1.0}, r"has image_id 1.0; it must be a whole number"),
+        ({"image_id": True}, r"has image_id True; it must be a whole number"),
+        ({"category_id": "7"}, r"has category_id '7'; it must be a whole number"),
         ({"category_id": 1}, r"has category_id 1, not declared in"),
         ({"score": math.nan}, r"has score nan; it must be a finite number"),
         ({"bbox": [1, 2, math.nan, 4]}, r"has bbox \[1, 2, nan, 4\]; it must be 4 numbers x, y"),

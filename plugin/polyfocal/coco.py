@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,21 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from polyfocal.data.pictures import Loader, check_pictures, usual_loader
 from polyfocal.errors import UserError
 from polyfocal.studies import held_out
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
-_ROTATING_ORIENTATIONS = (5, 6, 7, 8)  # EXIF: width and height change places
-_EXIF_ORIENTATION = 0x0112
-_END_OF_FILE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 4096  # bytes; some cameras and editors write a few after the end of the picture
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
 # Beyond any picture, and small enough for areas to be finite and for pycocotools to draw polygons.
@@ -62,6 +57,7 @@ class CocoSplit:
         max_instances: Most annotations in one picture, crowds not counted; where it is above 100
             the customary limit of 100 detections a picture hides some.
         mask_problem: Where ``has_masks`` is False, a sentence that says why; else empty.
+        notes: What else a person should know before training on it, a sentence each.
     """
 
     annotation_file: Path
@@ -73,6 +69,7 @@ class CocoSplit:
     has_masks: bool
     max_instances: int
     mask_problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,19 +89,21 @@ class CocoResult:
     precision: NDArray[np.float64] = field(repr=False, compare=False)
 
 
-def load_split(folder: str | Path, split: str) -> CocoSplit:
+def load_split(folder: str | Path, split: str, load: Loader | None = None) -> CocoSplit:
     """Find one split of a COCO-format folder and check its files.
 
     The annotations are ``annotations/{split}.json`` or
     ``annotations/instances_{split}2017.json``. The pictures are looked for in the customary places
     (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder.
-    Every picture is opened as far as its header and looked at for a missing end, not decoded.
+    Pictures are looked at as :func:`polyfocal.data.pictures.check_pictures` does.
 
     Boxes without width or height are let through: real sets hold some, and MMDetection drops them.
 
     Args:
         folder: The data set's folder.
         split: Name of the split, such as ``"train"``.
+        load: What the training will load pictures with; where it is None, OpenCV as MMDetection
+            uses it, or Pillow as Detectron2 uses it where there is no OpenCV.
 
     Raises:
         DatasetError: Something is missing, contradicts itself or cannot be read; the sentence
@@ -118,7 +117,7 @@ def load_split(folder: str | Path, split: str) -> CocoSplit:
         raise DatasetError(f"{file} lists no pictures; the {split} split needs at least one.")
     _check_something_to_learn(file, annotations)
     image_dir = _image_dir(folder, split, file, [image["file_name"] for image in images])
-    _check_pictures(file, image_dir, images)
+    notes = _check_pictures(file, image_dir, images, load or usual_loader())
     objects = [annotation for annotation in annotations if not annotation["iscrowd"]]
     mask_problem = _mask_problem(file, objects, images)
     return CocoSplit(
@@ -131,6 +130,7 @@ def load_split(folder: str | Path, split: str) -> CocoSplit:
         has_masks=not mask_problem,
         max_instances=max(Counter(object_["image_id"] for object_ in objects).values()),
         mask_problem=mask_problem,
+        notes=tuple(notes),
     )
 
 
@@ -205,8 +205,11 @@ def evaluate(
     detected = read_results(results, iou_type, content, source)
 
     with contextlib.redirect_stdout(io.StringIO()):
-        # COCOeval writes into the annotations it is given.
-        truth = _coco(content, [dict(annotation) for annotation in content["annotations"]])
+        # COCOeval writes into the annotations it is given, and takes the id 0 for "no match".
+        truth = _coco(
+            content,
+            [{**one, "id": number} for number, one in enumerate(content["annotations"], start=1)],
+        )
         detections = truth.loadRes(detected) if detected else _coco(content, [])
         evaluation = COCOeval(truth, detections, iou_type)
         evaluation.params.maxDets = sorted({1, 10, max_dets})
@@ -325,7 +328,7 @@ def read_ground_truth(
     if isinstance(ground_truth, COCO):
         content, source = ground_truth.dataset, "the ground truth"
     else:
-        content, source = _read_annotations(Path(ground_truth)), str(ground_truth)
+        content, source = _read_annotations(Path(ground_truth), pictures=False), str(ground_truth)
     declared = {category["id"] for category in content["categories"]}
     for id_ in category_ids or ():
         if id_ not in declared:
@@ -376,7 +379,12 @@ def read_results(
             if key not in result:
                 raise DatasetError(f"{where} has no {key!r}; it needs {', '.join(keys)}.")
         for key, declared in (("image_id", sizes), ("category_id", names)):
-            if not isinstance(result[key], Integral) or result[key] not in declared:
+            if not isinstance(result[key], Integral) or isinstance(result[key], bool):
+                raise DatasetError(
+                    f"{where} has {key} {result[key]!r}; it must be a whole number, that of "
+                    f"{source}."
+                )
+            if result[key] not in declared:
                 raise DatasetError(f"{where} has {key} {result[key]!r}, not declared in {source}.")
         if not _is_number(result["score"]):
             raise DatasetError(
@@ -444,8 +452,14 @@ def read_json(file: Path) -> Any:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
 
 
-def _read_annotations(file: Path) -> dict[str, Any]:
-    """Read an annotation file; what comes back has every key and type that others rely on."""
+def _read_annotations(file: Path, *, pictures: bool = True) -> dict[str, Any]:
+    """Read an annotation file; what comes back has every key and type that others rely on.
+
+    Args:
+        file: The JSON file.
+        pictures: Whether the names of the picture files are needed. MMDetection leaves them empty
+            where it writes the ground truth of its own samples.
+    """
     content = read_json(file)
     if not isinstance(content, dict):
         raise DatasetError(
@@ -472,9 +486,8 @@ def _read_annotations(file: Path) -> dict[str, Any]:
     _check_unique(file, "category", categories, "name")
     if not categories:
         raise DatasetError(f"{file} declares no categories; it needs at least one.")
-    _check_fields(
-        file, "image", images, {"id": _ID, "file_name": _NAME, "width": _SIDE, "height": _SIDE}
-    )
+    name = {"file_name": _NAME} if pictures else {}
+    _check_fields(file, "image", images, {"id": _ID, **name, "width": _SIDE, "height": _SIDE})
     _check_unique(file, "image", images, "id")
     _check_fields(
         file,
@@ -625,59 +638,24 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
     )
 
 
-def _check_pictures(file: Path, image_dir: Path, images: list[dict[str, Any]]) -> None:
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        found = list(pool.map(lambda image: _picture_problem(image_dir, image), images))
-    problems = [problem for problem in found if problem]
+def _check_pictures(
+    file: Path, image_dir: Path, images: list[dict[str, Any]], load: Loader
+) -> list[str]:
+    """Remarks on the pictures; a :class:`DatasetError` where one cannot be used."""
+    found = check_pictures(
+        [image_dir / image["file_name"] for image in images],
+        [(image["width"], image["height"]) for image in images],
+        load,
+    )
+    problems = [one.problem for one in found if one.problem]
     if problems:
-        count = f" ({len(problems)} such pictures in {file.name})" if len(problems) > 1 else ""
-        raise DatasetError(f"{problems[0]}{count}.")
+        raise DatasetError(f"{problems[0]}{_such_pictures(problems, file)}.")
+    remarks = [one.remark for one in found if one.remark]
+    return [f"{remarks[0]}{_such_pictures(remarks, file)}."] if remarks else []
 
 
-def _picture_problem(image_dir: Path, image: dict[str, Any]) -> str:
-    path = image_dir / image["file_name"]
-    try:
-        with open(path, "rb") as stream, Image.open(stream) as picture:
-            width, height = picture.size
-            end = _END_OF_FILE.get(picture.format or "")
-            if end is None or not _ends_with(stream, end):
-                picture.load()
-            # Pillow decodes a PNG to look for its EXIF.
-            if picture.format in ("JPEG", "MPO"):
-                orientation = picture.getexif().get(_EXIF_ORIENTATION)
-                if orientation in _ROTATING_ORIENTATIONS:
-                    width, height = height, width
-    except FileNotFoundError:
-        return f"picture {path} is missing"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"picture {path} cannot be read: {_reason(error, path)}"
-    if (width, height) != (image["width"], image["height"]):
-        return (
-            f"picture {path} has {width}x{height} pixels, but its entry says "
-            f"{image['width']}x{image['height']}"
-        )
-    return ""
-
-
-def _ends_with(stream: Any, end: bytes) -> bool:
-    position = stream.tell()
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(size - _TAIL, 0))
-    found = end in stream.read(_TAIL)
-    stream.seek(position)
-    return found
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if os.path.isdir(path):
-        return "it is a folder"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if path.stat().st_size == 0:
-        return "it is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "it is not a picture of a known format"
-    return str(error)
+def _such_pictures(bad: list[str], file: Path) -> str:
+    return f" ({len(bad)} such pictures in {file.name})" if len(bad) > 1 else ""
 
 
 def _sizes(images: list[dict[str, Any]]) -> dict[int, list[int]]:

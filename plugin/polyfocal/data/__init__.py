@@ -1,0 +1,1 @@
+"""Data sets on a disk: found, checked once, read. Framework-free."""
