@@ -113,7 +113,7 @@ def measure(file, kind, indices):
 
 SCRIPT = """
 import sys
-sys.path[:0] = [{tests!r}, {here!r}]
+sys.path[:0] = [{helpers!r}, {here!r}]
 import torch
 torch.cuda.set_device = lambda device: None  # MMEngine's launcher calls it whatever the backend
 from mmengine.dist import get_rank, init_dist
@@ -161,7 +161,7 @@ def two(tmp_path_factory):
     script = place / "two.py"
     script.write_text(
         SCRIPT.format(
-            tests=str(TESTS),
+            helpers=str(TESTS / "helpers"),
             here=str(TESTS / "mmdet"),
             truth=str(truth),
             config=str(ROOT / "configs" / "retinanet_poly1.py"),

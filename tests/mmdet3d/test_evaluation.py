@@ -190,7 +190,7 @@ def objects(one):
 def test_equals_mmdetection3d(tmp_path):
     truth, found = zip(*(scene(seed) for seed in range(5)), strict=True)
     (tmp_path / "in.pkl").write_bytes(pickle.dumps((truth, found)))
-    script = Path(__file__).resolve().parents[1] / "kitti_reference.py"
+    script = Path(__file__).resolve().parents[1] / "helpers" / "kitti_reference.py"
     subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(tmp_path / "in.pkl"), tmp_path / "o.npy"],
         check=True,

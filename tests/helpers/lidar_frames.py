@@ -8,7 +8,7 @@ import torch
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-KITTI_MINI = Path(__file__).resolve().parents[1] / "../shared/data/kitti_mini"
+KITTI_MINI = Path(__file__).resolve().parents[2] / "../shared/data/kitti_mini"
 CLASSES = ("Pedestrian", "Cyclist", "Car")
 SIZES = np.array([[0.8, 0.6, 1.73], [1.76, 0.6, 1.73], [3.9, 1.6, 1.56]])
 

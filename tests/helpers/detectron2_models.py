@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 
-# Not "detectron2", which without Detectron2 is the folder of these tests.
 pytest.importorskip(
     "detectron2.modeling",
     reason="needs Detectron2, which has no release on the index: docs/detectron2.md says how to"
@@ -20,7 +19,7 @@ from detectron2.utils.events import EventStorage
 
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "detectron2"
+CONFIGS = Path(__file__).parents[2] / "configs" / "detectron2"
 SIDE = 96  # pixels
 
 
