@@ -254,6 +254,13 @@ def test_roi_adapter_is_focal_of_the_same_logits():
     torch.testing.assert_close(activated[:, :3], scores)
     torch.testing.assert_close(accuracy(activated, labels).squeeze(), expected)
     assert adapter.get_activation(logits[:0]).shape == (0, 4)
+    # Tools that export a model ask for a whole batch.
+    torch.testing.assert_close(
+        adapter.get_activation(logits.view(4, 5, 3)), activated.view(4, 5, 4)
+    )
+    topk = MODELS.build(dict(type="polyfocal.RoILoss", loss=TOPK))
+    scores = topk.get_activation(torch.randn(4, 5, 3))
+    torch.testing.assert_close(scores.sum(-1), torch.ones(4, 5))
 
 
 @pytest.mark.parametrize("ours", [POLY1_FOCAL, POLY1_BCE])
@@ -324,11 +331,63 @@ def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, 
             "made for use_sigmoid=True",
         ),
         (dict(type="GFLHead", num_classes=3, in_channels=8), "pairs of labels and quality scores"),
+        (dict(type="VFNetHead", num_classes=3, in_channels=8), "overlaps of the predicted boxes"),
+        (
+            dict(type="CenterNetUpdateHead", num_classes=3, in_channels=8),
+            "heatmaps together with the indices",
+        ),
     ],
 )
 def test_heads_that_a_loss_cannot_serve_are_refused(head, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(dict(head, loss_cls=POLY1_CE))
+
+
+def test_probabilities_are_no_logits():
+    model = get_config("mmdet::tood/tood_r50_fpn_1x_coco.py").model
+    head = dict(model.bbox_head, train_cfg=model.train_cfg, initial_loss_cls=POLY1_FOCAL)
+    with pytest.raises(ValueError, match=r"TOODHead.initial_loss_cls is a Poly1FocalLoss.*probab"):
+        MODELS.build(head)
+
+
+def test_vfnet_without_its_loss_takes_labels():
+    head = dict(
+        type="VFNetHead", num_classes=3, in_channels=8, use_vfl=False,
+        loss_cls=POLY1_FOCAL, loss_cls_fl=POLY1_FOCAL,
+    )  # fmt: skip
+    assert type(MODELS.build(head).loss_cls).__name__ == "Poly1FocalLoss"
+
+
+def test_a_head_of_a_project_is_known_by_its_name():
+    from mmdet.models.dense_heads import DINOHead
+
+    class CoDINOHead(DINOHead):
+        pass
+
+    with pytest.raises(ValueError, match=r"CoDINOHead.loss_cls is a Poly1FocalLoss.*quality sc"):
+        CoDINOHead(num_classes=3, loss_cls=POLY1_FOCAL, num_pred_layer=2)
+
+
+def yolov3_losses(loss_cls):
+    torch.manual_seed(0)
+    head = copy.deepcopy(get_config("mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py").model)
+    head = dict(head.bbox_head, train_cfg=head.train_cfg, num_classes=3, loss_cls=loss_cls)
+    head.update(in_channels=[8, 8, 8], out_channels=[8, 8, 8])
+    head = MODELS.build(head)
+    head.init_weights()
+    features = [torch.randn(2, 8, size, size, requires_grad=True) for size in (3, 6, 12)]
+    boxes = torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 20.0, 90.0, 80.0]])
+    objects = [InstanceData(bboxes=boxes, labels=torch.tensor([0, 2]))] * 2
+    metas = [dict(img_shape=(96, 96), batch_input_shape=(96, 96))] * 2
+    losses = sum(head.loss_by_feat(*head(features), objects, metas)["loss_cls"])
+    return losses, *torch.autograd.grad(losses, features)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_yolov3_weighs_rows_of_three_dimensions(reduction):
+    expected = yolov3_losses(dict(STOCK_BCE, reduction=reduction))
+    assert expected[0] > 0
+    torch.testing.assert_close(yolov3_losses(dict(POLY1_BCE, reduction=reduction)), expected)
 
 
 def test_heatmaps_take_the_loss_for_heatmaps_and_no_other_head_does():

@@ -20,6 +20,7 @@ PART_A2 = "mmdet3d::parta2/parta2_hv_secfpn_8xb2-cyclic-80e_kitti-3d-3class.py"
 SSN = "mmdet3d::ssn/ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d.py"
 FREE_ANCHOR = "mmdet3d::free_anchor/pointpillars_hv_regnet-400mf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d.py"  # noqa: E501
 CENTERPOINT = "mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py"
+IMVOXEL = "mmdet3d::imvoxelnet/imvoxelnet_2xb4_sunrgbd-3d-10class.py"
 
 POLY1 = dict(type="polyfocal.Poly1FocalLoss", epsilon=0.0, use_sigmoid=True)
 POLY1_BCE = dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=0.0, use_sigmoid=True)
@@ -177,6 +178,8 @@ def test_wrong_combinations_are_refused():
         UserError, match=r"CenterHead.loss_cls is a Poly1FocalLoss, which takes log"
     ):
         head(CENTERPOINT, "pts_bbox_head", loss_cls=POLY1)
+    with pytest.raises(UserError, match=r"cls_loss is a Poly1FocalLoss, .* labels it -1"):
+        head(IMVOXEL, "bbox_head", cls_loss=POLY1)
     with pytest.raises(UserError, match=r"softmax Poly1CrossEntropyLoss: .* use_sigmoid=True"):
         head(
             POINTPILLARS,

@@ -14,7 +14,8 @@ reduction    without ``avg_factor``       with ``avg_factor`` a
 ===========  ===========================  ====================================================
 
 ==================  ===========================================================================
-``weight``          sigmoid: ``(N,)`` or ``(N, 1)`` a row, ``(N, C)`` or ``(N * C,)`` an entry;
+``weight``          sigmoid: ``(N,)`` or ``(N, 1)`` a row, ``(N, C)`` or ``(N * C,)`` an entry,
+                    for logits of more dimensions their shape or ``(..., 1)``;
                     softmax: ``(N,)``
 ``class_weight``    sigmoid: ``(C,)``, weighs column c, its positives and its negatives;
                     softmax: one a column, weighs a row by its class (by sum_k y_k w_k for
@@ -51,15 +52,17 @@ def expand_weight(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
     weight = weight.to(dtype)
     if weight.shape == shape:
         return weight
+    if len(shape) >= 2 and weight.shape == (*shape[:-1], 1):
+        return weight
     if len(shape) == 2:
         rows, columns = shape
         if weight.shape == (rows,):
             return weight.unsqueeze(1)
-        if weight.shape == (rows, 1):
-            return weight
         if weight.shape == (rows * columns,):
             return weight.view(rows, columns)
     allowed = "(N,), (N, 1), (N, C) or (N * C,)" if len(shape) == 2 else "that of the loss"
+    if len(shape) > 2:
+        allowed += ", or 1 in the place of its last number,"
     raise UserError(
         f"weight has shape {tuple(weight.shape)}: expected {allowed} for a loss of shape"
         f" {tuple(shape)}"

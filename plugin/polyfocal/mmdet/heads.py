@@ -67,13 +67,16 @@ class RoILoss(nn.Module):
         return num_classes + isinstance(self.loss, NoisedTopKLoss)
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Scores (N, C + 1), the background last, of logits (N, C) or, top-K, (N, C + 1)."""
+        """Scores (..., C + 1), the background last, of logits (..., C) or, top-K, (..., C + 1).
+
+        A head gives (N, C), a tool that exports the model (B, N, C).
+        """
         if isinstance(self.loss, NoisedTopKLoss):
             return self.loss.activation(cls_score)
         scores = cls_score.sigmoid()
-        if scores.shape[1] == 0 or scores.shape[0] == 0:
-            return scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
-        return torch.cat([scores, 1 - scores.amax(dim=1, keepdim=True)], dim=1)
+        if scores.shape[-1] == 0:
+            return scores.new_ones(*scores.shape[:-1], 1)
+        return torch.cat([scores, 1 - scores.amax(dim=-1, keepdim=True)], dim=-1)
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Top-1 accuracy in percent, background included, under the key 'acc'."""

@@ -4,12 +4,16 @@ A head assigns its loss to an attribute, and torch tells about that: a module re
 sees the head and the loss together at the only moment when both are known and nothing has run.
 """
 
+from typing import NoReturn
+
 from mmdet.models.dense_heads import (
     CenterNetHead,
+    CenterNetUpdateHead,
     CornerHead,
     GFLHead,
     RTMDetHead,
     TOODHead,
+    VFNetHead,
     YOLOV3Head,
 )
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -25,6 +29,8 @@ from polyfocal.mmdet.heads import MaskLoss, RoILoss
 
 # They hand (labels, quality scores) to their loss, made for Quality Focal Loss.
 _QUALITY_HEADS = (GFLHead, RTMDetHead, TOODHead)
+# Those of MMDetection's projects are not in its package.
+_QUALITY_HEADS_OF_PROJECTS = ("CoDINOHead",)
 # They give the probabilities of a heatmap and a target of Gaussian bumps.
 _HEATMAP_HEADS = (CenterNetHead, CornerHead)
 
@@ -46,15 +52,17 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
         name: of the attribute.
         loss: what it is given; anything but a loss of this package is let through.
     """
+    if not isinstance(loss, ClassificationLoss | GaussianPoly1FocalLoss | RoILoss | MaskLoss):
+        return
     where, what = f"{type(head).__name__}.{name}", type(loss).__name__
+    if isinstance(head, CenterNetUpdateHead) and name == "loss_cls":
+        _refuse(head, where, what, "heatmaps together with the indices of the positives")
     if isinstance(loss, GaussianPoly1FocalLoss):
         if isinstance(head, BaseDenseHead | BBoxHead) and not isinstance(head, _HEATMAP_HEADS):
             raise UserError(
                 f"{where} is a {what}, which is for the heatmaps of CenterNetHead and CornerHead:"
                 " write type='polyfocal.Poly1FocalLoss'"
             )
-        return
-    if not isinstance(loss, ClassificationLoss | RoILoss | MaskLoss):
         return
     if isinstance(head, RoILoss | MaskLoss):
         return
@@ -86,11 +94,15 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
             f"{where} is a RoILoss, which is for BBoxHeads: give {type(head).__name__} the inner"
             f" loss, {type(loss.loss).__name__}, itself"
         )
-    if isinstance(head, _QUALITY_HEADS) and name == "loss_cls":
-        raise UserError(
-            f"{where} is a {what}: {type(head).__name__} gives its loss pairs of labels and"
-            " quality scores, which only QualityFocalLoss takes; use ATSSHead or RetinaHead"
-        )
+    if name == "loss_cls" and (
+        isinstance(head, _QUALITY_HEADS)
+        or any(cls.__name__ in _QUALITY_HEADS_OF_PROJECTS for cls in type(head).__mro__)
+    ):
+        _refuse(head, where, what, "pairs of labels and quality scores")
+    if isinstance(head, VFNetHead) and name == "loss_cls" and head.use_vfl:
+        _refuse(head, where, what, "overlaps of the predicted boxes as targets, for Varifocal Loss")
+    if isinstance(head, TOODHead) and name == "initial_loss_cls":
+        _refuse(head, where, what, "probabilities, for FocalLoss with activated=True")
     if isinstance(head, YOLOV3Head) and not loss.use_sigmoid:
         raise UserError(f"{where} is a softmax {what}: it takes a sigmoid loss, use_sigmoid=True")
     expects_sigmoid = getattr(head, "use_sigmoid_cls", None)
@@ -100,6 +112,13 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
             f" use_sigmoid={expects_sigmoid}: write use_sigmoid={expects_sigmoid} in the loss's"
             " config, where the head reads it"
         )
+
+
+def _refuse(head: nn.Module, where: str, what: str, gives: str) -> NoReturn:
+    raise UserError(
+        f"{where} is a {what}, which takes logits and labels: {type(head).__name__} gives its loss"
+        f" {gives}; keep the head's own loss, or use ATSSHead or RetinaHead"
+    )
 
 
 def _check_bbox_head(head: BBoxHead, where: str, loss: ClassificationLoss | RoILoss) -> None:

@@ -18,6 +18,8 @@ _HEATMAP_HEADS = (
     dense_heads.MonoFlexHead,
     dense_heads.SMOKEMono3DHead,
 )
+# Their background has the label -1.
+_MINUS_ONE_HEADS = (dense_heads.FCAF3DHead, dense_heads.ImVoxelHead)
 _LOGIT_HEADS = (dense_heads.Base3DDenseHead, dense_heads.BaseMono3DDenseHead)
 
 _watching: RemovableHandle | None = None
@@ -52,6 +54,11 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
         raise UserError(
             f"{where} is a {what}, which takes logits, and the head gives the probabilities of a"
             " heatmap: write type='polyfocal.GaussianPoly1FocalLoss', without use_sigmoid"
+        )
+    if isinstance(head, _MINUS_ONE_HEADS) and name == "cls_loss":
+        raise UserError(
+            f"{where} is a {what}, whose background is the label C, the number of classes:"
+            f" {type(head).__name__} labels it -1; keep MMDetection's FocalLoss there"
         )
     if not isinstance(head, dense_heads.Anchor3DHead) or name != "loss_cls":
         return
