@@ -38,10 +38,10 @@ from rich.table import Table
 from polyfocal.calibration import DetectionCalibration, DetectionResult
 from polyfocal.calibration.detection import MatchedDetections, match
 from polyfocal.coco import CocoResult, evaluate, read_ground_truth
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmengine.work_dir import TrainedRun, read_trained_run
-from polyfocal.studies import replace_text
 
 EXAMPLES = """\
 examples:

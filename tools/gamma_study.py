@@ -26,10 +26,11 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import Outcome, Run, mean_and_spread, run_study, summarize
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmdet.studies import losses_of
-from polyfocal.studies import Outcome, Run, mean_and_spread, replace_text, run_study, summarize
 
 EXAMPLES = """\
 examples:

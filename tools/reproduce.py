@@ -28,22 +28,22 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
-from polyfocal.mmdet.command_line import check_launcher, run_tool
-from polyfocal.mmdet.runs import join_processes
-from polyfocal.mmdet.studies import train_and_measure
-from polyfocal.mmengine.checkpoint import latest_checkpoint
-from polyfocal.studies import (
+from polyfocal.experiments.study import (
     Difference,
     Outcome,
     Run,
     finished,
     mean_and_spread,
     paired_difference,
-    replace_text,
     run_study,
     summarize,
 )
+from polyfocal.mmdet.command_line import check_launcher, run_tool
+from polyfocal.mmdet.runs import join_processes
+from polyfocal.mmdet.studies import train_and_measure
+from polyfocal.mmengine.checkpoint import latest_checkpoint
 
 EXAMPLES = """\
 examples:

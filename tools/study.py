@@ -16,9 +16,9 @@ from rich.console import Console
 from polyfocal.coco import load_split
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import Run, run_study, study_table, write_markdown
 from polyfocal.mmdet.command_line import run_tool
 from polyfocal.mmdet.studies import train_and_measure
-from polyfocal.studies import Run, run_study, study_table, write_markdown
 
 EXAMPLES = """\
 examples:

@@ -25,7 +25,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import (
+    Difference,
+    Outcome,
+    Run,
+    markdown_table,
+    paired_difference,
+    run_study,
+    study_table,
+)
 from polyfocal.mmdet.command_line import add_experiment_options, run_tool
 from polyfocal.mmdet.experiment import read_config
 from polyfocal.mmdet.tuning import (
@@ -36,16 +46,6 @@ from polyfocal.mmdet.tuning import (
     rounded,
     searched_seconds,
     write_config,
-)
-from polyfocal.studies import (
-    Difference,
-    Outcome,
-    Run,
-    markdown_table,
-    paired_difference,
-    replace_text,
-    run_study,
-    study_table,
 )
 
 EXAMPLES = """\

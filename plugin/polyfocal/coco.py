@@ -27,8 +27,8 @@ from rich.table import Table
 from rich.text import Text
 
 from polyfocal.data.pictures import Loader, check_pictures, usual_loader
+from polyfocal.data.splits import held_out
 from polyfocal.errors import UserError
-from polyfocal.studies import held_out
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
@@ -135,7 +135,7 @@ def load_split(folder: str | Path, split: str, load: Loader | None = None) -> Co
 
 
 def hold_out(file: str | Path, folder: str | Path) -> tuple[Path, Path]:
-    """Divide an annotation file in two by its pictures, see :func:`polyfocal.studies.held_out`.
+    """Divide an annotation file in two by its pictures, see :func:`polyfocal.data.splits.held_out`.
 
     Args:
         file: COCO annotations, such as those of the train split.

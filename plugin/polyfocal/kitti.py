@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from polyfocal.data.splits import held_out
 from polyfocal.errors import UserError
-from polyfocal.studies import held_out
 
 CLASSES = (
     "Pedestrian",
@@ -144,7 +144,7 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
 
 
 def hold_out(root: str | Path, folder: str | Path) -> Path:
-    """Divide the train split in two, see :func:`polyfocal.studies.held_out`.
+    """Divide the train split in two, see :func:`polyfocal.data.splits.held_out`.
 
     Args:
         root: The folder that holds ``ImageSets`` and ``training``.

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 
 from mmengine.config import Config
 
-from polyfocal.studies import Outcome, Run
+from polyfocal.experiments.study import Outcome, Run
 
 ROOT = Path(__file__).parents[2]
 CLASSIFIER = ROOT / "configs" / "classification" / "cross_entropy.py"

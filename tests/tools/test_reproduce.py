@@ -22,10 +22,10 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import Outcome, Run
 from polyfocal.mmdet.experiment import merge_options, read_config
 from polyfocal.mmdet.tiny import walk
 from polyfocal.mmengine.hooks import ExactResumeHook
-from polyfocal.studies import Outcome, Run
 
 ROOT = Path(__file__).parents[2]
 

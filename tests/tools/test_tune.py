@@ -19,11 +19,12 @@ from optuna.trial import TrialState
 
 from polyfocal import losses
 from polyfocal.coco import hold_out
+from polyfocal.data.splits import held_out
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import Outcome, Run, paired_difference
 from polyfocal.mmdet import tuning
 from polyfocal.mmengine.hooks import ExactResumeHook
-from polyfocal.studies import Outcome, Run, held_out, paired_difference
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

@@ -8,8 +8,8 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from polyfocal.classification.data import Variant, load_images
+from polyfocal.data.splits import held_out as choose_held_out
 from polyfocal.registry import DATASETS
-from polyfocal.studies import held_out as choose_held_out
 
 
 @DATASETS.register_module()
@@ -22,8 +22,8 @@ class ImageDataset(Dataset):
     Args:
         root: folder, see :func:`polyfocal.classification.data.load_images`; None for the digits.
         split: ``"train"``, ``"val"`` or ``"ood"``.
-        held_out: True for the fifth of the split's variant that :func:`polyfocal.studies.held_out`
-            chooses, False for the rest, None for all.
+        held_out: True for the fifth of the split's variant that
+            :func:`polyfocal.data.splits.held_out` chooses, False for the rest, None for all.
         variant: the keywords of :class:`polyfocal.classification.data.Variant`.
 
     Attributes:

@@ -13,13 +13,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.runs import join_processes, test, train
 from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.work_dir import short_names
-from polyfocal.studies import replace_text
 
 
 def train_and_measure(

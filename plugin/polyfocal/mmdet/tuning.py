@@ -21,12 +21,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 from polyfocal.losses import Range
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.experiment import Experiment, read_config
 from polyfocal.mmdet.studies import losses_of, train_and_measure
-from polyfocal.studies import replace_text
 
 STORAGE_FILE = "search.db"
 """The SQLite file of a search, in its folder."""

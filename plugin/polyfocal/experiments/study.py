@@ -4,12 +4,10 @@ A study is a folder. Every run that has finished leaves ``<name>/seed_<n>/result
 the settings it had and what it measured; a study that is started again does what is missing.
 """
 
-import hashlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,6 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
+from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 
 RESULT_FILE = "result.json"
@@ -181,27 +180,6 @@ def paired_difference(
     return Difference(fmean(differences), spread, p, len(seeds))
 
 
-def held_out(ids: Sequence[Hashable]) -> list[bool]:
-    """Which samples of a training set to judge settings by: every fifth of an order without order.
-
-    The order is that of the hashes of the ids, so that the choice depends on nothing else.
-
-    Args:
-        ids: One a sample, each once.
-
-    Raises:
-        UserError: There are fewer than five.
-    """
-    if len(ids) < 5:
-        raise UserError(
-            f"{len(ids)} training samples cannot be split for a search: expected 5 or more."
-        )
-    hashes = [hashlib.sha256(str(id_).encode()).digest() for id_ in ids]
-    order = sorted(range(len(ids)), key=hashes.__getitem__)
-    chosen = set(order[: len(ids) // 5])
-    return [place in chosen for place in range(len(ids))]
-
-
 def study_table(
     outcomes: Sequence[Outcome], columns: Sequence[str], *, scale: float = 100.0, digits: int = 1
 ) -> Table:
@@ -283,10 +261,3 @@ def _write(outcome: Outcome, place: Path) -> None:
         "seconds": round(outcome.seconds, 1),
     }
     replace_text(place / RESULT_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a text file, which appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from polyfocal.errors import UserError
-from polyfocal.studies import (
+from polyfocal.experiments.study import (
     Run,
     finished,
     run_study,
