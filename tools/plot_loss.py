@@ -281,8 +281,8 @@ def draw(curves: list[Curve], out: Path, *, log: bool = False, negatives: bool =
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # The same command gives the same SVG: no date, no random ids.
-        with rc_context({"svg.hashsalt": "polyfocal"}):
+        # The same command gives the same SVG, with text as text: no date, no random ids.
+        with rc_context({"svg.hashsalt": "polyfocal", "svg.fonttype": "none"}):
             metadata = {"Date": None} if out.suffix.lower() == ".svg" else None
             figure.savefig(part, dpi=110, metadata=metadata)
         os.replace(part, out)
