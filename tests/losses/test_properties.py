@@ -44,6 +44,10 @@ SETTINGS = {
         alpha=alpha,
     ),
     "GaussianPoly1FocalLoss": dict(epsilon=epsilon, alpha=number, gamma=number),
+    "Poly1QualityFocalLoss": dict(epsilon=epsilon, beta=number.filter(lambda beta: beta >= 0.2)),
+    "Poly1VarifocalLoss": dict(epsilon=epsilon, alpha=number, gamma=number),
+    "Poly1MatchabilityAwareLoss": dict(epsilon=epsilon, gamma=number),
+    "Poly1IoUAwareBCELoss": dict(epsilon=epsilon, alpha=st.floats(0, 1), gamma=number),
     "CyclicalFocalLoss": dict(
         gamma_hc=gamma_hc,
         gamma_lc=number,
@@ -66,6 +70,12 @@ SETTINGS = {
 }
 COUNTED = ("LDAMLoss", "ImbalancedNoisedTopKLoss")
 TOPK = ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss")
+SIGMOID_ONLY = (
+    "Poly1IoUAwareBCELoss",
+    "Poly1MatchabilityAwareLoss",
+    "Poly1QualityFocalLoss",
+    "Poly1VarifocalLoss",
+)
 SOFTMAX_ONLY = (*TOPK, "LDAMLoss", "DualFocalLoss", "AdaFocalLoss")
 LABELS_ONLY = (*SOFTMAX_ONLY, "SampleDependentFocalLoss")
 HEATMAP = "GaussianPoly1FocalLoss"
@@ -73,11 +83,12 @@ ALL = sorted(SETTINGS)
 BIASED = [name for name in ALL if "anneal_to" in SETTINGS[name]]
 
 # Dual focal: p_j jumps when p_y overtakes a class. Steps of gamma: the loss jumps at an edge.
-# Confidence regularisation: the target is the teacher's.
+# Confidence regularisation: the target is the teacher's. IoU-aware BCE: it moves with p.
 NOT_MONOTONE = (
     "AdaFocalLoss",
     "ConfidenceRegularizationLoss",
     "DualFocalLoss",
+    "Poly1IoUAwareBCELoss",
     "SampleDependentFocalLoss",
 )
 CALLS = 0
@@ -151,7 +162,7 @@ def cases(draw, name, *, elements=farther, dtypes=DTYPES, plain=False, rows=None
         held["target"] = draw(array(shape, unit, torch.float32))
         held["weight"] = draw(array(shape, st.floats(0, 4), torch.float32))
         return Case(getattr(polyfocal.losses, name)(**chosen), held, heatmap=True)
-    sigmoid = name not in SOFTMAX_ONLY and draw(st.booleans())
+    sigmoid = name in SIGMOID_ONLY or (name not in SOFTMAX_ONLY and draw(st.booleans()))
     if sigmoid or plain:
         chosen.pop("label_smoothing", None)
     if name in COUNTED:

@@ -15,6 +15,12 @@ from polyfocal.losses.focal import FocalLoss
 from polyfocal.losses.gaussian import GaussianPoly1FocalLoss
 from polyfocal.losses.ldam import LDAMLoss
 from polyfocal.losses.poly import Poly1CrossEntropyLoss, Poly1FocalLoss, PolyNLoss
+from polyfocal.losses.quality import (
+    Poly1IoUAwareBCELoss,
+    Poly1MatchabilityAwareLoss,
+    Poly1QualityFocalLoss,
+    Poly1VarifocalLoss,
+)
 from polyfocal.losses.topk import ImbalancedNoisedTopKLoss, NoisedTopKLoss
 
 __all__ = [
@@ -35,6 +41,10 @@ __all__ = [
     "NoisedTopKLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
+    "Poly1IoUAwareBCELoss",
+    "Poly1MatchabilityAwareLoss",
+    "Poly1QualityFocalLoss",
+    "Poly1VarifocalLoss",
     "PolyNLoss",
     "ProductOfExpertsLoss",
     "Range",

@@ -1,13 +1,14 @@
-"""The two places of MMDetection that a loss does not fit as it is: RoI classifiers and masks."""
+"""What MMDetection's heads need around a loss: adapters, and the class that they ask for."""
 
 from typing import Any
 
 import torch
-from mmdet.models.losses import accuracy
+from mmdet.models.losses import QualityFocalLoss, accuracy
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
+from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
 from polyfocal.registry import MODELS
@@ -119,3 +120,28 @@ class MaskLoss(nn.Module):
         rows = torch.arange(len(labels), device=labels.device)
         # (1,), as MMDetection's own mask loss returns it.
         return self.loss(mask_preds[rows, labels], mask_targets)[None]
+
+
+class _QualityFocal(QualityFocalLoss):
+    """MMDetection's class without its settings."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+def _as_quality_focal(cls: type[ClassificationLoss]) -> type[ClassificationLoss]:
+    """The class as a kind of MMDetection's QualityFocalLoss, and registered in its place.
+
+    Heads of DETR's kind hand (labels, scores) to a loss that is one, else labels.
+    """
+    described = {"__doc__": cls.__doc__, "__module__": __name__}
+    made = type(cls.__name__, (cls, _QualityFocal), described)
+    for registry in (MODELS, MMENGINE_MODELS):
+        registry.register_module(module=made, force=True)
+    return made
+
+
+Poly1QualityFocalLoss = _as_quality_focal(losses.Poly1QualityFocalLoss)
+Poly1VarifocalLoss = _as_quality_focal(losses.Poly1VarifocalLoss)
+Poly1MatchabilityAwareLoss = _as_quality_focal(losses.Poly1MatchabilityAwareLoss)
+Poly1IoUAwareBCELoss = _as_quality_focal(losses.Poly1IoUAwareBCELoss)
