@@ -5,6 +5,8 @@ import copy
 import io
 import json
 import math
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -19,11 +21,12 @@ from rich.console import Console
 from polyfocal.calibration import DetectionCalibration
 from polyfocal.coco import (
     DatasetError,
-    _is_compressed_rle,
     evaluate,
     format_table,
     load_split,
 )
+from polyfocal.data import annotations
+from polyfocal.data.masks import is_compressed_rle
 from polyfocal.demo import DigitScenes, write_digit_scenes
 
 PYCOCOTOOLS_ORDER = "mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@100 AR_s AR_m AR_l"
@@ -188,8 +191,9 @@ def _thin(content: dict) -> None:
         (_set("annotations", 1, bbox=[1, 2, -3, 4]), r"has bbox \[1, 2, -3, 4\]; .* width >= 0"),
         (_set("annotations", 1, bbox=[10**400, 1, 1, 1]), r"has bbox \[1000"),
         (_set("annotations", 1, bbox="here"), r"has bbox 'here'"),
-        (_drop("annotations", 1, "area"), r"annotation 2 of .* has no area"),
-        (_drop("annotations", 1, "iscrowd"), r"has no iscrowd; it must be 0 or 1"),
+        (_set("annotations", 1, area=-1), r"annotation 2 of .* has area -1; it must be .* from 0"),
+        (_set("annotations", 1, area=2e10), r"has area 20000000000.0; it must be .* to 1e\+10"),
+        (_set("annotations", 1, iscrowd=2), r"has iscrowd 2; it must be 0 or 1"),
         (
             _set("images", 0, width=0),
             r"image 1 of .* has width 0; it must be a whole number from 1",
@@ -304,11 +308,240 @@ def test_masks_are_recognised(folder: Path, segmentation, usable: bool) -> None:
         segmentation = {**segmentation, "counts": segmentation["counts"].decode()}
     content = read(folder)
     content["annotations"][1]["segmentation"] = segmentation
-    del content["annotations"][2]["segmentation"]  # a crowd needs none
     write(folder, content)
     split = load_split(folder, "train")
     assert split.has_masks is usable
     assert split.mask_problem.partition(" of ")[0] == ("" if usable else "annotation 2")
+
+
+def test_what_pycocotools_and_mmdetection_do_without_is_completed(folder: Path) -> None:
+    content = read(folder)
+    whole = [dict(annotation) for annotation in content["annotations"]]
+    for annotation in content["annotations"]:
+        del annotation["area"]
+    content["annotations"][2]["segmentation"] = []
+    del content["annotations"][0]["iscrowd"]
+    content["annotations"][1]["iscrowd"] = None
+    content["annotations"][0]["segmentation"] = [[10, 10, 30, 10, 30, 30]]  # half of its box
+    write(folder, content)
+    split = load_split(folder, "train")
+    first, second, third = split.annotations.annotations
+    half = int(coco_mask.area(coco_mask.frPyObjects(first["segmentation"], 60, 80))[0])
+    assert first["area"] == half and 150 < half < 250
+    assert (second["area"], third["area"]) == (400, 400)
+    assert [one["iscrowd"] for one in (first, second, third)] == [0, 0, 1]
+    assert split.notes == (
+        f"2 of 3 annotations of {split.annotation_file} have no iscrowd: they are taken as "
+        "objects (0).",
+        f"3 of 3 annotations of {split.annotation_file} have no area: it is taken as that of the "
+        "mask (2) or as width x height (1).",
+    )
+    # The same numbers as with the areas and signs in the file.
+    whole[0]["area"] = half
+    write(folder, {**content, "annotations": whole}, "val.json")
+    found = perfect({"annotations": whole[:2]})
+    measured = [
+        evaluate(folder / "annotations" / name, found).stats for name in ("train.json", "val.json")
+    ]
+    assert str(measured[0]) == str(measured[1])
+
+
+def test_ids_below_one_are_noted(folder: Path) -> None:
+    content = read(folder)
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = number
+    write(folder, content)
+    (note,) = load_split(folder, "train").notes
+    assert "numbers its annotations from 0" in note and "stock CocoMetric and COCOEval" in note
+
+
+def test_a_byte_order_mark_is_read(folder: Path) -> None:
+    file = folder / "annotations" / "train.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    split = load_split(folder, "train")
+    results = folder / "results.json"
+    results.write_bytes(b"\xef\xbb\xbf" + json.dumps(perfect(read_back(split))).encode())
+    assert evaluate(file, results).stats["mAP"] == pytest.approx(1.0)
+
+
+def read_back(split) -> dict:
+    return {"annotations": split.annotations.objects}
+
+
+@pytest.mark.parametrize("mask", [[], None, "missing", [[1, 2]], {"size": [60, 80]}])
+def test_a_crowd_region_needs_a_mask_as_objects_do(folder: Path, mask: object) -> None:
+    # MMDetection's LoadAnnotations and COCOeval read it.
+    content = read(folder)
+    content["annotations"][2]["segmentation"] = mask
+    if mask == "missing":
+        del content["annotations"][2]["segmentation"]
+    write(folder, content)
+    split = load_split(folder, "train")
+    sentence = "annotation 3 of .* \\(a crowd region\\) has no usable segmentation"
+    assert not split.has_masks and re.match(sentence, split.mask_problem)
+    with pytest.raises(DatasetError, match=sentence):
+        evaluate(split.annotation_file, [], "segm")
+
+
+def test_objects_of_no_use_are_counted(folder: Path) -> None:
+    content = read(folder)
+    more = [
+        {"ignore": 1},
+        {"ignore": True},
+        {"bbox": [80, 10, 20, 20]},
+        {"bbox": [10, -20, 20, 20]},
+        {"bbox": [10, 10, 0, 20]},
+        {"area": 0},
+        {"bbox": [70, 50, 20, 20]},  # leaves the picture in part, and is used
+    ]
+    for number, change in enumerate(more):
+        content["annotations"].append({**content["annotations"][0], "id": 10 + number, **change})
+    write(folder, content)
+    split = load_split(folder, "train")
+    assert split.notes == (
+        f"6 of 9 annotated objects of {split.annotation_file} are of no use to a training (2 with "
+        "ignore 1, 2 outside of their picture, 2 without area or with a box of less than one "
+        "pixel).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ignore": 1}, "2 with ignore 1"),
+        ({"bbox": [90, 10, 20, 20]}, "2 outside of their picture"),
+        ({"bbox": [10, 10, 0.5, 20]}, "2 without area or with a box of less than one pixel"),
+    ],
+)
+def test_nothing_of_use_is_refused(folder: Path, change: dict, reason: str) -> None:
+    content = read(folder)
+    for annotation in content["annotations"]:
+        annotation.update(change)
+    write(folder, content)
+    with pytest.raises(DatasetError, match=rf"all 2 annotated .* of no use \({reason}\): there is"):
+        load_split(folder, "train")
+
+
+def test_boxes_of_corners_are_refused(folder: Path) -> None:
+    content = read(folder)
+    corners = [[10, 10, 75, 40], [2, 3, 79, 59], [1, 1, 5, 1]]
+    for annotation, box in zip(content["annotations"], corners, strict=True):
+        annotation.update(bbox=box, iscrowd=0)
+    write(folder, content)
+    with pytest.raises(
+        DatasetError,
+        match=r"annotation 1 of .* has bbox \[10, 10, 75, 40\], which leaves its picture, and all "
+        r"boxes look like x1, y1, x2, y2: they must be x, y, width, height \(2 such\)",
+    ):
+        load_split(folder, "train")
+    content["annotations"][2]["bbox"] = [60, 40, 10, 30]  # no corners; it leaves the picture
+    write(folder, content)
+    load_split(folder, "train")
+
+
+def rewrite(folder: Path, name: str, content: bytes = b"{}") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (
+            "train/_annotations.coco.json",
+            "it is in Roboflow's layout, copy train/_annotations.coco.json to "
+            "annotations/train.json and leave the pictures where they are",
+        ),
+        ("Annotations/a.xml", "it holds XML files as Pascal VOC does (Annotations/a.xml), convert"),
+        ("VOC2007/Annotations/a.xml", "it holds XML files as Pascal VOC does (VOC2007/Annot"),
+        ("labels/train/a.txt", "it holds labels as YOLO does (labels/train/a.txt), convert them"),
+        ("train/labels/a.txt", "it holds labels as YOLO does (train/labels/a.txt), convert them"),
+        ("train.json", "there is train.json, put it where it is looked for"),
+    ],
+)
+def test_other_layouts_are_named(tmp_path: Path, file: str, sentence: str) -> None:
+    rewrite(tmp_path, file)
+    with pytest.raises(DatasetError) as caught:
+        load_split(tmp_path, "train")
+    assert str(caught.value).startswith(
+        f"{tmp_path} has neither annotations/train.json nor annotations/instances_train2017.json: "
+        f"{sentence}"
+    )
+
+
+def test_a_roboflow_export_works_as_the_sentence_says(folder: Path) -> None:
+    (folder / "images").rename(folder / "valid")
+    (folder / "annotations" / "train.json").rename(folder / "valid" / "_annotations.coco.json")
+    with pytest.raises(DatasetError, match="copy valid/_annotations.coco.json to annotations/val"):
+        load_split(folder, "val")
+    shutil.copy(folder / "valid" / "_annotations.coco.json", folder / "annotations" / "val.json")
+    assert load_split(folder, "val").image_dir == folder / "valid"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"<annotation/>", "train.json is XML, as Pascal VOC's are, and not JSON."),
+        (
+            b'[{"image_id": 1, "score": 0.5}]',
+            "must hold a JSON object .*, got a list, which looks like detections",
+        ),
+        (
+            b'{"images": [], "categories": [], "annotations": [{"segments_info": []}]}',
+            r"train.json is a panoptic file \(segments_info\): a detector needs objects with boxes",
+        ),
+    ],
+)
+def test_other_kinds_of_files_are_named(folder: Path, content: bytes, sentence: str) -> None:
+    rewrite(folder, "annotations/train.json", content)
+    with pytest.raises(DatasetError, match=sentence):
+        load_split(folder, "train")
+
+
+@pytest.mark.parametrize("place", ["images", "elsewhere"])
+def test_backslashes_are_named(folder: Path, place: str) -> None:
+    content = read(folder)
+    content["images"][1]["file_name"] = "sub\\b.jpg"
+    if place == "elsewhere":
+        content["images"].reverse()
+    write(folder, content)
+    with pytest.raises(DatasetError, match="file_name .*has backslashes, write / in their place"):
+        load_split(folder, "train")
+
+
+def test_what_a_loader_says_of_a_picture_counts(folder: Path) -> None:
+    picture = Image.new("RGB", (60, 80), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(folder / "images" / "a.png", exif=exif)
+    load_split(folder, "train")  # OpenCV turns it to 80 x 60
+    with pytest.raises(DatasetError, match="a.png has 60x80 pixels as it is loaded"):
+        load_split(folder, "train", lambda path: np.asarray(Image.open(path)))
+    dark = Image.fromarray(np.full((60, 80), 4095, np.uint16))
+    dark.save(folder / "images" / "a.png")
+    (note,) = load_split(folder, "train").notes
+    assert note.startswith(f"picture {folder / 'images' / 'a.png'} is nearly black as it is loaded")
+
+
+def test_a_file_is_opened_once_until_it_changes(folder: Path, monkeypatch) -> None:
+    file = folder / "annotations" / "train.json"
+    long_ago = file.stat().st_mtime_ns - 10**9
+    os.utime(file, ns=(long_ago, long_ago))
+    opened = []
+    monkeypatch.setattr(annotations, "read_json", lambda file: opened.append(file) or read(folder))
+    split = load_split(folder, "train")
+    evaluate(file, [])
+    evaluate(str(file.resolve()), [])
+    assert opened == [file]
+    found = split.annotations.coco()
+    found.dataset["annotations"][0]["area"] = -5  # others are not disturbed
+    assert split.annotations.annotations[0]["area"] == 400
+    os.utime(file, ns=(long_ago + 1, long_ago + 1))
+    evaluate(file, [])
+    assert len(opened) == 2
+    annotations.forget_annotations(file)
+    evaluate(file, [])
+    assert len(opened) == 3
 
 
 # --- evaluate ---------------------------------------------------------------------------------
@@ -500,7 +733,10 @@ def test_takes_files_and_loaded_ground_truth(digits: Path, tmp_path: Path, capsy
     ("change", "sentence"),
     [
         ({"image_id": 9}, r"detection 0 of the results has image_id 9, not declared in .*train"),
-        ({"image_id": [1]}, r"has image_id \[1\]; it must be a whole number, that of .*train"),
+        (
+            {"image_id": [1]},
+            r"has image_id \[1\]; it must be a whole number, one of those of .*train",
+        ),
         ({"image_id": 1.0}, r"has image_id 1.0; it must be a whole number"),
         ({"image_id": True}, r"has image_id True; it must be a whole number"),
         ({"category_id": "7"}, r"has category_id '7'; it must be a whole number"),
@@ -526,14 +762,14 @@ def test_masks_are_counted_before_they_are_decoded() -> None:
             counts = coco_mask.encode(pixels)["counts"]
             for text in (counts, counts.decode()):
                 rle = {"size": [height, width], "counts": text}
-                assert _is_compressed_rle(rle, [height, width])
-                assert not _is_compressed_rle(rle, [width, height + 1])
+                assert is_compressed_rle(rle, [height, width])
+                assert not is_compressed_rle(rle, [width, height + 1])
             other = {"size": [height, width + 1], "counts": counts}
-            assert not _is_compressed_rle(other, [height, width + 1]), "pixels are missing"
+            assert not is_compressed_rle(other, [height, width + 1]), "pixels are missing"
     for counts in ("", "P", "PPPP", "~", "\x00", "é", "7" * 99, None, 5, [35]):
-        assert not _is_compressed_rle({"size": [7, 5], "counts": counts}, [7, 5])
+        assert not is_compressed_rle({"size": [7, 5], "counts": counts}, [7, 5])
     for size in (None, 5, "75", [7], {}):
-        assert not _is_compressed_rle({"size": size, "counts": "S1"}, [7, 5])
+        assert not is_compressed_rle({"size": size, "counts": "S1"}, [7, 5])
 
 
 @pytest.mark.parametrize("far", [1e9, math.nan, math.inf, 10**400, "1"])

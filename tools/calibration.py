@@ -4,11 +4,8 @@
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -18,14 +15,17 @@ from polyfocal.calibration import DetectionCalibration, DetectionResult, match
 from polyfocal.calibration.detection import LAECE_IOU
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.calibration.posthoc import METHODS, TARGETS, Calibrator, fit
-from polyfocal.coco import (
+from polyfocal.data.annotations import Annotations
+from polyfocal.data.detections import Detections, Kind
+from polyfocal.data.evaluation import (
+    USUAL_LIMIT,
     CocoResult,
+    detection_limit,
     evaluate,
     format_table,
-    read_ground_truth,
-    read_json,
-    read_results,
+    truth_for,
 )
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 
 DESCRIPTION = """\
@@ -66,9 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-dets",
         type=int,
-        default=100,
         metavar="N",
-        help="most detections of a category in a picture that count (default 100)",
+        help="most detections of a class in a picture that count (default 100, or more hundreds "
+        "where a picture holds more objects)",
     )
     parser.add_argument("--diagrams", metavar="DIR", help="draw reliability diagrams into DIR")
     way = parser.add_mutually_exclusive_group()
@@ -93,12 +93,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, fit or apply."""
-    kind: Literal["bbox", "segm"] = "segm" if args.masks else "bbox"
-    before = measure(args, kind, args.results)
+    kind: Kind = "segm" if args.masks else "bbox"
+    truth, results = truth_for(args.annotations, kind), Detections.of(args.results)
+    max_dets = detection_limit(truth) if args.max_dets is None else args.max_dets
+
+    def measure(detections: Detections) -> tuple[CocoResult, DetectionResult]:
+        metric = DetectionCalibration(args.iou)
+        metric.update(truth, detections, kind, max_dets)
+        return evaluate(truth, detections, kind, max_dets), metric.compute()
+
+    before = measure(results)
     columns: dict[str, tuple[CocoResult, DetectionResult]] = {kind: before}
     calibrator = None
     if args.fit:
-        matched = match(args.annotations, args.results, [LAECE_IOU, args.iou], kind, args.max_dets)
+        matched = match(truth, results, [LAECE_IOU, args.iou], kind, max_dets)
         try:
             calibrator = fit(matched, args.fit, args.target, args.iou, not args.shared)
         except UserError as error:
@@ -106,9 +114,9 @@ def run(args: argparse.Namespace) -> None:
     elif args.apply:
         calibrator = Calibrator.load(args.apply)
     if calibrator is not None:
-        calibrated = apply(calibrator, args, kind)
+        calibrated = apply(calibrator, truth, results)
         after = "fitted to" if args.fit else "after"
-        columns = {"before": before, after: measure(args, kind, calibrated)}
+        columns = {"before": before, after: measure(calibrated)}
     console = Console()
     console.print(
         format_table(
@@ -120,41 +128,49 @@ def run(args: argparse.Namespace) -> None:
     )
     *_, (_, calibration) = columns.values()
     console.print(class_table(calibration))
+    notes = [*truth.notes]
+    if args.max_dets is None:
+        notes.append(remark_on_limit(truth, results, max_dets))
+    for note in filter(None, notes):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if args.fit and calibrator is not None:
         calibrator.save(args.save)
         console.print(f"calibrator {args.save}", highlight=False, soft_wrap=True)
     if args.out:
-        write(args.out, calibrated)
+        write_text(args.out, json.dumps(calibrated.entries))
         console.print(f"results    {args.out}", highlight=False, soft_wrap=True)
     if args.diagrams is not None:
         for file in save_diagrams(calibration, args.diagrams):
             console.print(f"diagram    {file}", highlight=False, soft_wrap=True)
 
 
-def measure(
-    args: argparse.Namespace, kind: Literal["bbox", "segm"], results: Any
-) -> tuple[CocoResult, DetectionResult]:
-    """Average precision and calibration of detections."""
-    metric = DetectionCalibration(args.iou)
-    metric.update(args.annotations, results, kind, args.max_dets)
-    return evaluate(args.annotations, results, kind, args.max_dets), metric.compute()
+def remark_on_limit(truth: Annotations, results: Detections, max_dets: int) -> str:
+    """What to say about detections that do not count, or count against custom; else empty."""
+    if max_dets > USUAL_LIMIT:
+        return (
+            f"a picture holds up to {truth.max_instances} objects: up to {max_dets} detections of "
+            f"a class in a picture count, not the customary {USUAL_LIMIT}."
+        )
+    most = results.most_in_a_picture
+    if most > max_dets:
+        return (
+            f"a picture has up to {most} detections of a class: the best {max_dets} count, as is "
+            f"customary; --max-dets {most} counts them all."
+        )
+    return ""
 
 
-def apply(
-    calibrator: Calibrator, args: argparse.Namespace, kind: Literal["bbox", "segm"]
-) -> list[dict[str, Any]]:
-    """The detections with new scores, and everything else that they had."""
-    content, source = read_ground_truth(args.annotations, kind)
-    checked = read_results(args.results, kind, content, source, probabilities=True)
-    names = {category["id"]: category["name"] for category in content["categories"]}
+def apply(calibrator: Calibrator, truth: Annotations, results: Detections) -> Detections:
+    """Measured detections with new scores, and everything else that they had."""
+    names = {category["id"]: category["name"] for category in truth.categories}
     scores = calibrator.apply(
-        [detection["score"] for detection in checked],
-        [names[detection["category_id"]] for detection in checked],
+        [one["score"] for one in results.entries],
+        [names[one["category_id"]] for one in results.entries],
     )
-    return [
-        {**detection, "score": float(score)}
-        for detection, score in zip(read_json(Path(args.results)), scores, strict=True)
+    entries = [
+        {**one, "score": float(score)} for one, score in zip(results.entries, scores, strict=True)
     ]
+    return Detections(results.source, entries)
 
 
 def class_table(calibration: DetectionResult) -> Table:
@@ -172,20 +188,6 @@ def class_table(calibration: DetectionResult) -> Table:
             *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers),
         )
     return table
-
-
-def write(file: str, results: list[dict[str, Any]]) -> None:
-    """Write detections as COCO results.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    part = Path(file).with_name(f".{Path(file).name}.part")
-    try:
-        part.write_text(json.dumps(results), encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.") from None
 
 
 def main(argv: list[str] | None = None) -> int:

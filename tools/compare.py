@@ -37,7 +37,7 @@ from rich.table import Table
 
 from polyfocal.calibration import DetectionCalibration, DetectionResult
 from polyfocal.calibration.detection import MatchedDetections, match
-from polyfocal.coco import CocoResult, evaluate, read_ground_truth
+from polyfocal.coco import CocoResult, evaluate, read_annotations
 from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import run_tool
@@ -559,7 +559,8 @@ def _pictures(comparison: Comparison, number: int) -> list[str]:
     run = comparison.runs[next(iter(found))]
     assert run.annotation_file is not None
     truth = next(r.annotation_file for r in comparison.runs.values() if _is_file(r.annotation_file))
-    content, _ = read_ground_truth(truth, kind, None)
+    assert truth is not None
+    content = read_annotations(truth, pictures=False).content
     pictures = differing_pictures(content, run.image_dir, found, number)
     thresholds = ", ".join(f"{name} {one.threshold:.2f}" for name, one in found.items())
     parts = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,10 @@ from polyfocal.calibration.classification import (
     check_num_bins,
     equal_width_bins,
 )
-from polyfocal.coco import read_ground_truth, read_results
+from polyfocal.data.annotations import Annotations
+from polyfocal.data.detections import Detections, Kind
+from polyfocal.data.evaluation import truth_for
+from polyfocal.data.masks import run_lengths
 from polyfocal.errors import UserError
 
 Booleans = NDArray[np.bool_]
@@ -180,9 +183,9 @@ class DetectionCalibration:
 
     def update(
         self,
-        ground_truth: str | Path | COCO,
-        results: Sequence[dict[str, Any]] | str | Path,
-        iou_type: Literal["bbox", "segm"] = "bbox",
+        ground_truth: str | Path | COCO | Annotations,
+        results: Sequence[dict[str, Any]] | str | Path | Detections,
+        iou_type: Kind = "bbox",
         max_dets: int = 100,
         category_ids: Sequence[int] | None = None,
     ) -> None:
@@ -277,10 +280,10 @@ class DetectionCalibration:
 
 
 def match(
-    ground_truth: str | Path | COCO,
-    results: Sequence[dict[str, Any]] | str | Path,
+    ground_truth: str | Path | COCO | Annotations,
+    results: Sequence[dict[str, Any]] | str | Path | Detections,
     iou_thresholds: Sequence[float],
-    iou_type: Literal["bbox", "segm"] = "bbox",
+    iou_type: Kind = "bbox",
     max_dets: int = 100,
     category_ids: Sequence[int] | None = None,
 ) -> MatchedDetections:
@@ -302,17 +305,17 @@ def match(
     Raises:
         DatasetError: The results do not fit the ground truth.
     """
-    content, source = read_ground_truth(ground_truth, iou_type, category_ids)
-    detections = read_results(results, iou_type, content, source, probabilities=True)
+    content = truth_for(ground_truth, iou_type, category_ids)
+    detections = Detections.of(results).checked(content, iou_type, probabilities=True)
     names = {
         category["id"]: category["name"]
-        for category in content["categories"]
+        for category in content.categories
         if category_ids is None or category["id"] in category_ids
     }
     labels = {id_: label for label, id_ in enumerate(names)}
-    pictures = {picture["id"]: row for row, picture in enumerate(content["images"])}
+    pictures = {picture["id"]: row for row, picture in enumerate(content.images)}
     sides = np.array(
-        [(picture["width"], picture["height"]) for picture in content["images"]], dtype=np.float64
+        [(picture["width"], picture["height"]) for picture in content.images], dtype=np.float64
     ).reshape(-1, 2)
 
     def keys(entries: list[dict[str, Any]]) -> Integers:
@@ -335,7 +338,7 @@ def match(
     index, rank = index[rank < max_dets], rank[rank < max_dets]
     key, score = key[index], score[index]
 
-    objects = content["annotations"]
+    objects = content.annotations
     object_key = keys(objects)
     order = np.argsort(object_key, kind="stable")
     order = order[object_key[order] >= 0]
@@ -357,9 +360,8 @@ def match(
     else:
         masks = [detections[row]["segmentation"] for row in index]
         boxes = _boxes(coco_mask.toBbox(masks) if masks else [])
-        heights = {picture["id"]: picture for picture in content["images"]}
         truth = [
-            _run_lengths(objects[row]["segmentation"], heights[objects[row]["image_id"]])
+            run_lengths(objects[row]["segmentation"], content.sizes[objects[row]["image_id"]])
             for row in order
         ]
         iou = _mask_iou(masks, truth, crowd, key, first, count)
@@ -449,15 +451,6 @@ def _mask_iou(
             flags = crowd[group].astype(int).tolist()
             parts.append(coco_mask.iou(masks[start:end], truth[group], flags).reshape(-1))
     return np.concatenate(parts)
-
-
-def _run_lengths(segmentation: Any, picture: dict[str, Any]) -> Any:
-    size = picture["height"], picture["width"]
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, *size)
-    return segmentation
 
 
 def _joined(parts: list[MatchedDetections]) -> MatchedDetections:

@@ -6,7 +6,6 @@ they were.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from scipy.optimize import minimize
 
 from polyfocal.calibration.classification import Floats
 from polyfocal.calibration.detection import LAECE_IOU, MatchedDetections
-from polyfocal.coco import read_json
+from polyfocal.data.files import read_json, write_text
 from polyfocal.errors import UserError
 
 METHODS = ("temperature", "platt", "isotonic")
@@ -85,7 +84,6 @@ class Calibrator:
         Raises:
             UserError: The file cannot be written.
         """
-        file = Path(file)
         content = {
             "format": _FORMAT,
             "method": self.method,
@@ -93,12 +91,7 @@ class Calibrator:
             "shared": self.shared,
             "classes": self.classes,
         }
-        part = file.with_name(f".{file.name}.part")
-        try:
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, file)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+        write_text(file, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, file: str | Path) -> "Calibrator":

@@ -1,11 +1,73 @@
-"""Files that appear complete or not at all."""
+"""Files of a data set: text and JSON read with one sentence for each way to fail; whole writes."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from polyfocal.errors import UserError
+
+
+class DatasetError(UserError):
+    """A data set, or results for one, cannot be used as it is."""
+
+
+def read_text(file: Path) -> str:
+    """The content of a text file in UTF-8, without a byte order mark.
+
+    Raises:
+        DatasetError: It cannot be read or is no such text.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{file} is not UTF-8 text: {error.reason} at byte {error.start}."
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DatasetError: It is none.
+    """
+    text = read_text(file)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("<"):
+            raise DatasetError(f"{file} is XML, as Pascal VOC's are, and not JSON.") from None
+        raise DatasetError(
+            f"{file} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from None
+    except RecursionError:
+        raise DatasetError(f"{file} is not a COCO file: its JSON is nested too deeply.") from None
+    except ValueError:  # Python refuses to read them, since that takes quadratic time
+        raise DatasetError(
+            f"{file} is not a COCO file: it has a number of thousands of digits."
+        ) from None
 
 
 def replace_text(file: Path, text: str) -> None:
     """Write a text file, which appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text file that a person has named, complete or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        replace_text(Path(file), text)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from None

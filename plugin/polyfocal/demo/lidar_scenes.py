@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfocal.data.kitti import DONT_CARE, IMAGE_SIZE
 from polyfocal.demo.folder import write_once
 from polyfocal.errors import UserError
-from polyfocal.kitti import DONT_CARE, IMAGE_SIZE
 
 VERSION = 1
 """Raised whenever the same settings would give other points or labels."""

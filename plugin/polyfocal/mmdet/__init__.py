@@ -19,6 +19,7 @@ import polyfocal.mmengine  # noqa: F401
 from polyfocal.mmdet import placement
 from polyfocal.mmdet.bias import BiasHeadHook, attach_bias_heads
 from polyfocal.mmdet.calibration import CalibrateScoresHook
+from polyfocal.mmdet.datasets import CocoDataset
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
 
@@ -28,6 +29,7 @@ __all__ = [
     "BiasHeadHook",
     "CalibrateScoresHook",
     "CalibrationMetric",
+    "CocoDataset",
     "CocoMetric",
     "MaskLoss",
     "RoILoss",

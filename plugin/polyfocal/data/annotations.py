@@ -1,0 +1,355 @@
+"""COCO annotation files: read once, checked, completed, and asked by everything else."""
+
+import contextlib
+import io
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from polyfocal.data.files import DatasetError, read_json
+from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, run_lengths
+
+_MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
+_LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
+_KINDS = ("images", "annotations", "categories")
+_FILES_KEPT = 2  # train and val
+_TICK = 100_000_000  # nanoseconds, longer than those of file systems
+
+_kept: dict[str, tuple[tuple[int, int], "Annotations"]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What an annotation file says. Nobody changes it: it is shared by all who ask for the file.
+
+    Attributes:
+        source: What sentences call it.
+        content: All of the file. Every annotation has an ``iscrowd`` and an ``area``.
+        notes: What was added or is unusual, a sentence each.
+    """
+
+    source: str
+    content: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """The pictures, in the order of the file."""
+        return self.content["images"]
+
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        """Objects and crowd regions, in the order of the file."""
+        return self.content["annotations"]
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The categories, in the order of the file, which is that of the labels."""
+        return self.content["categories"]
+
+    @cached_property
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations that are no crowd regions."""
+        return [one for one in self.annotations if not one["iscrowd"]]
+
+    @cached_property
+    def max_instances(self) -> int:
+        """Most objects in one picture."""
+        return max(Counter(one["image_id"] for one in self.objects).values(), default=0)
+
+    @cached_property
+    def sizes(self) -> dict[int, list[int]]:
+        """Height and width of each picture by its id, in the order of an RLE's size."""
+        return {image["id"]: [image["height"], image["width"]] for image in self.images}
+
+    @cached_property
+    def mask_problem(self) -> str:
+        """Why it does not serve for masks, a sentence; empty where it does.
+
+        Crowd regions need a mask too: the frameworks and COCO's evaluation read theirs.
+        """
+        bad = [
+            one
+            for one in self.annotations
+            if not is_segmentation(one.get("segmentation"), self.sizes[one["image_id"]])
+        ]
+        if not bad:
+            return ""
+        crowd = " (a crowd region)" if bad[0]["iscrowd"] else ""
+        return (
+            f"annotation {bad[0]['id']} of {self.source}{crowd} has no usable segmentation; a mask "
+            "is a list of polygons of 3 points or more, or an RLE of the picture's "
+            f"size{more(bad)}."
+        )
+
+    def coco(self, kind: type[Any] = COCO) -> Any:
+        """What pycocotools makes of the file, with copies of the entries, which it writes into.
+
+        The annotations are numbered from 1: pycocotools and what is built on it take an object's id
+        for the sign that it was found, and 0 for that it was not.
+
+        Args:
+            kind: pycocotools' class or one that is derived from it.
+        """
+        loaded = kind()
+        loaded.dataset = {
+            **self.content,
+            "images": [dict(image) for image in self.images],
+            "annotations": [
+                {**one, "id": number} for number, one in enumerate(self.annotations, start=1)
+            ],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            loaded.createIndex()
+        return loaded
+
+
+def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
+    """Read an annotation file, or return what was read where it has not changed since.
+
+    Missing ``iscrowd`` are taken as 0, missing areas as that of the mask where there is one, else
+    as width x height.
+
+    Args:
+        file: The JSON file.
+        pictures: Whether the names of the picture files are needed. MMDetection leaves them empty
+            where it writes the ground truth of its own samples.
+
+    Raises:
+        DatasetError: It cannot be read, or contradicts itself.
+    """
+    file = Path(file)
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
+    path, state = os.path.realpath(file), (stat.st_mtime_ns, stat.st_size)
+    kept_state, found = _kept.pop(path, (None, None))
+    if found is None or kept_state != state:
+        found = _checked(read_json(file), str(file))
+    # A file may change twice between two ticks of its clock.
+    if time.time_ns() - stat.st_mtime_ns > _TICK:
+        _kept[path] = state, found
+        while len(_kept) > _FILES_KEPT:
+            del _kept[next(iter(_kept))]
+    if pictures:
+        _check_fields(found.source, "image", found.images, {"file_name": _NAME})
+    return found
+
+
+def forget_annotations(file: str | Path) -> None:
+    """Give the memory back of a file that was read."""
+    _kept.pop(os.path.realpath(file), None)
+
+
+def annotations_of(ground_truth: "str | Path | COCO | Annotations") -> Annotations:
+    """The annotations of an evaluation, whatever they are given as.
+
+    Args:
+        ground_truth: A file, what pycocotools loaded (left unchanged), or annotations.
+
+    Raises:
+        DatasetError: They cannot be used.
+    """
+    if isinstance(ground_truth, Annotations):
+        return ground_truth
+    if isinstance(ground_truth, COCO):
+        content = dict(ground_truth.dataset)
+        if isinstance(content.get("annotations"), list):
+            content["annotations"] = [
+                dict(one) if isinstance(one, dict) else one for one in content["annotations"]
+            ]
+        return _checked(content, "the ground truth")
+    return read_annotations(ground_truth, pictures=False)
+
+
+def _checked(content: Any, source: str) -> Annotations:
+    if not isinstance(content, dict):
+        like = ""
+        if isinstance(content, list) and content and isinstance(content[0], dict):
+            like = ", which looks like detections" if "score" in content[0] else ""
+        raise DatasetError(
+            f"{source} must hold a JSON object with images, annotations and categories, "
+            f"got {kind_of(content)}{like}."
+        )
+    if "annotations" not in content and isinstance(content.get("images"), list):
+        # MMDetection writes none where no sample has an object.
+        content = {**content, "annotations": []}
+    for key in _KINDS:
+        if key not in content:
+            raise DatasetError(f"{source} has no {key!r}; a COCO file needs a list of them.")
+        if not isinstance(content[key], list):
+            raise DatasetError(f"{key!r} of {source} must be a list, got {kind_of(content[key])}.")
+        for index, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise DatasetError(
+                    f"entry {index} of {key!r} in {source} must be an object, got {kind_of(entry)}."
+                )
+    images, annotations, categories = (content[key] for key in _KINDS)
+    if annotations and "segments_info" in annotations[0]:
+        raise DatasetError(
+            f"{source} is a panoptic file (segments_info): a detector needs objects with boxes, as "
+            "COCO's instances files have them."
+        )
+    _check_fields(source, "category", categories, {"id": _ID, "name": _NAME})
+    _check_unique(source, "category", categories, "id")
+    _check_unique(source, "category", categories, "name")
+    if not categories:
+        raise DatasetError(f"{source} declares no categories; it needs at least one.")
+    _check_fields(source, "image", images, {"id": _ID, "width": _SIDE, "height": _SIDE})
+    _check_unique(source, "image", images, "id")
+    _check_fields(
+        source,
+        "annotation",
+        annotations,
+        {"id": _ID, "image_id": _ID, "category_id": _ID, "bbox": _BOX},
+    )
+    _check_unique(source, "annotation", annotations, "id")
+    for key, declared, kind in (
+        ("image_id", {image["id"] for image in images}, "pictures"),
+        ("category_id", {category["id"] for category in categories}, "categories"),
+    ):
+        bad = [annotation for annotation in annotations if annotation[key] not in declared]
+        if bad:
+            raise DatasetError(
+                f"annotation {bad[0]['id']} of {source} has {key} {bad[0][key]}, which is not "
+                f"among the declared {kind} ({_listed(declared)}){more(bad)}."
+            )
+    notes = _complete(source, annotations, images)
+    _check_fields(source, "annotation", annotations, {"area": _AREA, "iscrowd": _CROWD})
+    lowest = min((one["id"] for one in annotations), default=1)
+    if lowest < 1:
+        notes.append(
+            f"{source} numbers its annotations from {lowest}: polyfocal evaluates them rightly, but"
+            " stock CocoMetric and COCOEvaluator take objects of ids below 1 for never found."
+        )
+    return Annotations(source, content, tuple(notes))
+
+
+def _complete(
+    source: str, annotations: list[dict[str, Any]], images: list[dict[str, Any]]
+) -> list[str]:
+    notes = []
+    bare = [one for one in annotations if one.get("iscrowd") is None]
+    for one in bare:
+        one["iscrowd"] = 0
+    if bare:
+        notes.append(
+            f"{len(bare)} of {len(annotations)} annotations of {source} have no iscrowd: they are "
+            "taken as objects (0)."
+        )
+    bare = [one for one in annotations if one.get("area") is None]
+    sizes = {image["id"]: [image["height"], image["width"]] for image in images} if bare else {}
+    masks = 0
+    for one in bare:
+        segmentation, size = one.get("segmentation"), sizes[one["image_id"]]
+        if is_segmentation(segmentation, size):
+            one["area"] = float(coco_mask.area(run_lengths(segmentation, size)))
+            masks += 1
+        else:
+            one["area"] = one["bbox"][2] * one["bbox"][3]
+    if bare:
+        notes.append(
+            f"{len(bare)} of {len(annotations)} annotations of {source} have no area: it is taken "
+            f"as that of the mask ({masks}) or as width x height ({len(bare) - masks})."
+        )
+    return notes
+
+
+def is_finite_box(value: Any) -> bool:
+    """Whether it is 4 numbers of pixels."""
+    return (
+        isinstance(value, (list, tuple, np.ndarray))
+        and len(value) == 4
+        and all(is_number(number) and abs(number) <= FARTHEST for number in value)
+    )
+
+
+def _is_box(value: Any) -> bool:
+    return is_finite_box(value) and value[2] >= 0 and value[3] >= 0
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# Control characters, other ends of lines, and halves of characters, which no file name holds.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_Rule = tuple[Callable[[Any], bool], str]
+_ID: _Rule = (
+    lambda value: is_whole(value) and int(value).bit_length() <= _MOST_BITS,
+    f"a whole number of at most {_MOST_BITS} bits",
+)
+_NAME: _Rule = (
+    lambda value: isinstance(value, str) and value != "" and not _UNPRINTABLE.search(value),
+    "a text of one line without control characters",
+)
+_SIDE: _Rule = (
+    lambda value: is_whole(value) and 0 < value <= _LONGEST_SIDE,
+    f"a whole number from 1 to {_LONGEST_SIDE}",
+)
+_BOX: _Rule = (
+    _is_box,
+    f"4 numbers x, y, width >= 0, height >= 0, none beyond {FARTHEST:g} pixels",
+)
+_AREA: _Rule = (
+    # COCO's evaluation counts no larger object.
+    lambda value: is_number(value) and 0 <= value <= FARTHEST**2,
+    f"a number from 0 to {FARTHEST**2:g}",
+)
+_CROWD: _Rule = (lambda value: value in (0, 1), "0 or 1")
+
+
+def _check_fields(
+    source: str, kind: str, entries: list[dict[str, Any]], rules: dict[str, _Rule]
+) -> None:
+    for key, (accepts, right) in rules.items():
+        bad = [index for index, entry in enumerate(entries) if not accepts(entry.get(key))]
+        if bad:
+            entry = entries[bad[0]]
+            name = (
+                f"{kind} {entry['id']}" if key != "id" and "id" in entry else f"{kind} no. {bad[0]}"
+            )
+            found = f"has {key} {entry[key]!r}" if key in entry else f"has no {key}"
+            raise DatasetError(f"{name} of {source} {found}; it must be {right}{more(bad)}.")
+
+
+def _check_unique(source: str, kind: str, entries: list[dict[str, Any]], key: str) -> None:
+    counts: Counter[Hashable] = Counter(entry[key] for entry in entries)
+    bad = [value for value, count in counts.items() if count > 1]
+    if bad:
+        raise DatasetError(
+            f"{source} declares {kind} {key} {bad[0]!r} {counts[bad[0]]} times; "
+            f"each must be unique{more(bad)}."
+        )
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, for a sentence."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else repr(value))
+
+
+def more(bad: Sequence[Any]) -> str:
+    """How many others there are like the one that a sentence is about."""
+    return f" ({len(bad)} such)" if len(bad) > 1 else ""
+
+
+def _listed(values: Iterable[Any]) -> str:
+    ordered = sorted(values)
+    listed = ", ".join(map(str, ordered[:10]))
+    return f"{listed}, ... {len(ordered)} in all" if len(ordered) > 10 else listed or "none"

@@ -1,0 +1,335 @@
+"""COCO-format folders: one split found, checked once and described; a part of it held out."""
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyfocal.data.annotations import Annotations, more, read_annotations
+from polyfocal.data.files import DatasetError, read_json, write_text
+from polyfocal.data.pictures import Loader, check_pictures, usual_loader
+from polyfocal.data.splits import held_out
+
+_SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
+_ROBOFLOW = "_annotations.coco.json"
+# Boxes with corners in the place of their size: at least this part of them would leave the picture.
+_LEAVING = 0.2
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One checked split of a COCO-format folder.
+
+    Attributes:
+        annotation_file: The JSON file.
+        image_dir: Where the pictures are: ``image_dir / file_name`` exists for each of them.
+        annotations: What the file says.
+        notes: What a person should know before training on it, a sentence each.
+    """
+
+    annotation_file: Path
+    image_dir: Path
+    annotations: Annotations = field(repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the categories in the file's order, which is that of MMDetection's labels."""
+        return tuple(category["name"] for category in self.annotations.categories)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Their ids in the same order."""
+        return tuple(category["id"] for category in self.annotations.categories)
+
+    @property
+    def num_images(self) -> int:
+        """Number of pictures."""
+        return len(self.annotations.images)
+
+    @property
+    def num_annotations(self) -> int:
+        """Number of annotations, crowds among them."""
+        return len(self.annotations.annotations)
+
+    @property
+    def max_instances(self) -> int:
+        """Most annotations in one picture, crowds not counted.
+
+        Where it is above 100 the customary limit of 100 detections a picture hides some.
+        """
+        return self.annotations.max_instances
+
+    @property
+    def has_masks(self) -> bool:
+        """Every annotation has a usable segmentation."""
+        return not self.mask_problem
+
+    @property
+    def mask_problem(self) -> str:
+        """Where ``has_masks`` is False, a sentence that says why; else empty."""
+        return self.annotations.mask_problem
+
+
+def load_split(folder: str | Path, split: str, load: Loader | None = None) -> CocoSplit:
+    """Find one split of a COCO-format folder and check its files.
+
+    The annotations are ``annotations/{split}.json`` or
+    ``annotations/instances_{split}2017.json``. The pictures are looked for in the customary places
+    (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder, and
+    checked by :func:`polyfocal.data.pictures.check_pictures`.
+
+    Boxes without width or height are let through: real sets hold some, and MMDetection drops them.
+
+    Args:
+        folder: The data set's folder.
+        split: Name of the split, such as ``"train"``.
+        load: What the training will load pictures with; where it is None, OpenCV as MMDetection
+            uses it, or Pillow as Detectron2 uses it where there is no OpenCV.
+
+    Raises:
+        DatasetError: Something is missing, contradicts itself or cannot be read; the sentence
+            names the file, the value and what would be right.
+    """
+    folder = Path(folder)
+    file = _annotation_file(folder, split)
+    annotations = read_annotations(file)
+    if not annotations.images:
+        raise DatasetError(f"{file} lists no pictures; the {split} split needs at least one.")
+    notes = [*annotations.notes, *_check_something_to_learn(annotations)]
+    _check_no_corners(annotations)
+    image_dir = _image_dir(folder, split, file, [one["file_name"] for one in annotations.images])
+    notes += _check_pictures(file, image_dir, annotations.images, load or usual_loader())
+    return CocoSplit(
+        annotation_file=file,
+        image_dir=image_dir,
+        annotations=annotations,
+        notes=tuple(notes),
+    )
+
+
+def hold_out(file: str | Path, folder: str | Path) -> tuple[Path, Path]:
+    """Divide an annotation file in two by its pictures, see :func:`polyfocal.data.splits.held_out`.
+
+    Args:
+        file: COCO annotations, such as those of the train split.
+        folder: Where the two files go; it is made as needed.
+
+    Returns:
+        ``kept.json``, four fifths of the pictures, and ``held_out.json``, the others.
+
+    Raises:
+        DatasetError: The file cannot be read, or one of the two would be without objects.
+    """
+    whole = read_annotations(file)
+    ids = [image["id"] for image in whole.images]
+    chosen = {id_ for id_, out in zip(ids, held_out(ids), strict=True) if out}
+    parts = {}
+    for name, out in (("kept", False), ("held_out", True)):
+        target = Path(folder) / f"{name}.json"
+        content = {
+            **whole.content,
+            "images": [image for image in whole.images if (image["id"] in chosen) == out],
+            "annotations": [one for one in whole.annotations if (one["image_id"] in chosen) == out],
+        }
+        try:
+            _check_something_to_learn(Annotations(str(target), content, ()))
+        except DatasetError as error:
+            raise DatasetError(f"{file} cannot be divided: {error}") from None
+        parts[target] = content
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for target, content in parts.items():
+        write_text(target, json.dumps(content))
+    kept, out_of_it = parts
+    return kept, out_of_it
+
+
+def class_counts(file: str | Path) -> list[int]:
+    """How many objects each category of an annotation file has, crowds left out.
+
+    Args:
+        file: COCO or LVIS annotations; only categories and annotations are read of it.
+
+    Returns:
+        The counts in the order of the file's categories, which is that of the labels.
+
+    Raises:
+        DatasetError: it cannot be read or is no such file.
+    """
+    content = read_json(Path(file))
+    try:
+        counts = {category["id"]: 0 for category in content["categories"]}
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd"):
+                counts[annotation["category_id"]] += 1
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{file} is not a COCO annotation file: its categories and annotations have no {error}."
+        ) from None
+    return list(counts.values())
+
+
+def _annotation_file(folder: Path, split: str) -> Path:
+    names = (f"annotations/{split}.json", f"annotations/instances_{split}2017.json")
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder} is not a folder; give the folder that holds {names[0]} and the pictures."
+        )
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DatasetError(
+        f"{folder} has neither {names[0]} nor {names[1]}: {_what_is_there(folder, split)}."
+    )
+
+
+def _what_is_there(folder: Path, split: str) -> str:
+    """What kind of data set a folder without COCO's files looks like."""
+    present = sorted(file.name for file in (folder / "annotations").glob("*.json"))
+    if present:
+        return f"annotations holds {', '.join(present)}"
+    roboflow = sorted(str(file.relative_to(folder)) for file in folder.glob(f"*/{_ROBOFLOW}"))
+    if roboflow:
+        wanted = next((name for name in roboflow if name.startswith(split)), roboflow[0])
+        return (
+            f"it is in Roboflow's layout, copy {wanted} to annotations/{split}.json and leave the "
+            "pictures where they are"
+        )
+    for kind, patterns in {
+        "XML files as Pascal VOC does": ("*.xml", "*/*.xml", "*/*/*.xml"),
+        "labels as YOLO does": ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
+    }.items():
+        one = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+        if one is not None:
+            return f"it holds {kind} ({one.relative_to(folder)}), convert them to COCO's JSON"
+    if (folder / "ImageSets").is_dir() and (folder / "training").is_dir():
+        return "it is in KITTI's layout, take a config of MMDetection3D for it"
+    others = sorted(
+        str(file.relative_to(folder)) for file in (*folder.glob("*.json"), *folder.glob("*/*.json"))
+    )
+    if others:
+        return f"there is {', '.join(others[:3])}, put it where it is looked for"
+    return "there is no annotations/*.json"
+
+
+def _check_something_to_learn(found: Annotations) -> list[str]:
+    """Remarks on objects that no training can use; a :class:`DatasetError` where all are such."""
+    if not found.annotations:
+        raise DatasetError(
+            f"{found.source} has no annotations: there is nothing to learn or to measure."
+        )
+    if not found.objects:
+        raise DatasetError(
+            f"all {len(found.annotations)} annotations of {found.source} are crowd regions "
+            "(iscrowd 1): there is nothing to learn or to measure."
+        )
+    reasons = Counter(filter(None, (_why_useless(one, found.sizes) for one in found.objects)))
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    useless = sum(reasons.values())
+    if useless == len(found.objects):
+        raise DatasetError(
+            f"all {useless} annotated objects of {found.source} are of no use ({listed}): there is "
+            "nothing to learn or to measure."
+        )
+    if not useless:
+        return []
+    return [
+        f"{useless} of {len(found.objects)} annotated objects of {found.source} are of no use to a "
+        f"training ({listed})."
+    ]
+
+
+def _why_useless(one: dict[str, Any], sizes: dict[int, list[int]]) -> str:
+    if one.get("ignore"):
+        return "with ignore 1"
+    x, y, width, height = one["bbox"]
+    if one["area"] <= 0 or min(width, height) < 1:
+        return "without area or with a box of less than one pixel"
+    high, wide = sizes[one["image_id"]]
+    if x >= wide or y >= high or x + width <= 0 or y + height <= 0:
+        return "outside of their picture"
+    return ""
+
+
+def _check_no_corners(found: Annotations) -> None:
+    """Refuse boxes that are x1, y1, x2, y2."""
+    leaving = []
+    for one in found.objects:
+        x, y, width, height = one["bbox"]
+        high, wide = found.sizes[one["image_id"]]
+        if not (x <= width <= wide + 1 and y <= height <= high + 1):
+            return  # no corners
+        if x + width > wide + 1 or y + height > high + 1:
+            leaving.append(one)
+    if len(leaving) > _LEAVING * len(found.objects):
+        raise DatasetError(
+            f"annotation {leaving[0]['id']} of {found.source} has bbox {leaving[0]['bbox']}, which "
+            "leaves its picture, and all boxes look like x1, y1, x2, y2: they must be x, y, width, "
+            f"height{more(leaving)}."
+        )
+
+
+def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
+    """The folder in which the pictures are, or that in which most of the first ones are."""
+    customary = (
+        f"images/{split}",
+        f"images/{split}2017",
+        f"{split}2017",
+        split,
+        "images",
+        "",
+    )
+    probe = names[:20]
+
+    def present(candidate: Path) -> int:
+        return sum(os.path.isfile(candidate / name) for name in probe)
+
+    best = max((folder / name for name in customary), key=present)
+    if present(best):
+        return best
+    wanted = Path(probe[0])
+    for place, _, found in os.walk(folder):
+        if wanted.name not in found:
+            continue
+        candidate = Path(place)
+        # The file name may hold folders: image_dir is what comes before them.
+        if wanted.parts != candidate.joinpath(wanted.name).parts[-len(wanted.parts) :]:
+            continue
+        for _ in wanted.parts[1:]:
+            candidate = candidate.parent
+        parts = candidate.relative_to(folder).parts
+        if not any(_SPLIT_FOLDER.fullmatch(part) and not part.startswith(split) for part in parts):
+            return candidate
+    if "\\" in probe[0]:
+        raise DatasetError(
+            f"the pictures of {file} are not found: the file_name {probe[0]!r} has backslashes, "
+            "write / in their place."
+        )
+    looked = ", ".join(name or "the folder itself" for name in customary)
+    raise DatasetError(
+        f"the pictures of {file} are not under {folder}: {probe[0]!r} was looked for in {looked} "
+        "and in every other folder there."
+    )
+
+
+def _check_pictures(
+    file: Path, image_dir: Path, images: list[dict[str, Any]], load: Loader
+) -> list[str]:
+    """Remarks on the pictures; a :class:`DatasetError` where one cannot be used."""
+    found = check_pictures(
+        [image_dir / image["file_name"] for image in images],
+        [(image["width"], image["height"]) for image in images],
+        load,
+    )
+    problems = [one.problem for one in found if one.problem]
+    if problems:
+        raise DatasetError(f"{problems[0]}{_such_pictures(problems, file)}.")
+    remarks = [one.remark for one in found if one.remark]
+    return [f"{remarks[0]}{_such_pictures(remarks, file)}."] if remarks else []
+
+
+def _such_pictures(bad: list[str], file: Path) -> str:
+    return f" ({len(bad)} such pictures in {file.name})" if len(bad) > 1 else ""

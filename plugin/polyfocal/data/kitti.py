@@ -1,0 +1,552 @@
+"""Folders in KITTI's layout: check once, read, describe as MMDetection3D does.
+
+::
+
+    ROOT/ImageSets/train.txt val.txt       names of frames, one a line
+    ROOT/training/velodyne/NAME.bin        points, float32: x ahead, y left, z up, intensity
+    ROOT/training/label_2/NAME.txt         objects, 15 fields a line
+    ROOT/training/calib/NAME.txt           P2, R0_rect and Tr_velo_to_cam; the others where there
+    ROOT/training/image_2/NAME.png         or .jpg; optional
+
+The split ``test`` is in ``ROOT/testing`` and has no labels. :func:`load_infos` returns what
+MMDetection3D 1.4 keeps in its info files, without writing or reading one: they are pickles, which
+run whatever code their maker put there. The fields of labels and calibrations are those of the
+development kit of Geiger et al., *Are we ready for Autonomous Driving? The KITTI Vision Benchmark
+Suite*, CVPR 2012.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from polyfocal.data.splits import held_out
+from polyfocal.errors import UserError
+
+CLASSES = (
+    "Pedestrian",
+    "Cyclist",
+    "Car",
+    "Van",
+    "Truck",
+    "Person_sitting",
+    "Tram",
+    "Misc",
+)
+"""Types of objects in the order of the labels that MMDetection3D gives them."""
+
+DONT_CARE = "DontCare"
+"""Type of the regions in which nobody labelled; their label is -1."""
+
+IMAGE_SIZE = (375, 1242)
+"""Height and width in pixels that a frame without a picture is taken to have: KITTI's usual."""
+
+_FARTHEST = 1e6  # metres or pixels, for what is measured; a computation with it stays finite
+_NAME_DIGITS = 18  # of a frame: numbers of more do not fit into 64 bits
+_POINT_BYTES = 16  # x, y, z, intensity, each float32
+_PICTURES = (".png", ".jpg", ".jpeg")
+_CALIB_LENGTHS = {
+    "P0": 12,
+    "P1": 12,
+    "P2": 12,
+    "P3": 12,
+    "R0_rect": 9,
+    "Tr_velo_to_cam": 12,
+    "Tr_imu_to_velo": 12,
+}
+_CALIB_NEEDED = ("P2", "R0_rect", "Tr_velo_to_cam")
+_FIELDS = (
+    "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, "
+    "rotation_y"
+)
+# By difficulty (easy, moderate, hard): a box is higher, no more hidden and no more cut off.
+_MIN_HEIGHT = (40, 25, 25)
+_MAX_OCCLUSION = (0, 1, 2)
+_MAX_TRUNCATION = (0.15, 0.3, 0.5)
+_THREADS = 4
+
+
+class KittiError(UserError):
+    """A folder in KITTI's layout cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class _Object:
+    type: str
+    truncated: float
+    occluded: int
+    alpha: float
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    box_3d: tuple[float, float, float, float, float, float, float]  # x, y, z, l, h, w, ry
+    score: float
+
+
+@dataclass(frozen=True)
+class _Frame:
+    name: str
+    points: NDArray[np.float32]
+    calib: dict[str, NDArray[np.float64]]  # 4 x 4 each
+    picture: str | None
+    size: tuple[int, int]
+    objects: list[_Object] | None
+
+
+def check(root: str | Path, split: str) -> None:
+    """Read every file of a split and return if each of them can be used.
+
+    Args:
+        root: The folder that holds ``ImageSets`` and ``training``.
+        split: Name of a file in ``ImageSets``.
+
+    Raises:
+        KittiError: A file is missing or malformed; the sentence names it, what is in it and what
+            would be right.
+    """
+    for _ in _frames(Path(root), split):
+        pass
+
+
+def load_infos(root: str | Path, split: str) -> dict[str, Any]:
+    """Describe a split as MMDetection3D 1.4 does in its info files (version 2), after checking it.
+
+    Args:
+        root: The folder that holds ``ImageSets`` and ``training``.
+        split: Name of a file in ``ImageSets``.
+
+    Returns:
+        ``metainfo`` and ``data_list``, one entry a frame. Paths are names within ``velodyne`` and
+        ``image_2``. The 3D boxes, (x, y, z, length, height, width, rotation_y), are in metres and
+        radians in the rectified camera's coordinates, x right, y down, z ahead, (x, y, z) being
+        the middle of the bottom. ``difficulty`` is 0, 1 or 2 for KITTI's easy, moderate and hard
+        and -1 for what is none of them; ``num_lidar_pts`` counts the points within a box that
+        the camera sees, -1 for DontCare. ``img_path`` is left out where there is no picture,
+        and ``instances`` in the split ``test``.
+
+    Raises:
+        KittiError: As :func:`check`.
+    """
+    categories = {name: label for label, name in enumerate(CLASSES)}
+    return {
+        "metainfo": {
+            "categories": {**categories, DONT_CARE: -1},
+            "dataset": "kitti",
+            "info_version": "1.1",
+        },
+        "data_list": [_info(frame) for frame in _frames(Path(root), split)],
+    }
+
+
+def hold_out(root: str | Path, folder: str | Path) -> Path:
+    """Divide the train split in two, see :func:`polyfocal.data.splits.held_out`.
+
+    Args:
+        root: The folder that holds ``ImageSets`` and ``training``.
+        folder: Made as needed; it gets an ``ImageSets`` whose ``train`` has four fifths of the
+            frames and whose ``val`` the others, and a link to ``training``.
+
+    Returns:
+        ``folder``, a tree of its own.
+
+    Raises:
+        KittiError: There is no such split.
+        UserError: It has fewer than five frames.
+    """
+    names = _names(Path(root), "train")
+    chosen = held_out(names)
+    folder = Path(folder)
+    (folder / "ImageSets").mkdir(parents=True, exist_ok=True)
+    for split, out in (("train", False), ("val", True)):
+        part = [name for name, held in zip(names, chosen, strict=True) if held == out]
+        file = folder / "ImageSets" / f"{split}.txt"
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_text("\n".join(part) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+    link, wanted = folder / "training", (Path(root) / "training").resolve()
+    if not link.exists():
+        link.unlink(missing_ok=True)  # one whose target has gone
+        link.symlink_to(wanted, target_is_directory=True)
+    return folder
+
+
+def boxes_in_lidar(
+    boxes: NDArray[np.floating], lidar2cam: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Turn a camera's boxes into a scanner's.
+
+    The two frames are up to a degree askew. The middle of a box stays where it is, and a box that
+    stands upright in one is taken to stand upright in the other. (MMDetection3D keeps the middle
+    of the bottom: up to 3 cm apart.)
+
+    Args:
+        boxes: (N, 7): x, y, z of the middle of the bottom, length, height, width, rotation_y.
+        lidar2cam: (4, 4).
+
+    Returns:
+        (N, 7): x, y, z of the middle, length, width, height, yaw; the yaw counts from x, towards
+        y, in [-pi, pi).
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
+    middles = _transform(np.linalg.inv(lidar2cam), _middles(boxes))
+    yaw = (-boxes[:, 6] - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
+    return np.concatenate([middles, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
+
+
+def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which points lie in which boxes.
+
+    Args:
+        points: (P, 3 or more): x, y, z.
+        boxes: (N, 7) of :func:`boxes_in_lidar`.
+
+    Returns:
+        (P, N).
+    """
+    inside = np.zeros((len(points), len(boxes)), dtype=bool)
+    x, y, z = np.asarray(points, np.float64)[:, :3].T
+    for column, (middle_x, middle_y, middle_z, length, width, height, yaw) in enumerate(boxes):
+        cosine, sine = math.cos(yaw), math.sin(yaw)
+        along = (x - middle_x) * cosine + (y - middle_y) * sine
+        across = (y - middle_y) * cosine - (x - middle_x) * sine
+        inside[:, column] = (
+            (np.abs(along) <= length / 2)
+            & (np.abs(across) <= width / 2)
+            & (np.abs(z - middle_z) <= height / 2)
+        )
+    return inside
+
+
+def check_scan(file: Path) -> None:
+    """Look at the length of a file of points, which a training reads again in each epoch.
+
+    Raises:
+        KittiError: It is missing, empty or cut off.
+    """
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+    if size == 0:
+        raise KittiError(f"{file} holds no points; a frame needs at least one.")
+    if size % _POINT_BYTES:
+        raise KittiError(
+            f"{file} has {size} bytes, which is no multiple of {_POINT_BYTES}: a point is 4 "
+            "float32, x, y, z and intensity."
+        )
+
+
+def _frames(root: Path, split: str) -> Iterator[_Frame]:
+    names = _names(root, split)
+    folder = root / ("testing" if split == "test" else "training")
+    if not folder.is_dir():
+        raise KittiError(f"{root} has no folder {folder.name}; KITTI keeps its frames there.")
+    objects = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # Ask for a few frames at a time: a whole split's points would not fit into memory.
+        for start in range(0, len(names), 4 * _THREADS):
+            chunk = names[start : start + 4 * _THREADS]
+            for frame in pool.map(lambda name: _frame(folder, name, split != "test"), chunk):
+                objects += sum(found.type != DONT_CARE for found in frame.objects or ())
+                yield frame
+    if split != "test" and not objects:
+        raise KittiError(
+            f"{root} has no object in the {len(names)} frames of the {split} split, at most "
+            f"{DONT_CARE}; it needs at least one."
+        )
+
+
+def _names(root: Path, split: str) -> list[str]:
+    if not root.is_dir():
+        raise KittiError(f"{root} is not a folder; give the one that holds ImageSets and training.")
+    file = root / "ImageSets" / f"{split}.txt"
+    present = sorted(path.name for path in (root / "ImageSets").glob("*.txt"))
+    if not file.is_file():
+        there = f"there is {', '.join(present)}" if present else "there is no ImageSets/*.txt"
+        raise KittiError(
+            f"{file} is missing, the names of the frames of the {split} split, one a line; {there}."
+        )
+    frames: dict[int, str] = {}
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if not (name.isascii() and name.isdigit() and len(name) <= _NAME_DIGITS):
+            raise KittiError(
+                f"{file} names {name!r} in line {number}; a frame's name is digits such as 000123."
+            )
+        if int(name) in frames:
+            raise KittiError(
+                f"{file} names frame {int(name)} twice, {frames[int(name)]} and, in line {number}, "
+                f"{name}."
+            )
+        frames[int(name)] = name
+    if not frames:
+        raise KittiError(f"{file} names no frames; the {split} split needs at least one.")
+    return list(frames.values())
+
+
+def _frame(folder: Path, name: str, labelled: bool) -> _Frame:
+    picture = next(
+        (
+            file
+            for ending in _PICTURES
+            if (file := folder / "image_2" / f"{name}{ending}").is_file()
+        ),
+        None,
+    )
+    return _Frame(
+        name=name,
+        points=_read_points(folder / "velodyne" / f"{name}.bin", folder.parent),
+        calib=_read_calib(folder / "calib" / f"{name}.txt", folder.parent),
+        picture=picture.name if picture else None,
+        size=_picture_size(picture) if picture else IMAGE_SIZE,
+        objects=_read_labels(folder / "label_2" / f"{name}.txt", folder.parent)
+        if labelled
+        else None,
+    )
+
+
+def _existing(file: Path, root: Path, what: str) -> Path:
+    if not file.is_file():
+        raise KittiError(
+            f"{file} is missing, {what}; {root / 'ImageSets'} names the frame {file.stem}."
+        )
+    return file
+
+
+def _read_points(file: Path, root: Path) -> NDArray[np.float32]:
+    check_scan(_existing(file, root, "the points of a frame"))
+    try:
+        points = np.fromfile(file, "<f4").reshape(-1, 4)
+    except OSError as error:
+        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+    usable = np.abs(points) <= _FARTHEST  # NaN is not
+    if not usable.all():
+        row, column = divmod(int(np.argmin(usable)), 4)
+        raise KittiError(
+            f"{file} has {points[row, column]:g} in point {row} of {len(points)}; every value must "
+            f"be a number from {-_FARTHEST:g} to {_FARTHEST:g}."
+        )
+    return points
+
+
+def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
+    text = _text(_existing(file, root, "the calibration of a frame"))
+    calib: dict[str, NDArray[np.float64]] = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        if key not in _CALIB_LENGTHS:
+            continue
+        length = _CALIB_LENGTHS[key]
+        values = _numbers(rest.split(), f"{file}, {key}")
+        if len(values) != length:
+            raise KittiError(f"{file} has {len(values)} numbers in {key}; it must have {length}.")
+        calib[key] = _square(values)
+    for key in _CALIB_NEEDED:
+        if key not in calib:
+            raise KittiError(
+                f"{file} has no line {key}; it needs {', '.join(_CALIB_NEEDED[:-1])} and "
+                f"{_CALIB_NEEDED[-1]}."
+            )
+    for key in ("R0_rect", "Tr_velo_to_cam"):
+        rotation = calib[key][:3, :3]
+        turned = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2)
+        if not turned or np.linalg.det(rotation) < 0:
+            raise KittiError(
+                f"{file} has a {key} that is no rotation: its rows must be unit "
+                "vectors at right angles, right-handed."
+            )
+    camera = calib["P2"][:3, :3]
+    if not np.allclose(camera[2], [0, 0, 1], atol=1e-2) or min(camera[0, 0], camera[1, 1]) <= 0:
+        raise KittiError(
+            f"{file} has a P2 that is no camera's: its first and sixth number must be above 0, its "
+            "last row must begin with 0 0 1."
+        )
+    return calib
+
+
+def _square(values: list[float]) -> NDArray[np.float64]:
+    matrix = np.eye(4)
+    matrix[:3, : len(values) // 3] = np.reshape(values, (3, -1))
+    return matrix
+
+
+def _read_labels(file: Path, root: Path) -> list[_Object]:
+    text = _text(_existing(file, root, "the labels of a frame"))
+    return [
+        _object(f"{file}, line {number},", line.split())
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def _object(where: str, fields: list[str]) -> _Object:
+    if len(fields) not in (15, 16):
+        raise KittiError(
+            f"{where} has {len(fields)} fields; an object has 15: {_FIELDS} (and perhaps a score)."
+        )
+    kind = fields[0]
+    if kind not in CLASSES and kind != DONT_CARE:
+        raise KittiError(
+            f"{where} has the type {kind!r}; KITTI's are {', '.join(CLASSES)} and {DONT_CARE}."
+        )
+    values = _numbers(fields[1:], where)
+    truncated, occluded, alpha = values[:3]
+    left, top, right, bottom = values[3:7]
+    height, width, length = values[7:10]
+    if occluded not in (-1, 0, 1, 2, 3):
+        raise KittiError(f"{where} has occluded {fields[2]}; it must be 0, 1, 2 or 3, or -1.")
+    if kind != DONT_CARE and min(height, width, length) <= 0:
+        raise KittiError(
+            f"{where} has a box of height {height:g}, width {width:g} and length {length:g}; each "
+            "must be above 0 metres."
+        )
+    if right <= left or bottom <= top:
+        raise KittiError(
+            f"{where} has a 2D box from {left:g}, {top:g} to {right:g}, {bottom:g}; its right and "
+            "bottom must be beyond its left and top, since its height says how difficult it is."
+        )
+    return _Object(
+        type=kind,
+        truncated=truncated,
+        occluded=int(occluded),
+        alpha=alpha,
+        box=(left, top, right, bottom),
+        box_3d=(values[10], values[11], values[12], length, height, width, values[13]),
+        score=values[14] if len(values) > 14 else 0.0,
+    )
+
+
+def _numbers(fields: list[str], where: str) -> list[float]:
+    values = []
+    for field in fields:
+        try:
+            value = float(field)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= _FARTHEST:  # NaN is not
+            raise KittiError(
+                f"{where} has {field!r}; it must be a number from {-_FARTHEST:g} to {_FARTHEST:g}."
+            )
+        values.append(value)
+    return values
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise KittiError(f"{file} is not text.") from None
+    except OSError as error:
+        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _picture_size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise KittiError(f"{file} is no picture that can be read.") from None
+
+
+def _info(frame: _Frame) -> dict[str, Any]:
+    calib = frame.calib
+    lidar2cam = calib["R0_rect"] @ calib["Tr_velo_to_cam"]
+    height, width = frame.size
+    images: dict[str, Any] = {
+        f"CAM{camera}": {
+            "cam2img": calib[f"P{camera}"].tolist(),
+            "lidar2img": (calib[f"P{camera}"] @ lidar2cam).tolist(),
+        }
+        for camera in range(4)
+        if f"P{camera}" in calib
+    }
+    images["CAM2"].update(height=height, width=width, lidar2cam=lidar2cam.tolist())
+    if frame.picture:
+        images["CAM2"]["img_path"] = frame.picture
+    images["R0_rect"] = calib["R0_rect"].tolist()
+    points: dict[str, Any] = {
+        "num_pts_feats": 4,
+        "lidar_path": f"{frame.name}.bin",
+        "Tr_velo_to_cam": calib["Tr_velo_to_cam"].tolist(),
+    }
+    if "Tr_imu_to_velo" in calib:
+        points["Tr_imu_to_velo"] = calib["Tr_imu_to_velo"].tolist()
+    info = {"sample_idx": int(frame.name), "images": images, "lidar_points": points}
+    if frame.objects is not None:
+        info["instances"] = _instances(frame, frame.objects, lidar2cam)
+    return info
+
+
+def _instances(
+    frame: _Frame, objects: list[_Object], lidar2cam: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    projection = frame.calib["P2"]
+    boxes = np.array([found.box_3d for found in objects]).reshape(-1, 7)
+    projected = _transform(projection, _middles(boxes))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a middle in the camera's own plane
+        centers = projected[:, :2] / projected[:, 2:]
+    counts = points_in_boxes(
+        frame.points[_seen(frame.points, projection @ lidar2cam, frame.size)],
+        boxes_in_lidar(boxes, lidar2cam),
+    ).sum(axis=0)
+    instances = []
+    next_index = 0
+    for number, found in enumerate(objects):
+        cared = found.type != DONT_CARE
+        label = CLASSES.index(found.type) if cared else -1
+        instances.append(
+            {
+                "bbox": list(found.box),
+                "bbox_label": label,
+                "bbox_3d": list(found.box_3d),
+                "bbox_label_3d": label,
+                "depth": float(projected[number, 2]),
+                "center_2d": centers[number].tolist(),
+                "num_lidar_pts": int(counts[number]) if cared else -1,
+                "difficulty": _difficulty(found),
+                "truncated": found.truncated,
+                "occluded": found.occluded,
+                "alpha": found.alpha,
+                "score": found.score,
+                "index": next_index if cared else -1,
+                "group_id": number,
+            }
+        )
+        next_index += cared
+    return instances
+
+
+def _difficulty(found: _Object) -> int:
+    height = found.box[3] - found.box[1]
+    for level in range(3):
+        if (
+            height > _MIN_HEIGHT[level]
+            and found.occluded <= _MAX_OCCLUSION[level]
+            and found.truncated <= _MAX_TRUNCATION[level]
+        ):
+            return level
+    return -1
+
+
+def _seen(
+    points: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Which points are in the picture."""
+    u, v, depth = _transform(lidar2img, points[:, :3]).T
+    height, width = size
+    return (depth > 0) & (u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth)
+
+
+def _middles(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return boxes[:, :3] - boxes[:, 4:5] * [0, 0.5, 0]  # y points down
+
+
+def _transform(matrix: NDArray[np.float64], points: NDArray[np.floating]) -> NDArray[np.float64]:
+    return points @ matrix[:3, :3].T + matrix[:3, 3]

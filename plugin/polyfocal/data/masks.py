@@ -1,0 +1,85 @@
+"""Segmentations of COCO's two kinds, checked before pycocotools' C code decodes them."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+# Beyond any picture, and small enough for areas to be finite and for pycocotools to draw polygons.
+FARTHEST = 1e5
+"""How far from 0 a coordinate may be, in pixels."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, and no truth value."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
+
+
+def is_segmentation(value: Any, size: list[int]) -> bool:
+    """Whether a mask can be made of it, for a picture of height and width ``size``."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_polygon(polygon) for polygon in value)
+    if isinstance(value, dict) and isinstance(value.get("counts"), list):
+        counts = value["counts"]
+        return (
+            _is_size(value.get("size"), size)
+            and all(type(run) is int and run >= 0 for run in counts)
+            and sum(counts) == size[0] * size[1]
+        )
+    return is_compressed_rle(value, size)
+
+
+def is_compressed_rle(value: Any, size: list[int]) -> bool:
+    """Whether it decodes to that many pixels."""
+    if not (isinstance(value, dict) and _is_size(value.get("size"), size)):
+        return False
+    text = value.get("counts")
+    if isinstance(text, str) and text.isascii():
+        text = text.encode()
+    if not isinstance(text, bytes) or not text:
+        return False
+    # Six bits a character: five of a number, the lowest first, and whether more of them follow.
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32)
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] >= 32:
+        return False
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > 7:  # characters: more than 32 bits
+        return False
+    starts = ends - lengths + 1
+    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
+    numbers -= ((codes[ends] & 16) >> 4) << 5 * lengths  # the last one holds the sign
+    # From the fourth run on, what is written is the difference to the run before the last.
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return bool(numbers.min() >= 0 and numbers.sum() == size[0] * size[1])
+
+
+def run_lengths(segmentation: Any, size: list[int]) -> Any:
+    """The compressed RLE of a segmentation that :func:`is_segmentation` accepts."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *size)
+    return segmentation
+
+
+def _is_polygon(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) >= 6
+        and len(value) % 2 == 0
+        and all(is_number(number) and abs(number) <= FARTHEST for number in value)
+    )
+
+
+def _is_size(value: Any, size: list[int]) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray)) and list(value) == size

@@ -1,0 +1,33 @@
+"""MMDetection's COCO data set on annotations that have been read and checked already."""
+
+from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmdet.datasets.api_wrappers import COCO
+
+from polyfocal.data.annotations import forget_annotations, read_annotations
+from polyfocal.registry import DATASETS
+
+
+def load_coco(file: str) -> COCO:
+    """What MMDetection's own reading of an annotation file makes, from :func:`read_annotations`."""
+    coco = read_annotations(file).coco(COCO)
+    # Set in the constructor to what was empty then.
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
+
+
+@DATASETS.register_module()
+class CocoDataset(MMDetCocoDataset):
+    """MMDetection's ``CocoDataset``, which opens no file that :func:`load_split` has read.
+
+    Annotations without ``area`` or ``iscrowd`` and files with a byte order mark are taken, see
+    :func:`polyfocal.data.annotations.read_annotations`. The arguments are those of MMDetection.
+    """
+
+    COCOAPI = staticmethod(load_coco)
+
+    def load_data_list(self) -> list[dict]:
+        """The samples; of a training set, what was read is not kept."""
+        samples = super().load_data_list()
+        if not self.test_mode:
+            forget_annotations(self.ann_file)
+        return samples

@@ -1,0 +1,71 @@
+"""Our COCO data set against MMDetection's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+from mmdet.registry import DATASETS
+from PIL import Image
+
+import polyfocal.mmdet  # noqa: F401
+from polyfocal.coco import load_split
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    common = {"bbox": [10, 10, 20, 20], "area": 400, "segmentation": square}
+    content = {
+        "images": [
+            {"id": 5 - i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in range(3)
+        ],
+        "annotations": [
+            {"id": i, "image_id": 5 - i % 3, "category_id": 7 - i % 2, "iscrowd": i == 4, **common}
+            for i in range(6)
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 6, "name": "dog"}],
+    }
+    content["annotations"][3]["bbox"] = [90, 10, 20, 20]
+    for i in range(3):
+        Image.new("RGB", (80, 60)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def samples(folder: Path, kind: str, file: str = "train.json") -> list[dict]:
+    dataset = DATASETS.build(
+        dict(
+            type=kind,
+            ann_file=str(folder / "annotations" / file),
+            data_prefix=dict(img=f"{folder / 'images'}/"),
+            metainfo=dict(classes=("cat", "dog")),
+            filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        )
+    )
+    return [dataset.get_data_info(index) for index in range(len(dataset))]
+
+
+def test_the_samples_are_mmdetections(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    ours = samples(folder, "polyfocal.CocoDataset")
+    assert capsys.readouterr().out == ""
+    assert ours == samples(folder, "CocoDataset") and len(ours) == 3
+    assert [len(sample["instances"]) for sample in ours] == [1, 2, 2]
+
+
+def test_what_is_missing_is_what_mmdetection_would_make_of_the_whole_file(folder: Path) -> None:
+    whole = samples(folder, "CocoDataset")
+    file = folder / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        del annotation["area"]
+        if not annotation["iscrowd"]:
+            del annotation["iscrowd"]
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    split = load_split(folder, "train")
+    assert len(split.notes) == 4  # no iscrowd, no area, an id of 0, an object outside
+    assert samples(folder, "polyfocal.CocoDataset") == whole
