@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polyfocal
-from polyfocal.losses import functional
+from polyfocal.losses import ClassPriors, functional
 
 LOSSES = [
     (polyfocal.FocalLoss, {}, functional.focal_loss, dict(gamma=2.0, alpha=0.25)),
@@ -103,3 +103,42 @@ def test_a_cyclical_loss_says_that_it_has_no_progress():
     loss = polyfocal.CyclicalFocalLoss(use_sigmoid=True)
     with pytest.raises(ValueError, match="does not know the training's progress"):
         loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+
+
+class Model(torch.nn.Module):
+    """A model as detectors are: the loss is called while it is trained only."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.loss = loss
+
+    def forward(self, x, target):
+        pred = self.layer(x)
+        if self.training:
+            return self.loss(pred, target, avg_factor=2.0)
+        return pred
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        polyfocal.FocalLoss(
+            use_sigmoid=True, alpha=[0.1, 0.2, 0.3, 0.4], class_weight=[1, 2, 3, 4]
+        ),
+        polyfocal.CyclicalFocalLoss(use_sigmoid=True),
+        polyfocal.GaussianPoly1FocalLoss(epsilon=1.0),
+        polyfocal.NoisedTopKLoss(k=1, epsilon=0.1),
+        polyfocal.AdaFocalLoss(),
+        polyfocal.ConfidenceRegularizationLoss(
+            use_sigmoid=True, bias=ClassPriors([1, 2, 3, 4]), teacher=ClassPriors([4, 3, 2, 1])
+        ),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_model_that_calls_the_loss_is_scripted_saved_and_serves(loss, tmp_path):
+    model = Model(loss).eval()
+    torch.jit.script(model).save(tmp_path / "model.pt")
+    served = torch.jit.load(tmp_path / "model.pt")
+    x, target = torch.randn(5, 3), torch.zeros(5, 4)
+    torch.testing.assert_close(served(x, target), model(x, target))

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,8 @@ class ClassificationLoss(nn.Module, ABC):
         TypeError: a keyword that the loss does not have.
     """
 
-    alpha: Tensor | float | None
-    class_weight: Tensor | None
+    alpha: Optional[Union[Tensor, float]]
+    class_weight: Optional[Tensor]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "ClassificationLoss":
         """Refuses a misspelt keyword of a config with the list of the right ones."""
@@ -129,17 +129,21 @@ class ClassificationLoss(nn.Module, ABC):
                 ``avg_factor``, to hand on; and what else :meth:`forward` was given.
         """
 
+    # Written so that torch.jit.script of torch 2.1 can read it: every argument by name, no ** and
+    # no | in a type, here and in the overrides.
     def forward(
         self,
         pred: Tensor,
         target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-        reduction_override: str | None = None,
-        ignore_index: int | None = None,
-        **inputs: Any,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+        ignore_index: Optional[int] = None,
     ) -> Tensor:
         """The weighted and reduced loss times ``loss_weight``.
+
+        A model that holds or calls the loss can be scripted by ``torch.jit.script``; the scripted
+        model serves without the loss, which it does not compute.
 
         Args:
             pred: logits, (N, C) or (N, K).
@@ -147,8 +151,23 @@ class ClassificationLoss(nn.Module, ABC):
             weight, avg_factor: see :mod:`polyfocal.losses.reduction`.
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.
-            inputs: what this loss is computed from beside logits and targets.
         """
+        return self._weighed(pred, target, weight, avg_factor, reduction_override, ignore_index, ())
+
+    # What else the loss is computed from: the names of the last argument of _weighed.
+    _inputs: ClassVar[tuple[str, ...]] = ()
+
+    @torch.jit.unused
+    def _weighed(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor],
+        avg_factor: Optional[Union[Tensor, float]],
+        reduction_override: Optional[str],
+        ignore_index: Optional[int],
+        inputs: Any,
+    ) -> Tensor:
         loss = self.compute(
             pred,
             target,
@@ -158,7 +177,7 @@ class ClassificationLoss(nn.Module, ABC):
             ignore_index=self.ignore_index if ignore_index is None else ignore_index,
             reduction=self.reduction if reduction_override is None else reduction_override,
             avg_factor=avg_factor,
-            **inputs,
+            **{name: inputs[i] for i, name in enumerate(self._inputs)},
         )
         return loss if self.loss_weight == 1.0 else self.loss_weight * loss
 

@@ -1,7 +1,7 @@
 """Losses that take out of the training what a bias model knows already."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Optional, Union
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class DebiasingLoss(ScheduledLoss):
             :class:`~polyfocal.losses.base.ClassificationLoss`.
     """
 
+    _inputs: ClassVar[tuple[str, ...]] = ("bias_logits",)
+
     def __init__(
         self,
         use_sigmoid: bool | None,
@@ -46,6 +48,27 @@ class DebiasingLoss(ScheduledLoss):
         self.bias_weight = bias_weight
         self.anneal_to = anneal_to
 
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+        ignore_index: Optional[int] = None,
+        bias_logits: Optional[Tensor] = None,
+    ) -> Tensor:
+        """As in every loss, with the bias model's logits, which else come from ``bias``."""
+        return self._weighed(
+            pred,
+            target,
+            weight,
+            avg_factor,
+            reduction_override,
+            ignore_index,
+            (bias_logits,),
+        )
+
     def tunable(self) -> dict[str, Range]:
         return {
             "anneal_to": Range(0.5, 1.0),
@@ -61,7 +84,7 @@ class DebiasingLoss(ScheduledLoss):
 
     def _common(self, pred: Tensor, common: dict[str, Any]) -> dict[str, Any]:
         """The keywords that the functions of all these losses have."""
-        given = common.pop("bias_logits", None)
+        given = common.pop("bias_logits")
         return {
             "bias_logits": self._asked("bias", pred) if given is None else given,
             "bias_weight": self.bias_weight,
@@ -220,6 +243,8 @@ class ConfidenceRegularizationLoss(DebiasingLoss):
             ignore_index: see :class:`DebiasingLoss`.
     """
 
+    _inputs = ("bias_logits", "teacher_logits")
+
     def __init__(
         self,
         teacher: BiasSource | None = None,
@@ -245,8 +270,30 @@ class ConfidenceRegularizationLoss(DebiasingLoss):
         )
         self.teacher = _checked_source(self, "teacher", teacher)
 
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+        ignore_index: Optional[int] = None,
+        bias_logits: Optional[Tensor] = None,
+        teacher_logits: Optional[Tensor] = None,
+    ) -> Tensor:
+        """As in every loss, with the bias model's and the teacher's logits."""
+        return self._weighed(
+            pred,
+            target,
+            weight,
+            avg_factor,
+            reduction_override,
+            ignore_index,
+            (bias_logits, teacher_logits),
+        )
+
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
-        given = common.pop("teacher_logits", None)
+        given = common.pop("teacher_logits")
         return functional.confidence_regularization(
             pred,
             target,

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyfocal._torch import autocast_off, can_read
 from polyfocal.errors import UserError
 from polyfocal.losses.reduction import check_reduction, expand_weight, mean_scale
 from polyfocal.losses.schedule import cyclical_weight
@@ -75,11 +76,12 @@ def check_epsilons(epsilons: Sequence[float], name: str = "epsilon") -> None:
     """Raises UserError unless epsilon_j >= -1/j, so that no power of (1 - p_t) is rewarded."""
     if not isinstance(epsilons, Sequence) or len(epsilons) == 0:
         raise UserError(f"{name}={epsilons}: expected a list of at least one coefficient")
-    for j, epsilon in enumerate(epsilons, start=1):
-        if not (_is_finite(epsilon) and epsilon >= -1 / j):
-            which = name if len(epsilons) == 1 else f"{name}[{j - 1}]"
+    for j, epsilon in enumerate(epsilons):  # torch.compile of 2.1 knows no start
+        low = -1 / (j + 1)
+        if not (_is_finite(epsilon) and epsilon >= low):
+            which = name if len(epsilons) == 1 else f"{name}[{j}]"
             raise UserError(
-                f"{which}={epsilon}: expected a finite number >= {-1 / j:.4g}, below which the"
+                f"{which}={epsilon}: expected a finite number >= {low:.4g}, below which the"
                 " loss rewards errors"
             )
 
@@ -420,7 +422,7 @@ def gaussian_poly1_focal_loss(
     check_reduction(reduction, avg_factor)
     _check_heatmap(probabilities, heatmap)
     dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with autocast_off(probabilities.device.type):
         p, y = probabilities.to(dtype), heatmap.detach().to(dtype)
         peak = y == 1
         p_t, q_t = torch.where(peak, p, 1 - p), torch.where(peak, 1 - p, p)
@@ -445,12 +447,19 @@ def _check_heatmap(probabilities: Tensor, heatmap: Tensor) -> None:
             f"got probabilities {tuple(probabilities.shape)} {probabilities.dtype}, heatmap"
             f" {tuple(heatmap.shape)} {heatmap.dtype}: expected floating point and one shape"
         )
-    if heatmap.numel() == 0 or heatmap.device.type != "cpu" or torch.compiler.is_compiling():
+    if heatmap.numel() == 0 or not (can_read(heatmap) and can_read(probabilities)):
         return
     for name, tensor in (("probabilities range", probabilities), ("the heatmap ranges", heatmap)):
-        low, high = (bound.item() for bound in torch.aminmax(tensor.detach()))
+        low, high = _bounds(tensor.detach())
         if not 0 <= low <= high <= 1:  # also when NaN
             raise UserError(f"{name} from {low:.4g} to {high:.4g}: expected 0 to 1")
+
+
+def _bounds(tensor: Tensor) -> tuple[float, float]:
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()  # torch 2.1 has no aminmax of them
+    low, high = torch.aminmax(tensor)
+    return low.item(), high.item()
 
 
 def noised_topk_loss(
@@ -941,7 +950,7 @@ def _loss(
     check_label_smoothing(label_smoothing, use_sigmoid, soft)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     reduce = reduction != "none"
-    with torch.autocast(logits.device.type, enabled=False):
+    with autocast_off(logits.device.type):
         keep = None
         if soft:
             target = target.detach().to(dtype)
@@ -998,7 +1007,7 @@ def _of_rows(
             " (N,)"
         )
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    with torch.autocast(logits.device.type, enabled=False):
+    with autocast_off(logits.device.type):
         keep = None
         if ignore_index is not None:
             keep = target != ignore_index
@@ -1113,9 +1122,9 @@ def _check_input(
     elif target.is_complex() or not (use_sigmoid or target.is_floating_point()):
         raise UserError(f"got {got}: expected floating-point targets of the logits' shape")
     # A range check reads the data: it would stop a GPU and break a compiled graph.
-    if target.numel() == 0 or target.device.type != "cpu" or torch.compiler.is_compiling():
+    if target.numel() == 0 or not can_read(target):
         return soft
-    low, high = (bound.item() for bound in torch.aminmax(target))
+    low, high = _bounds(target)
     if soft:
         if not 0 <= low <= high <= 1:  # also when NaN
             raise UserError(f"soft targets range from {low:.4g} to {high:.4g}: expected 0 to 1")

@@ -1,5 +1,8 @@
 """Poly-1 for heatmaps of Gaussian bumps, as CenterPoint and CenterNet learn them."""
 
+from typing import Optional, Union
+
+import torch
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
@@ -69,9 +72,9 @@ class GaussianPoly1FocalLoss(nn.Module):
         self,
         pred: Tensor,
         target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-        reduction_override: str | None = None,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
     ) -> Tensor:
         """The weighted and reduced loss times ``loss_weight``.
 
@@ -82,6 +85,17 @@ class GaussianPoly1FocalLoss(nn.Module):
             avg_factor: what a mean divides by, as a rule the number of peaks.
             reduction_override: takes the place of ``reduction`` for this call.
         """
+        return self._weighed(pred, target, weight, avg_factor, reduction_override)
+
+    @torch.jit.unused
+    def _weighed(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor],
+        avg_factor: Optional[Union[Tensor, float]],
+        reduction_override: Optional[str],
+    ) -> Tensor:
         loss = functional.gaussian_poly1_focal_loss(
             pred,
             target,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class NoisedTopKLoss(ClassificationLoss):
     """
 
     margin = 1.0
+    _inputs = ("generator", "noise")
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class NoisedTopKLoss(ClassificationLoss):
 
     def _drawn(self, pred: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
         """The keywords with a generator of this call where there is a seed."""
-        if self.seed is None or "generator" in inputs or "noise" in inputs:
+        if self.seed is None or inputs["generator"] is not None or inputs["noise"] is not None:
             return inputs
         # A generator cannot be copied with the module (EMA); its seed and a count can.
         generator = torch.Generator(pred.device).manual_seed(self.seed * 1_000_003 + self._calls)
@@ -67,6 +68,28 @@ class NoisedTopKLoss(ClassificationLoss):
             "epsilon": Range(0.01, 2.0, log=True),  # the paper's: 0.01, 0.2 and 1
             **super().tunable(),
         }
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+        ignore_index: Optional[int] = None,
+        generator: Any = None,
+        noise: Optional[Tensor] = None,
+    ) -> Tensor:
+        """As in every loss, with a generator or the noise itself."""
+        return self._weighed(
+            pred,
+            target,
+            weight,
+            avg_factor,
+            reduction_override,
+            ignore_index,
+            (generator, noise),
+        )
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
         return functional.noised_topk_loss(

@@ -401,16 +401,16 @@ def _compiled(
         q, ce, modulator, powers = negatives(x, coefficients)
         if wanted[0]:
             inner = ce
-            for j, power_j in enumerate(powers[:terms], start=1):
-                inner = inner + coefficients[j] * power_j
+            for j in range(terms):
+                inner = inner + coefficients[1 + j] * powers[j]
             loss = modulator * inner * scale
             if weighted == "entry":
                 loss = loss * weight[0]
             out[0].copy_(loss.sum(dim=1))
         if wanted[1]:
             inner = coefficients[0] * ce
-            for j, power_j in enumerate(powers[:terms], start=1):
-                inner = inner + coefficients[terms + j] * power_j
+            for j in range(terms):
+                inner = inner + coefficients[1 + terms + j] * powers[j]
             slope = modulator * (q + (1.0 - q) * inner) * slope_scale
             if weighted:
                 slope = slope * weight[0]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyfocal._torch import is_plain
 from polyfocal.errors import UserError
 from polyfocal.ops import cpu
 from polyfocal.ops.poly_focal import (
@@ -96,7 +97,7 @@ def _backend(logits: Tensor, *others: object) -> ModuleType | None:
 
     torch.compile fuses the composed operations itself. Gradients of weights are theirs, too.
     """
-    if _path == "composed" or torch.compiler.is_compiling():
+    if _path == "composed" or not is_plain(logits):
         return None
     if any(isinstance(other, Tensor) and other.requires_grad for other in others):
         return None

@@ -26,10 +26,6 @@ class PolyFocal(NamedTuple):
     xi: float = 0.0
     gamma_hc: float = 0.0
 
-    def of_negatives(self) -> "PolyFocal":
-        """The entries with target 0 of the sigmoid form, which take no part in the cycle."""
-        return self._replace(xi=0.0)
-
 
 def _polynomial(
     poly: PolyFocal,
@@ -46,9 +42,9 @@ def _polynomial(
         xi = poly.xi * positive
         high = cross_entropy * torch.exp(poly.gamma_hc * torch.log1p(torch.exp(log_pt)))
         loss = (1.0 - xi) * loss + xi * high
-    for j, epsilon in enumerate(poly.epsilons, start=1):
+    for j, epsilon in enumerate(poly.epsilons):  # torch.compile of 2.1 knows no start
         if epsilon != 0:
-            loss = loss + epsilon * torch.exp((poly.gamma + j) * log_1mpt)
+            loss = loss + epsilon * torch.exp((poly.gamma + j + 1) * log_1mpt)
     return loss
 
 
@@ -116,9 +112,9 @@ def composed_sigmoid(
     if target.shape == logits.shape:
         loss = _sigmoid_soft(logits, target, poly) * (target * positive + (1.0 - target) * negative)
     else:
-        # Nearly every entry is a negative: take all of them as negatives, then put the positives
-        # in.
-        loss = _of_margin(poly.of_negatives(), -logits) * negative
+        # Nearly every entry is a negative: take all of them as negatives, which have no part in
+        # the cycle, then put the positives in.
+        loss = _of_margin(PolyFocal(poly.gamma, poly.epsilons), -logits) * negative
         if logits.shape[0] > 0:
             foreground = (target != logits.shape[1]).unsqueeze(1)
             column = torch.where(foreground, target.unsqueeze(1), 0)
