@@ -134,7 +134,7 @@ class ClassificationLoss(nn.Module, ABC):
     def forward(
         self,
         pred: Tensor,
-        target: Tensor,
+        target: Any,
         weight: Optional[Tensor] = None,
         avg_factor: Optional[Union[Tensor, float]] = None,
         reduction_override: Optional[str] = None,
@@ -147,7 +147,7 @@ class ClassificationLoss(nn.Module, ABC):
 
         Args:
             pred: logits, (N, C) or (N, K).
-            target: labels (N,) or soft targets of the logits' shape.
+            target: labels (N,) or soft targets of the logits' shape; what a loss says beside.
             weight, avg_factor: see :mod:`polyfocal.losses.reduction`.
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.
@@ -161,7 +161,7 @@ class ClassificationLoss(nn.Module, ABC):
     def _weighed(
         self,
         pred: Tensor,
-        target: Tensor,
+        target: Any,
         weight: Optional[Tensor],
         avg_factor: Optional[Union[Tensor, float]],
         reduction_override: Optional[str],

@@ -25,9 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyfocal._torch import autocast_off, can_read
 from polyfocal.errors import UserError
 from polyfocal.losses.base import EPSILON, LOSS_WEIGHT, ClassificationLoss, Range
 from polyfocal.losses.functional import (
+    _bounds,
     _per_class,
     check_class_weight,
     check_epsilons,
@@ -294,7 +296,7 @@ def _loss(
     check_class_weight(class_weight)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     labels, scores = _split(logits, target, ignore_index, activated)
-    with torch.autocast(logits.device.type, enabled=False):
+    with autocast_off(logits.device.type):
         scores = scores.detach().to(dtype).clamp(0.0, 1.0)
         keep = None
         if labels.dim() == 1 and ignore_index is not None:
@@ -333,7 +335,7 @@ def _split(
             f"got logits {tuple(logits.shape)} {logits.dtype}: expected floating point (N, C) with"
             " at least one column"
         )
-    seen = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    seen = can_read(logits)
     if activated and seen and logits.numel():
         _check_range("the probabilities", logits)
     if isinstance(target, Tensor) and target.shape == logits.shape and target.is_floating_point():
@@ -377,7 +379,7 @@ def _split(
 
 
 def _check_range(name: str, values: Tensor) -> None:
-    low, high = (bound.item() for bound in torch.aminmax(values.detach()))
+    low, high = _bounds(values.detach())
     if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # also when NaN
         raise UserError(f"{name} range from {low:.4g} to {high:.4g}: expected 0 to 1")
 

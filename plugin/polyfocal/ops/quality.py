@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyfocal._torch import can_read
 from polyfocal.ops import fused
 from polyfocal.ops.poly_focal import PolyFocal, compute_dtype, softplus
 
@@ -110,7 +111,7 @@ def _positives_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     wait for the device.
     """
     foreground = labels < logits.shape[1]
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+    if can_read(labels) and can_read(logits):
         rows = foreground.nonzero().squeeze(1)
         return rows, labels[rows], None
     rows = torch.arange(len(labels), device=labels.device)
