@@ -368,7 +368,7 @@ def read_kitti(data: Path, _: Path) -> int:
     """What tools/train.py does to a folder given as ``--data``."""
     try:
         for split in FRAMES:
-            kitti.check(data, split)
+            kitti.load_split(data, split)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

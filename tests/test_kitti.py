@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,46 @@ BAD = {
         r"has a P2 that is no camera",
     ),
     "far": (write_label(CAR.replace("4.0", "1e308")), r"has '1e308'; it must be a number from -1e"),
+    "identity": (
+        write_calib(CALIB.replace("0 -1 0 0 0 0 -1 1 1 0 0 0", "1 0 0 0 0 1 0 0 0 0 1 0")),
+        r"has a Tr_velo_to_cam that turns nothing: it must turn the scanner's axes .*; docs",
+    ),
+    "tracking's calib": (
+        write_calib(CALIB.replace("R0_rect:", "R_rect").replace("Tr_velo_to_cam:", "Tr_velo_cam")),
+        r"has no line R0_rect; .* of the object benchmark, and not of the tracking benchmark\.",
+    ),
+    "tracking": (
+        write_label(f"0 3 {CAR}"),
+        r"has 17 fields, as the tracking benchmark has them, a",
+    ),
+    "custom": (
+        write_label("10 2 0.75 4 1.6 1.5 0 Car"),
+        r"has 8 fields, as boxes without a camera have \(docs/data.md says how to write those of",
+    ),
+    "no 2D box": (
+        write_label(CAR.replace("500 150 600 191", "0 0 0 0")),
+        r"has a 2D box from 0, 0 to 0, 0; .* how difficult it is; docs/data.md says",
+    ),
+    "centimetres": (
+        write_label(CAR.replace("1.5 1.6 4.0 -2 1 10", "150 160 400 -200 100 1000")),
+        r"1 objects in the train split, and no point .* boxes: the labels look like centimetres, a",
+    ),
+    "millimetres of points": (
+        write_points(np.array(POINTS) * [1000, 1000, 1000, 1]),
+        r"no point of the scans lies in any of their boxes: the scans look like millimetres, and",
+    ),
+    "the scanner's axes": (
+        write_label(CAR.replace("-2 1 10 -1.5707963267948966", "10 2 0 0")),
+        r"boxes: the boxes look like those of the scanner's axes \(x ahead, y left, z up\), and mu",
+    ),
+    "the scanner's axes, from the middle": (
+        write_label(CAR.replace("-2 1 10 -1.5707963267948966", "10 2 0.75 0")),
+        r"boxes: the boxes look like those of the scanner's axes",
+    ),
+    "elsewhere": (
+        write_label(CAR.replace("-2 1 10", "-12 1 30")),
+        r"no point of the scans lies in any of their boxes; see whether calib belongs to the lab",
+    ),
     "a picture": (garbage_picture, r"000007.png is no picture that can be read\."),
 }
 
@@ -187,7 +228,7 @@ BAD = {
 def test_bad_input_is_one_sentence(tree, case):
     spoil, sentence = BAD[case]
     spoil(tree)
-    for function in (kitti.check, kitti.load_infos):
+    for function in (kitti.load_split, kitti.load_infos):
         with pytest.raises(UserError, match=sentence) as caught:
             function(tree, "train")
         message = str(caught.value)
@@ -197,11 +238,51 @@ def test_bad_input_is_one_sentence(tree, case):
 
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder; give the one that holds Image"):
-        kitti.check(tmp_path / "nowhere", "train")
+        kitti.load_split(tmp_path / "nowhere", "train")
     (tmp_path / "ImageSets").mkdir()
     (tmp_path / "ImageSets/train.txt").write_text("000007\n")
     with pytest.raises(UserError, match="has no folder training; KITTI keeps its frames there"):
-        kitti.check(tmp_path, "train")
+        kitti.load_split(tmp_path, "train")
+
+
+def test_some_boxes_without_points_are_noted(tree):
+    far = CAR.replace("-2 1 10", "-12 1 30")
+    write_label("\n".join([CAR] * 9 + [far.replace("Car", "Van")]))(tree)
+    assert kitti.load_split(tree, "train").notes == ()  # as in real labels
+    write_label("\n".join([CAR] * 7 + [far, far, far.replace("Car", "Van")]))(tree)
+    assert kitti.load_split(tree, "train").notes == (
+        f"3 of 10 boxes of the train split of {tree} hold no point of their scan (2 of 9 Car, 1 of "
+        "1 Van); see whether calib belongs to the labels.",
+    )
+
+
+def test_a_box_beside_the_picture_holds_its_points(tree):
+    # (10, 2, 0.7) is at u = 600 - 20: beside a picture of 500 pixels.
+    (tree / "training/image_2").mkdir()
+    Image.new("RGB", (500, 370)).save(tree / "training/image_2/000007.png")
+    split = kitti.load_split(tree, "train")
+    assert split.notes == () and split.infos["data_list"][0]["instances"][0]["num_lidar_pts"] == 0
+
+
+def test_byte_order_marks_are_read(tree):
+    wanted = kitti.load_infos(tree, "train")
+    for file in tree.rglob("*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert kitti.load_infos(tree, "train") == wanted
+
+
+def test_a_split_is_read_once_until_a_file_changes(tree, monkeypatch):
+    long_ago = 10**18
+    for file in tree.rglob("*.*"):
+        os.utime(file, ns=(long_ago, long_ago))
+    first = kitti.load_split(tree, "train")
+    assert kitti.load_split(str(tree), "train") is first
+    infos = kitti.load_infos(tree, "train")
+    infos["data_list"][0]["images"]["CAM2"]["height"] = 1  # others are not disturbed
+    assert first.infos["data_list"][0]["images"]["CAM2"]["height"] == 375
+    write_label(CAR.replace("Car", "Van"))(tree)
+    again = kitti.load_split(tree, "train")
+    assert again is not first and again.infos["data_list"][0]["instances"][0]["bbox_label"] == 3
 
 
 @pytest.mark.skipif(not KITTI_MINI.is_dir(), reason="needs the real frames of kitti_mini")

@@ -5,11 +5,12 @@ from polyfocal.data.kitti import (
     DONT_CARE,
     IMAGE_SIZE,
     KittiError,
+    KittiSplit,
     boxes_in_lidar,
-    check,
     check_scan,
     hold_out,
     load_infos,
+    load_split,
     points_in_boxes,
 )
 
@@ -18,10 +19,11 @@ __all__ = [
     "DONT_CARE",
     "IMAGE_SIZE",
     "KittiError",
+    "KittiSplit",
     "boxes_in_lidar",
-    "check",
     "check_scan",
     "hold_out",
     "load_infos",
+    "load_split",
     "points_in_boxes",
 ]

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from polyfocal.data.files import DatasetError, read_json
+from polyfocal.data.files import DatasetError, Kept, read_json
 from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, run_lengths
 
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
 _KINDS = ("images", "annotations", "categories")
 _FILES_KEPT = 2  # train and val
-_TICK = 100_000_000  # nanoseconds, longer than those of file systems
-
-_kept: dict[str, tuple[tuple[int, int], "Annotations"]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +111,9 @@ class Annotations:
         return loaded
 
 
+_kept = Kept[Annotations](_FILES_KEPT)
+
+
 def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
     """Read an annotation file, or return what was read where it has not changed since.
 
@@ -130,19 +129,7 @@ def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
         DatasetError: It cannot be read, or contradicts itself.
     """
     file = Path(file)
-    try:
-        stat = file.stat()
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
-    path, state = os.path.realpath(file), (stat.st_mtime_ns, stat.st_size)
-    kept_state, found = _kept.pop(path, (None, None))
-    if found is None or kept_state != state:
-        found = _checked(read_json(file), str(file))
-    # A file may change twice between two ticks of its clock.
-    if time.time_ns() - stat.st_mtime_ns > _TICK:
-        _kept[path] = state, found
-        while len(_kept) > _FILES_KEPT:
-            del _kept[next(iter(_kept))]
+    found = _kept.get(os.path.realpath(file), [file], lambda: _checked(read_json(file), str(file)))
     if pictures:
         _check_fields(found.source, "image", found.images, {"file_name": _NAME})
     return found
@@ -150,7 +137,7 @@ def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
 
 def forget_annotations(file: str | Path) -> None:
     """Give the memory back of a file that was read."""
-    _kept.pop(os.path.realpath(file), None)
+    _kept.forget(os.path.realpath(file))
 
 
 def annotations_of(ground_truth: "str | Path | COCO | Annotations") -> Annotations:

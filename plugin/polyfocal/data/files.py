@@ -2,10 +2,16 @@
 
 import json
 import os
+import time
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from polyfocal.errors import UserError
+
+T = TypeVar("T")
+
+_TICK = 100_000_000  # nanoseconds, longer than those of file systems
 
 
 class DatasetError(UserError):
@@ -49,6 +55,45 @@ def read_json(file: Path) -> Any:
         raise DatasetError(
             f"{file} is not a COCO file: it has a number of thousands of digits."
         ) from None
+
+
+class Kept(Generic[T]):
+    """What was read of files, kept for others who ask for it until one of the files changes.
+
+    Args:
+        most: How many are kept, those that were asked for last.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: dict[Hashable, tuple[list[tuple[int, int]], T]] = {}
+
+    def get(self, key: Hashable, files: Iterable[Path], read: Callable[[], T]) -> T:
+        """What is kept under a key, or what ``read`` returns.
+
+        Args:
+            key: Of what is read.
+            files: All that it depends on. Where one cannot be looked at, ``read`` is to say so.
+            read: Reads them.
+        """
+        try:
+            stats = [file.stat() for file in files]
+        except (OSError, ValueError):
+            return read()
+        states = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
+        kept_states, found = self._found.pop(key, ([], None))
+        if found is None or kept_states != states:
+            found = read()
+        # A file may change twice between two ticks of its clock.
+        if time.time_ns() - max(states, default=(0, 0))[0] > _TICK:
+            self._found[key] = states, found
+            while len(self._found) > self._most:
+                del self._found[next(iter(self._found))]
+        return found
+
+    def forget(self, key: Hashable) -> None:
+        """Give the memory back."""
+        self._found.pop(key, None)
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -15,9 +15,10 @@ development kit of Geiger et al., *Are we ready for Autonomous Driving? The KITT
 Suite*, CVPR 2012.
 """
 
+import copy
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from polyfocal.data.files import DatasetError, Kept, read_text, replace_text
 from polyfocal.data.splits import held_out
 from polyfocal.errors import UserError
 
@@ -71,6 +73,12 @@ _MIN_HEIGHT = (40, 25, 25)
 _MAX_OCCLUSION = (0, 1, 2)
 _MAX_TRUNCATION = (0.15, 0.3, 0.5)
 _THREADS = 4
+# Real labels have a few boxes without a point, of objects that are far away.
+_FEW_EMPTY = 0.1
+_SUSPECTS = 8  # frames that are looked at again where there are more
+_NO_CAMERA = "docs/data.md says how to write those of scans without a camera"
+_TRACKING_FIELDS = (17, 18)  # frame and track before the 15 or 16
+_CUSTOM_FIELDS = 8  # x, y, z, length, width, height, yaw, type: MMDetection3D's own format
 
 
 class KittiError(UserError):
@@ -98,19 +106,47 @@ class _Frame:
     objects: list[_Object] | None
 
 
-def check(root: str | Path, split: str) -> None:
-    """Read every file of a split and return if each of them can be used.
+@dataclass(frozen=True, eq=False)
+class KittiSplit:
+    """One checked split of a folder in KITTI's layout.
+
+    Attributes:
+        infos: See :func:`load_infos`. Shared by all who ask for the split: nobody changes it.
+        notes: What a person should know before training on it, a sentence each.
+    """
+
+    infos: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+_kept = Kept[KittiSplit](2)  # train and val
+
+
+def load_split(root: str | Path, split: str) -> KittiSplit:
+    """Read and check every file of a split, or return what was read where none has changed since.
 
     Args:
         root: The folder that holds ``ImageSets`` and ``training``.
         split: Name of a file in ``ImageSets``.
 
     Raises:
-        KittiError: A file is missing or malformed; the sentence names it, what is in it and what
-            would be right.
+        KittiError: A file is missing or malformed, or no box holds a point; the sentence names it,
+            what is in it and what would be right.
     """
-    for _ in _frames(Path(root), split):
-        pass
+    root = Path(root)
+    names = _names(root, split)
+    folder = _folder(root, split)
+    places = (("velodyne", ".bin"), ("calib", ".txt"), ("label_2", ".txt"))
+    files = [
+        folder / place / f"{name}{ending}"
+        for name in names
+        for place, ending in places
+        if place != "label_2" or split != "test"
+    ]
+    listed = root / "ImageSets" / f"{split}.txt"
+    return _kept.get(
+        (os.path.realpath(root), split), [listed, *files], lambda: _read(root, split, names)
+    )
 
 
 def load_infos(root: str | Path, split: str) -> dict[str, Any]:
@@ -130,17 +166,9 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
         and ``instances`` in the split ``test``.
 
     Raises:
-        KittiError: As :func:`check`.
+        KittiError: As :func:`load_split`.
     """
-    categories = {name: label for label, name in enumerate(CLASSES)}
-    return {
-        "metainfo": {
-            "categories": {**categories, DONT_CARE: -1},
-            "dataset": "kitti",
-            "info_version": "1.1",
-        },
-        "data_list": [_info(frame) for frame in _frames(Path(root), split)],
-    }
+    return copy.deepcopy(load_split(root, split).infos)
 
 
 def hold_out(root: str | Path, folder: str | Path) -> Path:
@@ -165,9 +193,7 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
     for split, out in (("train", False), ("val", True)):
         part = [name for name, held in zip(names, chosen, strict=True) if held == out]
         file = folder / "ImageSets" / f"{split}.txt"
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        partial.write_text("\n".join(part) + "\n", encoding="utf-8")
-        os.replace(partial, file)
+        replace_text(file, "\n".join(part) + "\n")
     link, wanted = folder / "training", (Path(root) / "training").resolve()
     if not link.exists():
         link.unlink(missing_ok=True)  # one whose target has gone
@@ -241,24 +267,105 @@ def check_scan(file: Path) -> None:
         )
 
 
-def _frames(root: Path, split: str) -> Iterator[_Frame]:
-    names = _names(root, split)
-    folder = root / ("testing" if split == "test" else "training")
-    if not folder.is_dir():
-        raise KittiError(f"{root} has no folder {folder.name}; KITTI keeps its frames there.")
-    objects = 0
+def _read(root: Path, split: str, names: list[str]) -> KittiSplit:
+    folder, labelled = _folder(root, split), split != "test"
+    data_list: list[dict[str, Any]] = []
+    objects, empty = Counter[str](), Counter[str]()
+    doubtful: list[_Frame] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         # Ask for a few frames at a time: a whole split's points would not fit into memory.
         for start in range(0, len(names), 4 * _THREADS):
             chunk = names[start : start + 4 * _THREADS]
-            for frame in pool.map(lambda name: _frame(folder, name, split != "test"), chunk):
-                objects += sum(found.type != DONT_CARE for found in frame.objects or ())
-                yield frame
-    if split != "test" and not objects:
+            for frame in pool.map(lambda name: _frame(folder, name, labelled), chunk):
+                info = _info(frame)
+                data_list.append(info)
+                cared = [found.type for found in frame.objects or () if found.type != DONT_CARE]
+                without = _without_points(frame, info)
+                objects.update(cared)
+                empty.update(without)
+                if without and len(doubtful) < _SUSPECTS:
+                    doubtful.append(frame)
+    total, missed = sum(objects.values()), sum(empty.values())
+    if labelled and not total:
         raise KittiError(
             f"{root} has no object in the {len(names)} frames of the {split} split, at most "
             f"{DONT_CARE}; it needs at least one."
         )
+    notes = []
+    if missed > _FEW_EMPTY * total:
+        why = _why_empty(doubtful)
+        if missed == total:
+            raise KittiError(
+                f"{root} has {total} objects in the {split} split, and no point of the scans lies "
+                f"in any of their boxes{why}."
+            )
+        listed = ", ".join(f"{count} of {objects[name]} {name}" for name, count in empty.items())
+        notes.append(
+            f"{missed} of {total} boxes of the {split} split of {root} hold no point of their scan "
+            f"({listed}){why}."
+        )
+    categories = {name: label for label, name in enumerate(CLASSES)}
+    metainfo = {
+        "categories": {**categories, DONT_CARE: -1},
+        "dataset": "kitti",
+        "info_version": "1.1",
+    }
+    return KittiSplit({"metainfo": metainfo, "data_list": data_list}, tuple(notes))
+
+
+def _without_points(frame: _Frame, info: dict[str, Any]) -> list[str]:
+    """Types of the objects in whose boxes no point lies, whether the camera sees it or not."""
+    unseen = [
+        found
+        for found, one in zip(frame.objects or (), info.get("instances", ()), strict=True)
+        if one["num_lidar_pts"] == 0
+    ]
+    held = _held(frame, [found.box_3d for found in unseen])
+    return [found.type for found, some in zip(unseen, held, strict=True) if not some]
+
+
+def _held(frame: _Frame, boxes: Any) -> list[bool]:
+    """Which boxes of a label file hold a point."""
+    lidar = boxes_in_lidar(np.array(boxes, np.float64), _lidar2cam(frame.calib))
+    return list(points_in_boxes(frame.points, lidar).any(axis=0))
+
+
+def _why_empty(frames: list[_Frame]) -> str:
+    """What is likely to be wrong with boxes that hold no point, the end of a sentence."""
+    boxes = [
+        np.array([found.box_3d for found in frame.objects or () if found.type != DONT_CARE])
+        for frame in frames
+    ]
+    most = sum(map(len, boxes)) / 2
+
+    for unit, factor in (("centimetres", 0.01), ("millimetres", 0.001)):
+        for whose, scale in (("labels", factor), ("scans", 1 / factor)):
+            scaled = [own * ([scale] * 6 + [1]) for own in boxes]
+            if sum(sum(_held(*pair)) for pair in zip(frames, scaled, strict=True)) > most:
+                return f": the {whose} look like {unit}, and must be in metres"
+    if sum(_held_in_scanner_axes(*pair) for pair in zip(frames, boxes, strict=True)) > most:
+        return (
+            ": the boxes look like those of the scanner's axes (x ahead, y left, z up), and must "
+            "be in the camera's (x right, y down, z ahead)"
+        )
+    return "; see whether calib belongs to the labels"
+
+
+def _held_in_scanner_axes(frame: _Frame, boxes: NDArray[np.float64]) -> int:
+    """How many boxes hold a point if their place is in the scanner's axes."""
+    x, y, z, length, height, width, turn = boxes.T
+    held = np.zeros(len(boxes), dtype=bool)
+    for up in (np.zeros_like(z), height / 2):  # z is that of the middle, or of the bottom
+        lidar = np.stack([x, y, z + up, length, width, height, turn], axis=1)
+        held |= points_in_boxes(frame.points, lidar).any(axis=0)
+    return int(held.sum())
+
+
+def _folder(root: Path, split: str) -> Path:
+    folder = root / ("testing" if split == "test" else "training")
+    if not folder.is_dir():
+        raise KittiError(f"{root} has no folder {folder.name}; KITTI keeps its frames there.")
+    return folder
 
 
 def _names(root: Path, split: str) -> list[str]:
@@ -337,7 +444,7 @@ def _read_points(file: Path, root: Path) -> NDArray[np.float32]:
 
 
 def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
-    text = _text(_existing(file, root, "the calibration of a frame"))
+    text = _text(_existing(file, root, f"the calibration of a frame ({_NO_CAMERA})"))
     calib: dict[str, NDArray[np.float64]] = {}
     for line in text.splitlines():
         key, _, rest = line.partition(":")
@@ -350,9 +457,11 @@ def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
         calib[key] = _square(values)
     for key in _CALIB_NEEDED:
         if key not in calib:
+            tracking = "R_rect" in text and "Tr_velo_cam" in text
+            of = " of the object benchmark, and not of the tracking benchmark" if tracking else ""
             raise KittiError(
                 f"{file} has no line {key}; it needs {', '.join(_CALIB_NEEDED[:-1])} and "
-                f"{_CALIB_NEEDED[-1]}."
+                f"{_CALIB_NEEDED[-1]}{of}."
             )
     for key in ("R0_rect", "Tr_velo_to_cam"):
         rotation = calib[key][:3, :3]
@@ -368,7 +477,16 @@ def _read_calib(file: Path, root: Path) -> dict[str, NDArray[np.float64]]:
             f"{file} has a P2 that is no camera's: its first and sixth number must be above 0, its "
             "last row must begin with 0 0 1."
         )
+    if np.allclose(_lidar2cam(calib)[:3, :3], np.eye(3), atol=1e-2):
+        raise KittiError(
+            f"{file} has a Tr_velo_to_cam that turns nothing: it must turn the scanner's axes (x "
+            f"ahead, y left, z up) into the camera's (x right, y down, z ahead); {_NO_CAMERA}."
+        )
     return calib
+
+
+def _lidar2cam(calib: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    return calib["R0_rect"] @ calib["Tr_velo_to_cam"]
 
 
 def _square(values: list[float]) -> NDArray[np.float64]:
@@ -388,8 +506,14 @@ def _read_labels(file: Path, root: Path) -> list[_Object]:
 
 def _object(where: str, fields: list[str]) -> _Object:
     if len(fields) not in (15, 16):
+        form = ""
+        if len(fields) in _TRACKING_FIELDS and fields[0].isdigit():
+            form = ", as the tracking benchmark has them, a file a sequence"
+        elif len(fields) == _CUSTOM_FIELDS:
+            form = f", as boxes without a camera have ({_NO_CAMERA})"
         raise KittiError(
-            f"{where} has {len(fields)} fields; an object has 15: {_FIELDS} (and perhaps a score)."
+            f"{where} has {len(fields)} fields{form}; an object has 15: {_FIELDS} (and perhaps a "
+            "score)."
         )
     kind = fields[0]
     if kind not in CLASSES and kind != DONT_CARE:
@@ -410,7 +534,8 @@ def _object(where: str, fields: list[str]) -> _Object:
     if right <= left or bottom <= top:
         raise KittiError(
             f"{where} has a 2D box from {left:g}, {top:g} to {right:g}, {bottom:g}; its right and "
-            "bottom must be beyond its left and top, since its height says how difficult it is."
+            "bottom must be beyond its left and top, since its height says how difficult it is; "
+            f"{_NO_CAMERA}."
         )
     return _Object(
         type=kind,
@@ -440,11 +565,9 @@ def _numbers(fields: list[str], where: str) -> list[float]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise KittiError(f"{file} is not text.") from None
-    except OSError as error:
-        raise KittiError(f"{file} cannot be read: {error.strerror}.") from None
+        return read_text(file)
+    except DatasetError as error:
+        raise KittiError(str(error)) from None
 
 
 def _picture_size(file: Path) -> tuple[int, int]:
@@ -457,7 +580,7 @@ def _picture_size(file: Path) -> tuple[int, int]:
 
 def _info(frame: _Frame) -> dict[str, Any]:
     calib = frame.calib
-    lidar2cam = calib["R0_rect"] @ calib["Tr_velo_to_cam"]
+    lidar2cam = _lidar2cam(calib)
     height, width = frame.size
     images: dict[str, Any] = {
         f"CAM{camera}": {

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
+from mmdet3d.datasets.transforms import ObjectNameFilter, ObjectRangeFilter
 
-from polyfocal import kitti
+from polyfocal.data import kitti
 from polyfocal.registry import DATASETS
 
 
@@ -21,6 +22,8 @@ class KittiDataset(MMDet3DKittiDataset):
         kwargs: Of MMDetection3D's class, but for ``ann_file`` and ``data_prefix``.
     """
 
+    num_ins_per_cat: list[int]
+
     def __init__(self, data_root: str, split: str, **kwargs: Any) -> None:
         self.split = split
         folder = "testing" if split == "test" else "training"
@@ -33,6 +36,23 @@ class KittiDataset(MMDet3DKittiDataset):
         for key, value in infos["metainfo"].items():
             self._metainfo.setdefault(key, value)
         return [self.parse_data_info(info) for info in infos["data_list"]]
+
+    def parse_ann_info(self, info: dict[str, Any]) -> dict[str, Any]:
+        """MMDetection3D's, which counts the objects; here those that the pipeline leaves out less.
+
+        A range of points in other units, or far from the scanner, leaves out all of them.
+        """
+        counts: list[int] = list(self.num_ins_per_cat)
+        found = super().parse_ann_info(info)
+        if not self.test_mode:
+            kept = {key: found[key] for key in ("gt_bboxes_3d", "gt_labels_3d")}
+            for step in self.pipeline.transforms:
+                if isinstance(step, ObjectRangeFilter | ObjectNameFilter):
+                    kept = step(kept)
+            for label in kept["gt_labels_3d"]:
+                counts[label] += 1
+            self.num_ins_per_cat = counts
+        return found
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """A sample, its ``sample_idx`` the number of the frame.

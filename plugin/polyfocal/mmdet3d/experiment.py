@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from rich.console import RenderableType
 
-from polyfocal import kitti
+from polyfocal.data import kitti
 from polyfocal.demo import lidar_scenes
 from polyfocal.errors import UserError
 from polyfocal.mmdet import experiment as mmdet_experiment
@@ -166,7 +166,7 @@ def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...])
     cfg = experiment.config
     root = str(Path(data).resolve())
     for split in splits:
-        kitti.check(root, split)
+        experiment.notes += kitti.load_split(root, split).notes
     for loader, split in (("train", "train"), ("val", "val"), ("test", "val")):
         (dataset,) = leaf_datasets(cfg[f"{loader}_dataloader"].dataset)
         for key in ("ann_file", "data_prefix", "backend_args"):

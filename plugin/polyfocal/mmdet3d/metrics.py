@@ -11,7 +11,7 @@ from mmdet3d.structures import BaseInstance3DBoxes, Box3DMode, points_cam2img
 from mmengine.evaluator import BaseMetric
 from rich.table import Table
 
-from polyfocal import kitti
+from polyfocal.data import kitti
 from polyfocal.errors import UserError
 from polyfocal.mmdet3d.evaluation import (
     DIFFICULTIES,
@@ -54,7 +54,7 @@ class KittiMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        infos = kitti.load_infos(data_root, split)
+        infos = kitti.load_split(data_root, split).infos
         self.names = {label: name for name, label in infos["metainfo"]["categories"].items()}
         self.infos = {info["sample_idx"]: info for info in infos["data_list"]}
         self.submission_prefix = submission_prefix
