@@ -325,16 +325,15 @@ def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, 
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        # YOLOX decides on the sigmoid by itself.
         (
             dict(type="YOLOXHead", num_classes=3, in_channels=8, feat_channels=8),
-            "made for use_sigmoid=True",
+            "is a softmax Poly1CrossEntropyLoss, .* use_sigmoid=True",
         ),
         (dict(type="GFLHead", num_classes=3, in_channels=8), "pairs of labels and quality scores"),
         (dict(type="VFNetHead", num_classes=3, in_channels=8), "overlaps of the predicted boxes"),
         (
             dict(type="CenterNetUpdateHead", num_classes=3, in_channels=8),
-            "heatmaps together with the indices",
+            "the probabilities of heatmaps, .* write type='polyfocal.GaussianPoly1FocalLoss'",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from polyfocal.errors import UserError
 from polyfocal.losses import functional
 from polyfocal.losses.base import ALPHA, EPSILON, GAMMA, ClassificationLoss, Range
 from polyfocal.losses.functional import PerClass
+from polyfocal.losses.quality import poly1_focal_of_probabilities
 
 
 class Poly1FocalLoss(ClassificationLoss):
@@ -21,6 +22,9 @@ class Poly1FocalLoss(ClassificationLoss):
         alpha: in [0, 1], one number or one a class; None for no such weight.
         use_sigmoid, reduction, loss_weight, class_weight, ignore_index: see
             :class:`~polyfocal.losses.base.ClassificationLoss`.
+        activated: the head gives probabilities, as TOODHead does to its initial loss:
+            :func:`polyfocal.losses.quality.poly1_focal_of_probabilities`. Sigmoid form; alpha is
+            one number or None.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Poly1FocalLoss(ClassificationLoss):
         loss_weight: float = 1.0,
         class_weight: Sequence[float] | Tensor | None = None,
         ignore_index: int | None = None,
+        activated: bool = False,
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, alpha, class_weight, ignore_index)
         if epsilon is None:
@@ -42,14 +47,18 @@ class Poly1FocalLoss(ClassificationLoss):
             )
         functional.check_epsilons([epsilon])
         functional.check_nonnegative("gamma", gamma)
+        if activated:
+            functional.check_form("focal loss of probabilities", use_sigmoid, True)
         self.epsilon = epsilon
         self.gamma = gamma
+        self.activated = activated
 
     def tunable(self) -> dict[str, Range]:
         return {"epsilon": EPSILON, "gamma": GAMMA, "alpha": ALPHA, **super().tunable()}
 
     def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
-        return functional.poly1_focal_loss(
+        of: Any = poly1_focal_of_probabilities if self.activated else functional.poly1_focal_loss
+        return of(
             pred,
             target,
             weight,

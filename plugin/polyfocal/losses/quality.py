@@ -41,6 +41,7 @@ from polyfocal.ops.poly_focal import PolyFocal
 from polyfocal.ops.quality import Quality, quality_loss
 
 __all__ = [
+    "poly1_focal_of_probabilities",
     "poly1_iou_aware_bce",
     "poly1_matchability_aware_loss",
     "poly1_quality_focal_loss",
@@ -261,6 +262,55 @@ def poly1_iou_aware_bce(
     )  # fmt: skip
 
 
+def poly1_focal_of_probabilities(
+    probabilities: Tensor,
+    target: Target,
+    weight: Tensor | None = None,
+    *,
+    epsilon: float,
+    gamma: float = 2.0,
+    alpha: float | None = 0.25,
+    use_sigmoid: bool = True,
+    class_weight: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    r"""Poly-1 focal loss of probabilities, where a head has no logits.
+
+    .. math:: L = \alpha_t [-(1 - p_t)^\gamma \log p_t + \epsilon (1 - p_t)^{\gamma + 1}]
+
+    Args:
+        probabilities: (N, C) in [0, 1]. At 0 and 1 exactly the logarithm is -100.
+        target: labels (N,) in [0, C], C being background.
+        weight, class_weight, ignore_index, reduction, avg_factor, epsilon: see
+            :func:`poly1_quality_focal_loss`.
+        gamma: >= 0.
+        alpha: in [0, 1], or None for no such weight; one number.
+        use_sigmoid: True, the only form.
+
+    Returns, raises: as :func:`poly1_quality_focal_loss`.
+
+    Source: :func:`polyfocal.losses.functional.poly1_focal_loss`.
+    """
+    check_nonnegative("gamma", gamma)
+    check_epsilons([epsilon])
+    if alpha is not None:
+        check_mix(alpha)
+    # The quality focal loss of the qualities 0 and 1.
+    quality = Quality(
+        PolyFocal(gamma, (epsilon,)),
+        negative=1.0 if alpha is None else 1.0 - alpha,
+        positive=1.0 if alpha is None else alpha,
+        epsilon=epsilon,
+        beta=gamma,
+    )
+    return _loss(
+        probabilities, target, weight, quality, use_sigmoid, True, class_weight, ignore_index,
+        reduction, avg_factor,
+    )  # fmt: skip
+
+
 def check_beta(beta: float, epsilon: float) -> None:
     """Raises UserError where the quality focal loss would not be least at p = y."""
     check_epsilons([epsilon])
@@ -384,7 +434,7 @@ def _check_range(name: str, values: Tensor) -> None:
         raise UserError(f"{name} range from {low:.4g} to {high:.4g}: expected 0 to 1")
 
 
-class _QualityLoss(ClassificationLoss):
+class QualityLoss(ClassificationLoss):
     """A loss of this file: its epsilon, and what they all take."""
 
     def __init__(
@@ -411,7 +461,7 @@ class _QualityLoss(ClassificationLoss):
         return {"epsilon": EPSILON, "loss_weight": LOSS_WEIGHT}
 
 
-class Poly1QualityFocalLoss(_QualityLoss):
+class Poly1QualityFocalLoss(QualityLoss):
     """Poly-1 quality focal loss, :func:`polyfocal.losses.quality.poly1_quality_focal_loss`.
 
     Args:
@@ -453,7 +503,7 @@ class Poly1QualityFocalLoss(_QualityLoss):
         )
 
 
-class Poly1VarifocalLoss(_QualityLoss):
+class Poly1VarifocalLoss(QualityLoss):
     """Poly-1 varifocal loss, :func:`polyfocal.losses.quality.poly1_varifocal_loss`.
 
     Args:
@@ -500,7 +550,7 @@ class Poly1VarifocalLoss(_QualityLoss):
         )
 
 
-class Poly1MatchabilityAwareLoss(_QualityLoss):
+class Poly1MatchabilityAwareLoss(QualityLoss):
     """Poly-1 MAL, :func:`polyfocal.losses.quality.poly1_matchability_aware_loss`.
 
     Args:
@@ -544,7 +594,7 @@ class Poly1MatchabilityAwareLoss(_QualityLoss):
         )
 
 
-class Poly1IoUAwareBCELoss(_QualityLoss):
+class Poly1IoUAwareBCELoss(QualityLoss):
     """Poly-1 IoU-aware BCE, :func:`polyfocal.losses.quality.poly1_iou_aware_bce`.
 
     Args:

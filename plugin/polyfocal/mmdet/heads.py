@@ -14,7 +14,7 @@ from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
 from polyfocal.registry import MODELS
 
 
-def _build(adapter: str, loss: dict[str, Any]) -> ClassificationLoss:
+def build_inner(adapter: str, loss: dict[str, Any]) -> ClassificationLoss:
     """The inner loss of an adapter, which must be one of ours."""
     built = MMDET_MODELS.build(loss)
     if not isinstance(built, ClassificationLoss):
@@ -56,7 +56,7 @@ class RoILoss(nn.Module):
 
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = _build("RoILoss", loss)
+        self.loss = build_inner("RoILoss", loss)
         if not isinstance(self.loss, NoisedTopKLoss) and not self.loss.use_sigmoid:
             raise UserError(
                 f"RoILoss holds a {type(self.loss).__name__} of softmax form: a BBoxHead takes it"
@@ -108,7 +108,7 @@ class MaskLoss(nn.Module):
 
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = _build("MaskLoss", loss)
+        self.loss = build_inner("MaskLoss", loss)
         if not self.loss.use_sigmoid:
             raise UserError(
                 f"MaskLoss holds a {type(self.loss).__name__} of softmax form: masks of classes do"
@@ -120,6 +120,72 @@ class MaskLoss(nn.Module):
         rows = torch.arange(len(labels), device=labels.device)
         # (1,), as MMDetection's own mask loss returns it.
         return self.loss(mask_preds[rows, labels], mask_targets)[None]
+
+
+@MODELS.register_module(force=True)
+@MMENGINE_MODELS.register_module(force=True)
+class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss):
+    """Poly-1 Gaussian focal loss, also for CenterNetUpdateHead, which names the positives.
+
+    Args:
+        epsilon, alpha, gamma, reduction, loss_weight: see
+            :class:`polyfocal.losses.GaussianPoly1FocalLoss`.
+        pos_weight, neg_weight: factors on the peaks, or the positives that a head names, and on
+            the rest, >= 0.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        alpha: float = 2.0,
+        gamma: float = 4.0,
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        pos_weight: float = 1.0,
+        neg_weight: float = 1.0,
+    ) -> None:
+        super().__init__(epsilon, alpha, gamma, reduction, loss_weight)
+        losses.functional.check_nonnegative("pos_weight", pos_weight)
+        losses.functional.check_nonnegative("neg_weight", neg_weight)
+        self.pos_weight = pos_weight
+        self.neg_weight = neg_weight
+
+    def extra_repr(self) -> str:
+        settings = f"pos_weight={self.pos_weight}, neg_weight={self.neg_weight}"
+        return f"{super().extra_repr()}, {settings}"
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+        reduction_override: str | None = None,
+        pos_inds: Tensor | None = None,
+        pos_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted and reduced loss times ``loss_weight``.
+
+        Args:
+            pred, target, weight, avg_factor, reduction_override: see
+                :class:`polyfocal.losses.GaussianPoly1FocalLoss`.
+            pos_inds, pos_labels: (M,) rows and columns of the positives, of predictions (N, C).
+                Every entry then is a negative too, weighed by its target.
+        """
+        common = (avg_factor, reduction_override)
+        if pos_inds is None or pos_labels is None:
+            if self.pos_weight == self.neg_weight == 1.0:
+                return super().forward(pred, target, weight, *common)
+            factor = torch.where(target == 1, self.pos_weight, self.neg_weight)
+            return super().forward(
+                pred, target, factor if weight is None else weight * factor, *common
+            )
+        if self.reduction == "none" or reduction_override == "none":
+            raise UserError("reduction='none' is given with pos_inds: expected 'mean' or 'sum'")
+        peaks = pred[pos_inds, pos_labels]
+        positive = super().forward(peaks, torch.ones_like(peaks), None, *common)
+        negative = super().forward(pred, target, (target < 1).to(target.dtype), *common)
+        return self.pos_weight * positive + self.neg_weight * negative
 
 
 class _QualityFocal(QualityFocalLoss):

@@ -13,19 +13,22 @@ except ModuleNotFoundError as error:
     ) from None
 
 import polyfocal.mmdet  # noqa: F401
-from polyfocal.mmdet3d import placement
 from polyfocal.mmdet3d.datasets import KittiDataset
-from polyfocal.mmdet3d.heads import Anchor3DHead, PartA2RPNHead, ShapeAwareHead
+from polyfocal.mmdet3d.heads import (
+    Anchor3DHead,
+    MinusOneBackground,
+    PartA2RPNHead,
+    ShapeAwareHead,
+)
 from polyfocal.mmdet3d.metrics import KittiMetric, WaymoMetric
 from polyfocal.mmdet3d.pictures import DrawFromAboveHook
-
-placement.watch()
 
 __all__ = [
     "Anchor3DHead",
     "DrawFromAboveHook",
     "KittiDataset",
     "KittiMetric",
+    "MinusOneBackground",
     "PartA2RPNHead",
     "ShapeAwareHead",
     "WaymoMetric",

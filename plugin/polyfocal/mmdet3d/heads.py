@@ -1,4 +1,4 @@
-"""MMDetection3D's anchor heads, for any classification loss.
+"""MMDetection3D's anchor heads, for any classification loss, and an adapter for two other heads.
 
 MMDetection3D 1.4 decides by the *name* of the loss whether the anchors of a frame are sampled: only
 'mmdet.FocalLoss' and 'mmdet.GHMC' train on all of them and are divided by the positives. Any other
@@ -6,8 +6,14 @@ loss asks ``train_cfg`` for a sampler that the configs of PointPillars and SECON
 where there is one it is divided by all the anchors of a frame, hundreds of thousands.
 """
 
-from mmdet3d.models import dense_heads
+from typing import Any
 
+import torch
+from mmdet3d.models import dense_heads
+from torch import Tensor, nn
+
+from polyfocal.errors import UserError
+from polyfocal.mmdet.heads import build_inner
 from polyfocal.registry import MODELS
 
 
@@ -35,3 +41,30 @@ class ShapeAwareHead(Anchor3DHead, dense_heads.ShapeAwareHead):
 @MODELS.register_module()
 class PartA2RPNHead(Anchor3DHead, dense_heads.PartA2RPNHead):
     """The proposal head of Part-A2 and PV-RCNN, see :class:`Anchor3DHead`."""
+
+
+@MODELS.register_module()
+class MinusOneBackground(nn.Module):
+    """A sigmoid loss as ``cls_loss`` of ImVoxelHead and FCAF3DHead, whose background is -1.
+
+    Args:
+        loss: config of a sigmoid loss of this package.
+
+    Example:
+        >>> cls_loss = dict(
+        ...     type='polyfocal.MinusOneBackground',
+        ...     loss=dict(type='polyfocal.Poly1FocalLoss', epsilon=1.0, use_sigmoid=True))
+    """
+
+    def __init__(self, loss: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss = build_inner("MinusOneBackground", loss)
+        if not self.loss.use_sigmoid:
+            raise UserError(
+                f"MinusOneBackground holds a {type(self.loss).__name__} of softmax form: these"
+                " heads take the sigmoid at test time, write use_sigmoid=True"
+            )
+
+    def forward(self, pred: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The inner loss of logits (N, C) and labels (N,) in [-1, C - 1]."""
+        return self.loss(pred, torch.where(labels < 0, pred.shape[1], labels), *args, **kwargs)

@@ -23,7 +23,7 @@ class Quality(NamedTuple):
 
     Attributes:
         negatives: the loss of the entries with target 0.
-        negative: its weight.
+        negative, positive: the weights of both.
         epsilon: of the positives.
         beta: power of the positives' modulator |y - p|; None for no modulator, where the term of
             epsilon is the first one in the expansion of the loss around y.
@@ -36,6 +36,7 @@ class Quality(NamedTuple):
 
     negatives: PolyFocal
     negative: float = 1.0
+    positive: float = 1.0
     epsilon: float = 0.0
     beta: float | None = None
     by_score: bool = False
@@ -71,6 +72,8 @@ def quality_positives(p: Tensor, rest: Tensor, ce: Tensor, y: Tensor, quality: Q
         loss = ce + quality.epsilon * leading_excess(p, rest, y, gap)
     else:
         loss = ce
+    if quality.positive != 1:
+        loss = loss * quality.positive
     return loss * y if quality.by_score else loss
 
 
@@ -101,6 +104,7 @@ def _closed(x: Tensor, y: Tensor, quality: Quality) -> tuple[Tensor, Tensor]:
         away = torch.where(gap.abs() < _TINY, 0.0, gap.sign())
         slope = -away * p * rest * by_distance - modulator * gap
     loss = quality_positives(p, rest, ce, y, quality)
+    slope = slope * quality.positive
     return loss, slope * y if quality.by_score else slope
 
 
