@@ -72,6 +72,46 @@ def test_missing_framework_gives_one_sentence(missing):
     assert "pip install" in lines[0]
 
 
+RIVALS = [
+    ("mmdet", "mmdet 3.3.0", "onedl-mmdetection 3.5.1"),
+    ("mmcv", "mmcv 2.1.0", "onedl-mmcv 2.3.6"),
+    ("mmcv", "mmcv 2.1.0", "mmcv-lite 2.1.0"),
+    ("mmengine", "mmengine 0.10.7", "onedl-mmengine 0.10.12"),
+]
+
+
+def test_two_distributions_of_one_module_are_refused(tmp_path):
+    tries = []
+    for i, (_, *pair) in enumerate(RIVALS):
+        for name, version in map(str.split, pair):
+            metadata = tmp_path / str(i) / f"{name.replace('-', '_')}-{version}.dist-info/METADATA"
+            metadata.parent.mkdir(parents=True)
+            metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        tries += [
+            (str(tmp_path / str(i)), f"polyfocal.{module}") for module in ("mmengine", "mmdet")
+        ]
+    code = f"""
+import importlib, polyfocal, sys
+path = sys.path
+for place, module in {tries!r}:
+    sys.path = [place, *(p for p in path if "site-packages" not in p)]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(error)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(RIVALS)
+    for i, (module, one, other) in enumerate(RIVALS):
+        for line in lines[2 * i : 2 * i + 2]:
+            assert line.startswith(
+                f"{one} and {other} are both installed, and both bring '{module}'"
+            )
+            assert f"pip uninstall -y {one.split()[0]} {other.split()[0]}" in line
+
+
 def test_version_is_the_one_of_the_metadata():
     assert polyfocal.__version__ == importlib.metadata.version("polyfocal")
 
@@ -89,6 +129,7 @@ def test_torch_is_the_only_hard_dependency():
     ("extra", "needed"),
     [
         ("mmdet", {"mmengine", "mmcv", "mmdet", "pycocotools", "scikit-learn"}),
+        ("onedl", {"onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "pycocotools"}),
         ("mmdet3d", {"polyfocal", "numba"}),
         ("detectron2", {"fvcore", "omegaconf", "pycocotools"}),
         ("docs", {"mkdocs", "mkdocs-material", "mkdocstrings"}),
@@ -97,6 +138,24 @@ def test_torch_is_the_only_hard_dependency():
 )
 def test_extras(extra, needed):
     assert needed <= set(requirements_of(extra))
+
+
+def test_the_two_lines_of_mmdetection_differ_in_their_names_only():
+    lines = {"mmdet": {"mmengine", "mmcv", "mmdet"}}
+    lines["onedl"] = {"onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"}
+    rest = {extra: set(requirements_of(extra)) - names for extra, names in lines.items()}
+    assert rest["mmdet"] == rest["onedl"]
+    assert not rest["onedl"] & lines["mmdet"]  # never one beside the other
+
+
+def test_no_extra_asks_for_another_torch():
+    # What torch brings must be left as it is: an exact triton replaces it, and torch with it.
+    pinned = [
+        requirement
+        for requirement in importlib.metadata.requires("polyfocal") or []
+        if re.match(r"(torch|triton|nvidia)[\w-]*\s*[=<>~!]", requirement)
+    ]
+    assert pinned == ["torch>=2.1"]
 
 
 def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):

@@ -4,7 +4,10 @@
 config; ``type='polyfocal.Poly1FocalLoss'`` works without it.
 """
 
+from polyfocal.distributions import refuse_rivals
+
 try:
+    refuse_rivals()
     import mmdet  # noqa: F401
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:

@@ -3,7 +3,10 @@
 Importing it also lets torch >= 2.6 read MMEngine's checkpoints with its ``weights_only`` check on.
 """
 
+from polyfocal.distributions import refuse_rivals
+
 try:
+    refuse_rivals()
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "mmengine":
