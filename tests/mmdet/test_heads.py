@@ -1,6 +1,7 @@
 """The losses inside whole MMDetection models, against the framework's own losses there."""
 
 import copy
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
 import torch
+from mmdet.models.layers import NormedLinear
 from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -180,7 +182,10 @@ def test_normalised_classifier_is_an_option_of_the_head():
     head = model.roi_head.bbox_head
     head.update(num_classes=3, fc_out_channels=32)
     head.loss_cls = dict(type="polyfocal.RoILoss", loss=TAIL)
-    head.cls_predictor_cfg = dict(type="NormedLinear", tempearture=1.0, bias=False)
+    parameters = inspect.signature(NormedLinear).parameters
+    # MMDetection 3.3 spells it tempearture, OneDL temperature.
+    spelling = next(name for name in parameters if name.startswith("temp"))
+    head.cls_predictor_cfg = dict(type="NormedLinear", bias=False, **{spelling: 1.0})
     head = MODELS.build(head)
     scores, _ = head(5 * torch.randn(6, 256, 7, 7))
     assert scores.shape == (6, 4) and scores.abs().max() <= 1.0 + 1e-6
