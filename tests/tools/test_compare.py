@@ -18,6 +18,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("compare", ROOT / "tools" / "compare.py")
 compare = importlib.util.module_from_spec(spec)
