@@ -10,8 +10,8 @@ the machine; without --stack the environment's own is kept, or a new one gets th
 
 Nearly all of the time goes into the operators of mmcv. A prebuilt wheel is taken where there is
 one. Otherwise they are compiled: each of the 77 C++ files reads torch's headers, so those are
-compiled once, ahead, and the build takes about 3 minutes on 2 cores instead of 16. Where that is
-not possible the plain build runs.
+compiled once, ahead, and the build takes about 3 minutes on 2 cores instead of 16. With another
+compiler than g++ the plain build runs.
 """
 
 from __future__ import annotations
@@ -162,26 +162,31 @@ print(torch.version.cuda or "", int(torch.cuda.is_available() or bool(torch.vers
 # Prints the folder of a Python's packages.
 PURELIB = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
 
-# Compiles the header given as the first argument with the flags that the build of mmcv will use:
-# g++ silently ignores a precompiled header that was made with any other ones.
-PRECOMPILE = """
-import os, subprocess, sys, sysconfig
-import setuptools
-from distutils.ccompiler import new_compiler
-from distutils.sysconfig import customize_compiler
-from torch.utils.cpp_extension import include_paths
+# Stands in for the C++ compiler during the build of mmcv. At the first source it compiles torch's
+# headers ahead, with that command's own flags: g++ silently ignores a precompiled header that was
+# made with any other ones, and they differ from torch to torch and from Linux to Linux.
+COMPILER = """#!{python}
+import fcntl, os, subprocess, sys
 
-compiler = os.environ.get("CXX", "c++")
-version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-if sys.platform != "linux" or "Free Software Foundation" not in version:
-    sys.exit("precompiled headers are tried with g++ on Linux only")
-flags = new_compiler()
-customize_compiler(flags)
-command = [compiler, *flags.compiler_so[1:], "-std=c++17", "-DTORCH_API_INCLUDE_EXTENSION_H",
-           "-DTORCH_EXTENSION_NAME=_ext"]
-command += ["-I" + path for path in [*include_paths(), sysconfig.get_paths()["include"]]]
-sys.exit(subprocess.run([*command, "-x", "c++-header", sys.argv[1], "-o", sys.argv[1] + ".gch"],
-                        ).returncode)
+compiler, header = {compiler!r}, {header!r}
+command = [*compiler, *sys.argv[1:]]
+if "-c" in command and command[command.index("-c") + 1].endswith(".cpp"):
+    command += ["-g0", "-O2"]
+    flags, skip = [], False
+    for word in command:
+        if not skip and word not in ("-c", "-o", "-MF", "-MMD", "-MD"):
+            flags.append(word)
+        skip = word in ("-c", "-o", "-MF")
+    with open(header + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(header + ".tried"):
+            open(header + ".tried", "w").close()
+            made = [*flags, "-x", "c++-header", header, "-o", header + ".new"]
+            if subprocess.run(made).returncode == 0:
+                os.replace(header + ".new", header + ".gch")
+    if os.path.exists(header + ".gch"):
+        command += ["-include", header, "-Winvalid-pch"]
+os.execvp(command[0], command)
 """
 
 
@@ -488,7 +493,7 @@ def probe_of(stack: Stack) -> str:
 
 
 def install_mmcv(environment: Environment, stack: Stack) -> None:
-    """Installs mmcv with its operators: a wheel, else a quick build, else a plain one."""
+    """Installs mmcv with its operators: a wheel where there is one, else built from its sources."""
     requirement = f"{stack.mmcv}=={stack.pins[stack.mmcv]}"
     cuda, _, has_gpu = (environment.answer(PROBE_CUDA) or " 0").rpartition(" ")
     torch = environment.installed()["torch"]
@@ -510,20 +515,16 @@ def install_mmcv(environment: Environment, stack: Stack) -> None:
         return
 
     env["FORCE_CUDA"] = "0"
+    advice = (
+        "mmcv could not be built: a C++17 compiler (g++ or clang++), Python's headers and 4 GB of "
+        "memory are needed; MAX_JOBS=1 makes it use less memory."
+    )
     scratch = environment.folder / "mmcv-build"
+    quick = precompiling_compiler(environment, scratch)
+    expected = "about 4 minutes" if quick else "15 to 30 minutes"
     try:
-        with Step(f"{requirement}, compiled with a precompiled header", "about 4 minutes"):
-            quick = {**env, **precompile_torch(environment, scratch)}
-            environment.pip_install(*plain, advice="", env=quick)
-            accept_mmcv(environment, stack, "")
-    except StepFailed as failure:
-        print(f"{failure}\n    The quick build does not work here: the plain one follows.")
-        advice = (
-            "mmcv could not be built: a C++17 compiler (g++ or clang++), Python's headers and "
-            "4 GB of memory are needed; MAX_JOBS=1 makes it use less memory."
-        )
-        with Step(f"{requirement}, compiled plainly", "15 to 30 minutes"):
-            environment.pip_install(*plain, advice=advice, env=env)
+        with Step(f"{requirement}, compiled", expected):
+            environment.pip_install(*plain, advice=advice, env={**env, **quick})
             accept_mmcv(environment, stack, advice)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -566,15 +567,26 @@ def cache_of(environment: Environment, torch: str, has_gpu: str) -> dict[str, st
     return {"PIP_CACHE_DIR": str(Path(cache.stdout.strip(), f"polyfocal-torch-{torch}-{kind}"))}
 
 
-def precompile_torch(environment: Environment, scratch: Path) -> dict[str, str]:
-    """Compiles torch's headers ahead; returns the variables with which the build uses them."""
+def precompiling_compiler(environment: Environment, scratch: Path) -> dict[str, str]:
+    """Makes a compiler that reads torch's headers once; returns the variable that names it.
+
+    With another compiler than g++ on Linux it returns nothing: the build is then the plain one.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return {}
+    if sys.platform != "linux" or "Free Software Foundation" not in version:
+        return {}
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    header = scratch / "torch_types.h"
+    header, wrapper = scratch / "torch_types.h", scratch / "g++"
     header.write_text("#include <torch/types.h>\n", encoding="utf-8")
-    flags = "-g0 -O2 -DNDEBUG"
-    environment.run([environment.python, "-c", PRECOMPILE, header], "", {"CFLAGS": flags})
-    return {"CFLAGS": f"{flags} -include {shlex.quote(str(header))} -Winvalid-pch"}
+    text = COMPILER.format(python=environment.python, compiler=compiler, header=str(header))
+    wrapper.write_text(text, encoding="utf-8")
+    wrapper.chmod(0o755)
+    return {"CXX": str(wrapper)}
 
 
 def accept_mmcv(environment: Environment, stack: Stack, advice: str) -> None:
