@@ -40,3 +40,30 @@ def is_plain(tensor: Tensor) -> bool:
 def can_read(tensor: Tensor) -> bool:
     """Whether the numbers of a tensor can be looked at without waiting for a device."""
     return tensor.device.type == "cpu" and is_plain(tensor)
+
+
+# What a file of weights calls to make a tensor; the third version is younger than the others.
+REBUILD_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"torch._utils.{name}": getattr(torch._utils, name)
+    for name in (
+        "_rebuild_tensor",
+        "_rebuild_tensor_v2",
+        "_rebuild_tensor_v3",
+        "_rebuild_parameter",
+    )
+    if hasattr(torch._utils, name)
+}
+
+
+def allow_names(names: dict[str, Any]) -> None:
+    """Put names on the allow-list of ``torch.load(weights_only=True)``, where that is the default.
+
+    Before torch 2.6 nothing is done: its check is off by default, and takes no names or only the
+    objects' own.
+
+    Args:
+        names: What ``module.name`` in a file stands for.
+    """
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version >= (2, 6):
+        torch.serialization.add_safe_globals([(value, name) for name, value in names.items()])

@@ -197,6 +197,12 @@ def test_checkpoint_errors(trained, scenes, tmp_path, capsys, monkeypatch):
     ):
         error = error_of(capsys, tool, RETINANET, *option, tmp_path / "evil.pth", *data)
         assert "evil.pth was refused: it asks for posix.mkdir" in error
+    pretrained = (
+        "model.init_cfg.type=Pretrained",
+        f"model.init_cfg.checkpoint={tmp_path}/evil.pth",
+    )
+    error = error_of(capsys, train_tool, RETINANET, *data, "--cfg-options", *pretrained)
+    assert "evil.pth was refused: it asks for posix.mkdir" in error
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,8 +1,6 @@
 """Pictures with one label each: scikit-learn's digits, CIFAR folders, npz files, and variants."""
 
 import colorsys
-import io
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfocal.data.unpickling import read_pickle
 from polyfocal.errors import UserError
 
 SPLITS = ("train", "val", "ood")
@@ -306,29 +305,8 @@ def _checked(
     )
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, text and NumPy arrays; anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        reconstruct = np.ndarray.__reduce__(np.empty(0))[0]
-        allowed: dict[str, Any] = {
-            "_reconstruct": reconstruct,
-            "ndarray": np.ndarray,
-            "dtype": np.dtype,
-        }
-        packages = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        if module in packages and name in allowed:
-            return allowed[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which pictures do not need")
-
-
 def _unpickle(file: Path) -> dict[str, Any]:
-    try:
-        content = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {file}.") from error
-    except Exception as error:  # other bytes can fail the reader in any way
-        raise UserError(f"{file} was refused or is damaged: {error}.") from error
+    content = read_pickle(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a batch of CIFAR: it holds a {type(content).__name__}.")
     return content

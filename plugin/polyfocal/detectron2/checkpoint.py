@@ -1,25 +1,49 @@
 """Checkpoints: look at one before Detectron2 loads it, and say what is wrong with it."""
 
-import codecs
+import contextlib
 import pickle
-import re
-from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from zipfile import is_zipfile
+from urllib.parse import urlparse
 
-import numpy as np
-import torch
+from detectron2.checkpoint import detection_checkpoint
+from detectron2.data import build
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from polyfocal.data import unpickling
 from polyfocal.errors import UserError
+
+
+@contextlib.contextmanager
+def only_data() -> Iterator[None]:
+    """Have Detectron2 read weights and proposals without running code, for a while.
+
+    It covers every ``torch.load`` of the process, and the pickles of the model zoo and of
+    precomputed proposals.
+
+    Raises:
+        UserError: A file asks for what it does not need.
+    """
+
+    def load(file: Any, encoding: str = "ASCII") -> Any:
+        return unpickling.read_pickle(file, encoding)
+
+    reader = SimpleNamespace(**{**vars(pickle), "load": load})
+    with (
+        unpickling.only_weights(),
+        unpickling.replaced(detection_checkpoint, "pickle", reader),
+        unpickling.replaced(build, "pickle", reader),
+    ):
+        yield
 
 
 def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
     """Refuse a file that is no checkpoint, that would run code, or that is of another model.
 
-    Detectron2 unpickles a ``.pkl`` as it is, and only warns of weights that are not there.
+    Detectron2 only warns of weights that are not there.
 
     Args:
         file: A path, or an address that Detectron2 knows.
@@ -29,30 +53,23 @@ def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
     Raises:
         UserError: The file is missing, damaged or not to be trusted, or does not fit.
     """
+    address = urlparse(file)  # its query says how names are matched
     try:
-        path = Path(PathManager.get_local_path(file))
+        path = Path(PathManager.get_local_path(address._replace(query="").geturl()))
     except Exception as error:  # of whatever the address leads to
         raise UserError(f"{file} cannot be fetched: {' '.join(str(error).split())}.") from error
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {file}.")
-    try:
-        content = _read(path)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
-        raise UserError(
-            f"{file} was refused: it asks for {refused[1]}, which weights do not need and which "
-            f"could run code on this machine."
-        ) from error
-    except Exception as error:  # other bytes can fail the reader in any way
-        raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
+    if path.suffix == ".pkl":
+        content = unpickling.read_pickle(path)
+    else:
+        # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
+        content = unpickling.read_weights(path, mmap=True)
     if not isinstance(content, dict):
         content = {}
     weights = content.get("model", content.get("blobs", content))
     if not isinstance(weights, dict) or not any(hasattr(v, "shape") for v in weights.values()):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
-    if ("model" not in content and path.suffix == ".pkl") or content.get("matching_heuristics"):
+    translated = content.get("matching_heuristics") or "matching_heuristics=True" in address.query
+    if translated or ("model" not in content and path.suffix == ".pkl"):
         return  # of Caffe2 and others: Detectron2 translates its names
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = {
@@ -70,33 +87,3 @@ def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
         f"{type(model).__name__} it lacks {missing} and has {reshaped} in another shape; it "
         f"holds {parts}."
     )
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".pkl":
-        with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads what the files of Detectron2's model zoo hold: NumPy arrays in dictionaries."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class or function of a name, where it is one of the few that arrays need."""
-        # The names before and after NumPy 2 moved them: files of either age are around.
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return _ARRAYS[module, name]
-
-
-_ARRAYS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes for Python 2
-}

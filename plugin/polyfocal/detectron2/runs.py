@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from polyfocal.coco import format_table
-from polyfocal.detectron2.checkpoint import check_checkpoint
+from polyfocal.detectron2.checkpoint import check_checkpoint, only_data
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import Experiment
 from polyfocal.detectron2.progress import ProgressHook
@@ -30,6 +30,7 @@ _LOGGERS = ("detectron2", "fvcore", "iopath")
 _PROGRESS = "detectron2.utils.events"
 
 
+@only_data()
 def train(experiment: Experiment, *, resume: bool = False) -> None:
     """Train and evaluate.
 
@@ -105,6 +106,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> None:
         )
 
 
+@only_data()
 def test(experiment: Experiment, *, resume: bool = False) -> None:
     """Evaluate a checkpoint: the config's, or with ``resume`` the output directory's last one.
 

@@ -22,6 +22,7 @@ from polyfocal.mmengine.checkpoint import (
     CheckpointGuardHook,
     check_checkpoint,
     latest_checkpoint,
+    only_data,
 )
 from polyfocal.mmengine.console import ConsoleRunner, HostMemoryHook, ProgressBarHook
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
@@ -29,6 +30,7 @@ from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.work_dir import KEPT_RESULTS
 
 
+@only_data()
 def train(
     experiment: Experiment,
     *,
@@ -87,6 +89,7 @@ def train(
         return measured
 
 
+@only_data()
 def test(
     experiment: Experiment, checkpoint: str, *, more_metrics: list[Any] | None = None
 ) -> dict[str, float]:
@@ -132,6 +135,7 @@ def join_processes(launcher: str) -> None:
         init_dist(launcher)
 
 
+@only_data()
 def curvature(
     experiment: Experiment, checkpoint: str, *, batches: int, seed: int = 0, **settings: Any
 ) -> Curvature:

@@ -1,76 +1,84 @@
-"""Checkpoints: written whole, found again, read with torch's ``weights_only`` check on."""
+"""Checkpoints: written whole, found again, read so that no code of theirs runs."""
 
 import contextlib
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from zipfile import is_zipfile
+from typing import IO, Any
 
 import numpy as np
 import torch
+from mmengine.fileio import PickleHandler
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
+from polyfocal._torch import allow_names
+from polyfocal.data import unpickling
 from polyfocal.errors import UserError
 
 _HISTORY_METHODS = ("min", "max", "current", "mean")
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read what MMEngine's own checkpoints hold.
+    """Let MMEngine's own checkpoints be read, also by ``torch.load(weights_only=True)``.
 
     Beside tensors these hold the histories of the losses (``HistoryBuffer``) and NumPy numbers and
-    arrays. Exactly those are put on torch's allow-list. A ``HistoryBuffer`` also refers to four of
-    its methods, through ``getattr``: that name is answered by a function which knows these four
-    and nothing else, since the real one would let a file run code.
+    arrays. A ``HistoryBuffer`` also refers to four of its methods, through ``getattr``: that name
+    is answered by a function which knows these four and nothing else, since the real one would let
+    a file run code.
+
+    MMEngine itself reads with torch's check from torch 2.6 on, where that is the default: there
+    exactly those names are put on torch's allow-list.
     """
+    histories = {
+        f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}": HistoryBuffer,
+        "builtins.getattr": _history_method,
+    }
+    unpickling.allow(histories)
     # The names before and after NumPy 2 moved them: checkpoints of either age are around.
     reconstruct, scalar = np.ndarray.__reduce__(np.empty(0))[0], np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        (_history_method, "builtins.getattr"),
-    ]
+    names = {**histories, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for package in ("numpy.core", "numpy._core"):
-        allowed += [
-            (reconstruct, f"{package}.multiarray._reconstruct"),
-            (scalar, f"{package}.multiarray.scalar"),
-        ]
-    allowed += [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"]]
-    allowed.append(type(np.dtype(bool)))
-    torch.serialization.add_safe_globals(allowed)
+        names[f"{package}.multiarray._reconstruct"] = reconstruct
+        names[f"{package}.multiarray.scalar"] = scalar
+    for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?":
+        kind = type(np.dtype(code))
+        names[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    allow_names(names)
+
+
+@contextlib.contextmanager
+def only_data() -> Iterator[None]:
+    """Have MMEngine read checkpoints and pickled data without running code, for a while.
+
+    It covers every ``torch.load`` of the process, whoever calls it: for the weights of a run, of a
+    backbone (``init_cfg``), of a teacher, from a file or an address; and ``mmengine.load`` of
+    pickles, such as MMDetection3D's info files.
+
+    Raises:
+        UserError: A file asks for what it does not need.
+    """
+
+    def load(handler: PickleHandler, file: IO[bytes], **options: Any) -> Any:
+        return unpickling.read_pickle(file, options.get("encoding", "ASCII"))
+
+    with (
+        unpickling.only_weights(),
+        unpickling.replaced(PickleHandler, "load_from_fileobj", load),
+    ):
+        yield
 
 
 def check_checkpoint(file: str | Path) -> None:
     """Refuse a file that is no checkpoint or that would run code, before anything is built.
 
     Raises:
-        UserError: The file is missing, is no checkpoint, or holds what the allow-list refuses.
+        UserError: The file is missing, is no checkpoint, or asks for what weights do not need.
     """
-    if not Path(file).is_file():
-        raise UserError(f"there is no checkpoint {file}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other kinds of pickle: they end below anyway
-            # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
-        raise UserError(
-            f"{file} was refused: it asks for {refused[1]}, which weights do not need and which "
-            f"could run code on this machine."
-        ) from error
-    except Exception as error:  # other bytes can fail the reader in any way
-        raise UserError(f"{file} is not a checkpoint, or it is damaged.") from error
+    # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
+    content = unpickling.read_weights(file, mmap=True)
     if not isinstance(content, dict) or not _state_dict(content):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
 
@@ -168,4 +176,4 @@ def _state_dict(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 def _history_method(owner: Any, name: str) -> Callable[..., Any]:
     if owner is HistoryBuffer and name in _HISTORY_METHODS:
         return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError("Unsupported global: GLOBAL builtins.getattr")
+    raise unpickling.Refused("builtins.getattr")
