@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from polyfocal.calibration import ClassificationCalibration
 from polyfocal.errors import UserError
@@ -46,6 +47,45 @@ def test_by_hand():
     assert result.ece == result.mce == pytest.approx(abs(2 / 3 - (0.9 + 0.6 + 0.5) / 3))
     assert result.brier == pytest.approx((2 * 0.1**2 + 2 * 0.6**2 + 2 * 0.5**2) / 3)
     assert result.nll == pytest.approx(-math.log(0.9 * 0.4 * 0.5) / 3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["tensor", "with a graph", "list of tensors"])
+def test_torch_tensors_measure_as_their_values(dtype, kind):
+    logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = (3 * logits).softmax(1).to(getattr(torch, dtype))
+    y = torch.randint(30, (200,), generator=torch.Generator().manual_seed(1))
+    wanted = None if dtype == "bfloat16" else measure(p.numpy(), y.numpy())
+    given = p.requires_grad_(kind == "with a graph")
+    found = measure(list(given) if kind == "list of tensors" else given, y)
+    rounded = p.detach().double().numpy()
+    confidence = rounded.max(axis=1)
+    assert found.accuracy == (rounded.argmax(axis=1) == y.numpy()).mean()
+    assert found.brier == pytest.approx(
+        ((rounded - np.eye(30)[y.numpy()]) ** 2).sum(axis=1).mean(), abs=1e-12
+    )
+    assert found.bins.confidence[found.bins.count > 0] @ found.bins.count[
+        found.bins.count > 0
+    ] == pytest.approx(confidence.sum())
+    assert wanted is None or (found.ece, found.mce) == (wanted.ece, wanted.mce)
+
+
+def test_sums_of_rounded_probabilities():
+    # Seven of 1/7 add up to 0.998535 in bfloat16, to 1.000122 in float16: what rounding explains.
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        p = torch.full((3, 7), 1 / 7, dtype=torch.float64).to(dtype)
+        assert measure(p, [0, 1, 2]).accuracy == pytest.approx(1 / 3)
+    p = np.full((3, 7), 1 / 7).astype(np.float16)
+    assert measure(p, [0, 1, 2]).accuracy == pytest.approx(1 / 3)
+    off = torch.tensor([[0.5, 0.48]])
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(UserError, match="must add up to 1, got 0.98"):
+            measure(off.to(dtype), [0])
+    # One ulp of single precision above 1 and below 0 is put back.
+    over = np.array([[1 + 2**-23, -(2**-24)]])
+    assert measure(over, [0]).ece == 0 and measure(over, [0]).bins.confidence[-1] == 1
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
+        measure([[1.001, -0.001]], [0])
 
 
 def test_scores_of_0_and_1():

@@ -222,6 +222,44 @@ def test_lrp_weighs_the_location():
     assert result.lrp == result.olrp == pytest.approx(0.4)
 
 
+def test_perfect_boxes_have_no_error():
+    # The IoU of a box with itself is above 1 by rounding for some numbers.
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0.1, 40, (300, 4)).tolist()
+    truth = ground_truth([(n % 100, 0, (0, 0, 10, 10)) for n in range(300)], pictures=100)
+    found = results(*[(n % 100, 0, (0, 0, 10, 10), 1.0) for n in range(300)])
+    for annotation, detection, box in zip(truth.dataset["annotations"], found, boxes, strict=True):
+        annotation["bbox"] = detection["bbox"] = box
+    ours = match(truth, found, [0.0, 0.1, 0.5])
+    assert all(matches.iou.max() == 1.0 for matches in ours.matches.values())
+    result = measure(truth, found)
+    for value in result.stats.values():
+        assert 0 <= value <= 1e-12, result.stats
+    # At the threshold itself the location costs all of 1 and no more.
+    at = ground_truth([(n, 0, (0, 0, 10, 10)) for n in range(30)], pictures=30)
+    half = results(*[(n, 0, (0, 0, 10, 9), 0.5) for n in range(30)])
+    assert (
+        measure(at, half, iou=0.9).lrp == pytest.approx(1.0) and measure(at, half, iou=0.9).lrp <= 1
+    )
+
+
+def test_scores_that_rounding_put_beside_the_unit_interval():
+    truth = ground_truth([(0, 0, (0, 0, 20, 20))])
+    result = measure(truth, results((0, 0, (0, 0, 20, 20), 1 + 2**-23)))
+    assert result.d_ece == result.la_ece == 0
+    result = measure(truth, results((0, 0, (0, 0, 20, 20), np.float32(-(2.0**-24)))))
+    assert result.d_ece == 1
+
+
+def test_tied_scores_stand_or_fall_together():
+    # Right ones first among equals: cut after the first, which no threshold does, would be 0.5.
+    truth = ground_truth([(0, 0, (0, 0, 20, 20)), (0, 0, (40, 40, 20, 20))])
+    found = results((0, 0, (0, 0, 20, 20), 0.8), (0, 0, (70, 0, 20, 20), 0.8))
+    result = measure(truth, found)
+    assert result.olrp == result.lrp == pytest.approx(2 / 3)
+    assert measure(truth, found[::-1]).olrp == result.olrp
+
+
 def test_bins_of_laece_are_closed_on_the_right():
     # 0.04 belongs to (0, 0.04], 0.05 to (0.04, 0.08], 0 to the first: no two errors cancel but
     # those of 0 and 0.04, whose means are 0.02 and (1 + 0) / 2.

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -124,6 +125,14 @@ def test_bad_files(change, sentence, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(UserError, match=sentence):
         Calibrator.load(file)
+
+
+def test_scores_may_be_tensors():
+    calibrator = fit(detections(), "platt")
+    scores = torch.linspace(0, 1, 33)
+    wanted = calibrator.apply(scores.numpy(), ["cat"] * 33)
+    for given in (scores, scores.requires_grad_(), scores.to(torch.bfloat16), list(scores)):
+        assert calibrator.apply(given, ["cat"] * 33) == pytest.approx(wanted)
 
 
 def test_bad_use(tmp_path):

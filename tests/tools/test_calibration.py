@@ -135,3 +135,54 @@ def test_bad_use(files):
     for wrong in (["--fit", "platt"], ["--save", "x"], ["--out", "x"]):
         with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
             calibration.parse_args([str(found), str(truth), *wrong])
+
+
+def dense(folder, objects, detections_each=1):
+    """A picture full of objects, all of them found."""
+    side = 400
+    boxes = [[20 * (i % 20), 20 * (i // 20), 10, 10] for i in range(objects)]
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": side, "height": side}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 100, "iscrowd": 0}
+            for i, box in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 / (1 + again)}
+        for again in range(detections_each)
+        for box in boxes
+    ]
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "results.json").write_text(json.dumps(found))
+    return folder / "results.json", folder / "truth.json"
+
+
+def row(table, name):
+    (line,) = (line for line in table.splitlines() if line.startswith(f"│ {name} "))
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_the_limit_rises_with_the_objects_of_a_picture(tmp_path):
+    files = dense(tmp_path, 400)
+    status, out, err = run(*files)
+    assert (
+        (status, err) == (0, "") and row(out, "mAP") == ["1.000"] and row(out, "LRP") == ["0.000"]
+    )
+    assert row(out, "AR@400") == ["1.000"]
+    assert "note: a picture holds up to 400 objects: up to 400 detections of a class" in out
+    # 100 of 400 found, all right: precision 1 at the recalls 0, 0.01, ..., 0.25.
+    _, out, _ = run(*files, "--max-dets", "100")
+    assert row(out, "mAP") == [f"{26 / 101:.3f}"] and "note:" not in out
+
+
+def test_detections_that_do_not_count_are_noted(tmp_path):
+    files = dense(tmp_path, 60, detections_each=3)
+    _, out, _ = run(*files)
+    assert (
+        "note: a picture has up to 180 detections of a class: the best 100 count, as is customary; "
+        "--max-dets 180 counts them all." in out
+    )
+    _, out, _ = run(*dense(tmp_path, 60))
+    assert "note:" not in out

@@ -8,11 +8,13 @@ confidence of 1 is in it. An empty bin counts nothing.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from polyfocal.data.detections import ROUNDING
 from polyfocal.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -103,7 +105,8 @@ class ClassificationCalibration:
         """Add samples.
 
         Args:
-            probabilities: (N, C) in [0, 1], each row adding up to 1 within 1e-3.
+            probabilities: (N, C) in [0, 1] to 1e-6, each row adding up to 1 to 1e-3, or to what
+                rounding to bfloat16 makes of it; arrays, lists or torch tensors of any kind.
             labels: (N,) integers in [0, C).
 
         Raises:
@@ -224,18 +227,41 @@ def _mean(values: Floats) -> float:
     return float(values.mean()) if values.size and not np.isnan(values).all() else float("nan")
 
 
+def as_array(values: Any) -> NDArray[Any]:
+    """Numbers as an array, also those of torch tensors of any dtype, device and graph."""
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], torch.Tensor):
+        values = torch.stack(list(values))
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
+def in_unit_interval(values: Floats) -> Floats | None:
+    """Values in [0, 1], those beside it by no more than single precision rounds put back; or None.
+
+    Args:
+        values: Of any shape.
+    """
+    if values.size and not (values.min() >= -ROUNDING and values.max() <= 1 + ROUNDING):
+        return None
+    return np.clip(values, 0.0, 1.0)
+
+
 def _check_samples(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Integers]:
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(labels)
+    p = as_array(probabilities).astype(np.float64)
+    y = as_array(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
         raise UserError(
             f"probabilities must be (N, C) and labels (N,), got the shapes {p.shape} and {y.shape}."
         )
-    if p.size and not (p.min() >= 0 and p.max() <= 1):
+    inside = in_unit_interval(p)
+    if inside is None:
         bad = p[~((p >= 0) & (p <= 1))][0]
         raise UserError(f"probabilities must be in [0, 1], got {bad}: give them after softmax.")
+    p = inside
     sums = p.sum(axis=1)
-    if p.size and np.abs(sums - 1).max() > 1e-3:
+    if p.size and np.abs(sums - 1).max() > _sum_rounding(probabilities):
         bad = sums[np.abs(sums - 1).argmax()]
         raise UserError(f"the probabilities of a sample must add up to 1, got {bad:.6g}.")
     if y.size and (not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]):
@@ -244,3 +270,15 @@ def _check_samples(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats,
             f"{y.max()}."
         )
     return p, y.astype(np.int64)
+
+
+def _sum_rounding(probabilities: Any) -> float:
+    """How far from 1 the sum of probabilities may be that were rounded to their dtype."""
+    first = probabilities[0] if isinstance(probabilities, (list, tuple)) else probabilities
+    if isinstance(first, torch.Tensor) and first.is_floating_point():
+        epsilon = torch.finfo(first.dtype).eps
+    elif np.issubdtype(dtype := getattr(first, "dtype", np.dtype(np.float64)), np.floating):
+        epsilon = float(np.finfo(dtype).eps)
+    else:
+        epsilon = 0.0
+    return max(1e-3, 2 * epsilon)

@@ -330,7 +330,7 @@ def match(
             dtype=np.int64,
         )
 
-    score = np.array([detection["score"] for detection in detections], dtype=np.float64)
+    score = np.clip([float(detection["score"]) for detection in detections], 0.0, 1.0)
     key = keys(detections)
     index = np.lexsort((-score, key))  # stable: the first of equal scores comes first
     index = index[key[index] >= 0]
@@ -408,7 +408,7 @@ def _choose(pairs: _Pairs, num_detections: int, num_objects: int, threshold: flo
     for start, end in _runs(rank):
         open_ = start + np.flatnonzero(free[object_[start:end]])
         best = open_[np.diff(detection[open_], append=-1) != 0]
-        found[detection[best]] = iou[best]
+        found[detection[best]] = np.minimum(iou[best], 1)  # equal boxes may be above by rounding
         free[object_[best]] = False
     ignored = np.zeros(num_detections, dtype=bool)
     ignored[pairs.detection[close & pairs.crowd]] = True
@@ -498,6 +498,7 @@ def _lrp(
     error = (location + detections - found + num_objects - found) / (
         detections + num_objects - found
     )
+    error = np.clip(error, 0.0, 1.0)  # rounding
     ends = np.flatnonzero(np.diff(score, append=-1))  # a threshold keeps all of one score or none
     if not ends.size:
         return 1.0, 1.0, np.nan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from polyfocal.calibration.classification import Floats
+from polyfocal.calibration.classification import Floats, as_array, in_unit_interval
 from polyfocal.calibration.detection import LAECE_IOU, MatchedDetections
 from polyfocal.data.files import read_json, write_text
 from polyfocal.errors import UserError
@@ -57,7 +57,7 @@ class Calibrator:
         """Calibrated scores.
 
         Args:
-            scores: (N,) in [0, 1].
+            scores: (N,) in [0, 1], an array or a torch tensor.
             classes: Name of the class of each.
 
         Returns:
@@ -66,11 +66,11 @@ class Calibrator:
         Raises:
             UserError: A score is not in [0, 1].
         """
-        s = np.asarray(scores, dtype=np.float64).reshape(-1)
-        if s.size and not (s.min() >= 0 and s.max() <= 1):
-            raise UserError(
-                f"scores must be in [0, 1] to be calibrated, got {s[~((s >= 0) & (s <= 1))][0]}."
-            )
+        given = as_array(scores).astype(np.float64).reshape(-1)
+        s = in_unit_interval(given)
+        if s is None:
+            bad = given[~((given >= 0) & (given <= 1))][0]
+            raise UserError(f"scores must be in [0, 1] to be calibrated, got {bad}.")
         calibrated = np.empty_like(s)
         names = np.asarray(classes, dtype=object)
         for name in set(classes):

@@ -12,6 +12,9 @@ from polyfocal.data.masks import FARTHEST, is_compressed_rle, is_number
 
 Kind = Literal["bbox", "segm"]
 
+ROUNDING = 1e-6
+"""How far from [0, 1] a probability may be that a model computed in single precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -56,7 +59,7 @@ class Detections:
         Args:
             truth: The ground truth that they belong to.
             kind: Whether they need a ``bbox`` or a ``segmentation``.
-            probabilities: Whether scores must be in [0, 1], beyond being finite.
+            probabilities: Whether scores must be in [0, 1] but for rounding, beyond being finite.
 
         Raises:
             DatasetError: They do not fit the ground truth.
@@ -89,7 +92,7 @@ class Detections:
                 raise DatasetError(
                     f"{where} has score {result['score']!r}; it must be a finite number."
                 )
-            if probabilities and not 0 <= result["score"] <= 1:
+            if probabilities and not -ROUNDING <= result["score"] <= 1 + ROUNDING:
                 raise DatasetError(
                     f"{where} has score {result['score']!r}; calibration needs a probability in "
                     "[0, 1]."

@@ -327,7 +327,7 @@ def _without_points(frame: _Frame, info: dict[str, Any]) -> list[str]:
 def _held(frame: _Frame, boxes: Any) -> list[bool]:
     """Which boxes of a label file hold a point."""
     lidar = boxes_in_lidar(np.array(boxes, np.float64), _lidar2cam(frame.calib))
-    return list(points_in_boxes(frame.points, lidar).any(axis=0))
+    return [bool(column.any()) for column in points_in_boxes(frame.points, lidar).T]
 
 
 def _why_empty(frames: list[_Frame]) -> str:
