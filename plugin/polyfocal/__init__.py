@@ -25,6 +25,7 @@ from polyfocal.losses import (
     ReweightedCrossEntropyLoss,
     SampleDependentFocalLoss,
 )
+from polyfocal.swapping import swap
 
 __version__ = "0.1.0"
 
@@ -49,4 +50,5 @@ __all__ = [
     "ReweightedCrossEntropyLoss",
     "SampleDependentFocalLoss",
     "__version__",
+    "swap",
 ]

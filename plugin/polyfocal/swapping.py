@@ -1,0 +1,355 @@
+"""Swaps the classification losses of a config for losses of this package."""
+
+import copy
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from polyfocal import heads, losses
+from polyfocal.errors import UserError
+
+# What a stock loss is in the family, its Poly-1 form, and the settings that mean the same.
+_POLY1 = {
+    "FocalLoss": ("Poly1FocalLoss", ("gamma", "alpha", "activated")),
+    "QualityFocalLoss": ("Poly1QualityFocalLoss", ("beta", "activated")),
+    "VarifocalLoss": ("Poly1VarifocalLoss", ("alpha", "gamma", "iou_weighted")),
+    "GaussianFocalLoss": (
+        "GaussianPoly1FocalLoss",
+        ("alpha", "gamma", "pos_weight", "neg_weight"),
+    ),
+    "CrossEntropyLoss": ("Poly1CrossEntropyLoss", ("class_weight", "bg_cls_weight")),
+}
+# The slots that decide on classes; the others are swapped when they are named.
+_MAIN = {
+    "cls_loss", "initial_loss_cls", "loss_center_heatmap", "loss_cls", "loss_heatmap",
+}  # fmt: skip
+
+
+class Found(NamedTuple):
+    """One classification loss of a config.
+
+    Attributes:
+        path: keys from the model's dictionary to that of the head.
+        head: the name of its class.
+        name: of the loss in it.
+        loss: its config; that of the head's default where the config has none.
+        slot: what the table of heads says; None where it does not know the head.
+    """
+
+    path: tuple[str | int, ...]
+    head: str
+    name: str
+    loss: dict[str, Any]
+    slot: heads.Slot | None
+
+    @property
+    def where(self) -> str:
+        """The loss as an option names it: ``bbox_head.loss_cls``."""
+        return ".".join(map(str, (*self.path, self.name)))
+
+
+def find_losses(model: dict[str, Any]) -> list[Found]:
+    """The classification losses of a model's config, in its order."""
+    return [found for path, node in _heads(model, ()) for found in _of_head(path, node)]
+
+
+def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **settings: Any) -> Any:
+    """The config with its classification losses swapped.
+
+    Args:
+        cfg: a config of MMDetection or MMDetection3D: its path, its name in an installed framework
+            ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'), or the loaded one, which stays as
+            it is.
+        loss: 'poly1' for the Poly-1 form of what stands there, with its gamma, alpha, weights and
+            reduction; or the name of a loss of this package.
+        slots: which losses, as :func:`find_losses` names them ('bbox_head.loss_cls'), or parts of
+            those names. None for all that decide on classes: no masks, centrenesses or proposals.
+        settings: of the loss, for instance ``epsilon=1.0``.
+
+    Returns:
+        A Config, ready to be built or dumped.
+
+    Raises:
+        UserError: nothing can be swapped, or a loss does not fit; the sentence says what does.
+    """
+    swapped = copy.deepcopy(load(cfg))
+    for found, new, head in plan(swapped["model"], loss, slots, **settings):
+        node = _at(swapped["model"], found.path)
+        node[found.name] = new
+        if head is not None:
+            node["type"] = head
+    return swapped
+
+
+def plan(
+    model: dict[str, Any], loss: str = "poly1", slots: Sequence[str] | None = None, **settings: Any
+) -> list[tuple[Found, dict[str, Any], str | None]]:
+    """What :func:`swap` changes: the losses, their new configs, and new types of their heads."""
+    found = find_losses(model)
+    chosen = [f for f in found if _is_chosen(f, slots, model)]
+    if not chosen:
+        names = ", ".join(f.where for f in found) or "none"
+        which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
+        raise UserError(f"the model has no loss {which}: its classification losses are {names}")
+    return [(f, *_replacement(f, loss, settings)) for f in chosen]
+
+
+def as_text(base: str, changes: list[tuple[Found, dict[str, Any], str | None]]) -> str:
+    """The shortest config file that is ``base`` with these changes."""
+    if any(isinstance(key, int) for found, *_ in changes for key in found.path):
+        # A file cannot change one entry of a list of its base.
+        lines = ["model = _base_.model"]
+        for found, new, head in changes:
+            place = "model" + "".join(
+                f"[{key}]" if isinstance(key, int) else f".{key}" for key in found.path
+            )
+            if head is not None:
+                lines.append(f"{place}.type = {head!r}")
+            lines.append(f"{place}.{found.name} = {_shown(new)}")
+        return f"_base_ = {base!r}\n\n" + "\n".join(lines) + "\n"
+    tree: dict[str, Any] = {}
+    for found, new, head in changes:
+        node = tree
+        for key in found.path:
+            node = node.setdefault(str(key), {})
+        if head is not None:
+            node["type"] = head
+        node[found.name] = {"_delete_": True, **new}
+    return f"_base_ = {base!r}\n\nmodel = {_shown(tree)}\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "dict(" + ", ".join(f"{k}={_shown(v)}" for k, v in value.items()) + ")"
+    return repr(value)
+
+
+def load(cfg: Any) -> Any:
+    """The config of a path, of a name in an installed framework, or the loaded one itself.
+
+    Raises:
+        UserError: there is none, or it is not that of a detector.
+    """
+    if not isinstance(cfg, str | Path):
+        if not isinstance(cfg, dict) and not hasattr(cfg, "filename"):
+            raise UserError(
+                f"swap takes a config of MMDetection or MMDetection3D, not a {type(cfg).__name__};"
+                " Detectron2's take a loss as docs/detectron2.md says"
+            )
+        if "model" not in cfg:
+            raise UserError("the config has no model: expected that of a detector")
+        return cfg
+    from mmengine.config import Config
+    from mmengine.hub import get_config
+
+    if "::" not in str(cfg) and not Path(cfg).is_file():
+        raise UserError(f"there is no config {cfg}")
+    try:
+        loaded = get_config(str(cfg)) if "::" in str(cfg) else Config.fromfile(cfg)
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise UserError(
+            f"{cfg} cannot be read as a config: {type(error).__name__}: {error}"
+        ) from error
+    return load(loaded)
+
+
+def _name(kind: Any) -> str:
+    """The bare name of a type: of a string with a scope, or of a class, loaded or not."""
+    if isinstance(kind, str):
+        return kind.rpartition(".")[2]
+    return str(getattr(kind, "__name__", None) or getattr(kind, "name", kind)).rpartition(".")[2]
+
+
+def _at(node: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        node = node[key]
+    return node
+
+
+def _heads(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(node, dict):
+        if "type" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _heads(value, (*path, key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _heads(value, (*path, index))
+
+
+def _of_head(path: tuple[str | int, ...], node: dict[str, Any]) -> Iterator[Found]:
+    kind, head = node["type"], _name(node["type"])
+    cls = _class_of(kind)
+    defaults = _defaults(cls) if cls is not None else {}
+    for name in dict.fromkeys([*node, *defaults]):
+        loss = node.get(name, defaults.get(name))
+        if not isinstance(loss, dict) or "type" not in loss:
+            continue
+        slot = _slot(kind, head, cls, name)
+        ours = _name(loss["type"]) in (*heads.ADAPTERS, *losses.__all__)
+        if slot is not None or _name(loss["type"]) in _POLY1 or (ours and "loss" in name):
+            yield Found(path, head, name, dict(loss), slot)
+
+
+def _class_of(kind: Any) -> type | None:
+    """The class of a type in a config, if its framework is installed."""
+    if isinstance(kind, type):
+        return kind
+    if not isinstance(kind, str):
+        return None
+    scope, _, name = kind.rpartition(".")
+    for framework in (scope,) if scope in ("mmdet", "mmdet3d", "polyfocal") else _installed():
+        try:
+            registry = importlib.import_module(f"{framework}.registry").MODELS
+            if framework != "polyfocal":
+                importlib.import_module(f"{framework}.models")
+        except ImportError:
+            continue
+        cls = registry.get(f"{framework}.{name}" if framework == "polyfocal" else name)
+        if isinstance(cls, type):
+            return cls
+    return None
+
+
+def _installed() -> list[str]:
+    """Frameworks to look in, MMDetection3D only where it is in use: importing it takes seconds."""
+    return ["mmdet", *(["mmdet3d"] if "mmdet3d" in sys.modules else [])]
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The losses that a head takes where its config has none."""
+    init = next((vars(k)["__init__"] for k in cls.__mro__ if "__init__" in vars(k)), None)
+    found = {}
+    for parameter in inspect.signature(init).parameters.values() if init else ():
+        default = parameter.default
+        if isinstance(default, dict) and _name(default.get("type")) in _POLY1:
+            found[parameter.name] = default
+    return found
+
+
+def _slot(kind: Any, head: str, cls: type | None, name: str) -> heads.Slot | None:
+    if cls is not None:
+        return heads.slot_of(cls, name)
+    scope = kind.rpartition(".")[0] if isinstance(kind, str) else ""
+    for slot in heads.SLOTS:
+        if (slot.head, slot.name) == (head, name) and scope in ("", slot.framework):
+            return slot
+    return None
+
+
+def _is_chosen(found: Found, slots: Sequence[str] | None, model: dict[str, Any]) -> bool:
+    if slots is not None:
+        return any(part in found.where for part in slots)
+    proposals = "rpn_head" in found.path and "roi_head" in model
+    return found.name in _MAIN and not proposals
+
+
+def _replacement(
+    found: Found, loss: str, settings: dict[str, Any]
+) -> tuple[dict[str, Any], str | None]:
+    """The new config of a loss, and the new type of its head."""
+    kind = "labels" if found.slot is None else found.slot.kind
+    where = f"{found.head}.{found.name}"
+    if kind in ("unused", "pictures", "overlap of masks", "several positives"):
+        raise UserError(f"{where} gives {heads.KINDS[kind].gives}: take {heads.KINDS[kind].take}")
+    head = None
+    if kind == "name":
+        head, kind = f"polyfocal.{found.head}", "sigmoid labels"
+    new = _poly1(found, kind, where) if loss == "poly1" else _named(loss, found, kind)
+    if loss == "poly1" and "epsilon" not in settings:
+        settings = {"epsilon": 1.0, **settings}
+    new = {"type": new.pop("type"), **settings, **{k: new[k] for k in new if k not in settings}}
+    adapter = _adapter(kind, new)
+    _check(found, kind, new)
+    return (new if adapter is None else dict(type=f"polyfocal.{adapter}", loss=new)), head
+
+
+def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
+    stock, name = found.loss, _name(found.loss["type"])
+    if name not in _POLY1:
+        raise UserError(f"{where} is a {name}, which has no Poly-1 form in this package")
+    ours, shared = _POLY1[name]
+    new: dict[str, Any] = {"type": f"polyfocal.{ours}"}
+    if name == "CrossEntropyLoss":
+        sigmoid = bool(stock.get("use_sigmoid") or stock.get("use_mask"))
+        new["use_sigmoid"] = sigmoid
+        if sigmoid and stock.get("class_weight") is not None:
+            raise UserError(
+                f"{where} is a sigmoid CrossEntropyLoss with class_weight, which there weighs"
+                " positives only and here the columns: take it out, or write the loss by hand"
+            )
+        if stock.get("ignore_index") is not None:
+            raise UserError(
+                f"{where} is a CrossEntropyLoss with ignore_index={stock['ignore_index']}, whose"
+                " mean is over all rows there and over those that count here: write the loss by"
+                " hand"
+            )
+    elif name != "GaussianFocalLoss":
+        new["use_sigmoid"] = True
+    for key in (*shared, "reduction", "loss_weight"):
+        if stock.get(key) is not None:
+            new[key] = stock[key]
+    if kind.startswith("probabilities"):
+        new["activated"] = True
+    elif new.get("activated") is False:
+        del new["activated"]
+    return new
+
+
+def _named(loss: str, found: Found, kind: str) -> dict[str, Any]:
+    cls = getattr(losses, loss, None)
+    if not isinstance(cls, type) or not loss.endswith("Loss") or inspect.isabstract(cls):
+        known = ", ".join(n for n in losses.__all__ if n.endswith("Loss"))
+        raise UserError(f"loss={loss!r}: expected poly1 or one of {known}")
+    new: dict[str, Any] = {"type": f"polyfocal.{loss}"}
+    takes = inspect.signature(cls).parameters
+    if "use_sigmoid" in takes:
+        fits = heads.KINDS[kind].fits
+        softmax = heads.SOFTMAX in fits and not found.loss.get("use_sigmoid", True)
+        new["use_sigmoid"] = not softmax
+        if heads.SIGMOID not in fits and heads.SOFTMAX in fits:
+            new["use_sigmoid"] = False
+        default = takes["use_sigmoid"].default
+        if default is False and loss != "Poly1CrossEntropyLoss":
+            new["use_sigmoid"] = False
+    for key in ("reduction", "loss_weight"):
+        if key in found.loss:
+            new[key] = found.loss[key]
+    if kind.startswith("probabilities") and "activated" in takes:
+        new["activated"] = True
+    return new
+
+
+def _adapter(kind: str, new: dict[str, Any]) -> str | None:
+    if kind == "masks":
+        return "MaskLoss"
+    if kind == "minus one":
+        return "MinusOneBackground"
+    topk = _name(new["type"]) in ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss")
+    return "RoILoss" if kind == "rows" and (new.get("use_sigmoid") or topk) else None
+
+
+def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
+    """Builds the loss, so that its settings are checked, and asks the table whether it fits."""
+    cls = getattr(losses, _name(new["type"]))
+    known = inspect.signature(cls).parameters
+    skipped = {"type", "bg_cls_weight", "pos_weight", "neg_weight"}
+    if isinstance(new.get("class_weight"), float):
+        skipped.add("class_weight")  # DETR's, of which the head makes a list
+    try:
+        built = cls(**{k: v for k, v in new.items() if k not in skipped})
+    except TypeError as error:
+        wrong = [k for k in new if k not in known and k not in skipped]
+        if not wrong:
+            raise UserError(str(error)) from error
+        raise UserError(
+            f"{_name(new['type'])} has no setting {wrong[0]!r}: it has {', '.join(known)}"
+        ) from error
+    fits = heads.KINDS[kind]
+    if _adapter(kind, new) is None:
+        reason = heads.misplaced(type(found.head, (), {}), found.name, built, fits)
+        if reason is not None:
+            raise UserError(reason)

@@ -1,0 +1,136 @@
+"""Configs with their losses swapped."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet.models", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+import polyfocal
+from polyfocal.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("swap_loss", ROOT / "tools" / "swap_loss.py")
+swap_loss = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(swap_loss)
+
+RTMDET = "mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py"
+TOOD = "mmdet::tood/tood_r50_fpn_1x_coco.py"
+CASCADE = "mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py"
+MASK = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+SEESAW = "mmdet::seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py"
+POINTPILLARS = "mmdet3d::pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
+DETR = "mmdet::detr/detr_r50_8xb2-150e_coco.py"
+
+
+def test_a_loss_becomes_its_poly1_form_and_the_config_given_stays():
+    cfg = get_config(RTMDET)
+    swapped = polyfocal.swap(cfg, "poly1", epsilon=0.5)
+    assert swapped.model.bbox_head.loss_cls == dict(
+        type="polyfocal.Poly1QualityFocalLoss", epsilon=0.5, use_sigmoid=True, beta=2.0,
+        loss_weight=1.0,
+    )  # fmt: skip
+    assert cfg.model.bbox_head.loss_cls.type == "QualityFocalLoss"
+    head = polyfocal.swap(TOOD).model.bbox_head
+    assert head.initial_loss_cls.type == "polyfocal.Poly1FocalLoss"
+    assert head.initial_loss_cls.activated and head.loss_cls.activated
+    assert head.loss_cls.epsilon == head.initial_loss_cls.epsilon == 1.0
+    detr = polyfocal.swap(DETR, epsilon=0.0).model.bbox_head.loss_cls
+    assert (detr.bg_cls_weight, detr.class_weight) == (0.1, 1.0)
+
+
+def test_proposals_and_masks_are_swapped_when_they_are_named():
+    plain = polyfocal.swap(MASK, epsilon=1.0).model
+    assert plain.rpn_head.loss_cls.type == "CrossEntropyLoss"
+    assert plain.roi_head.mask_head.loss_mask.type == "CrossEntropyLoss"
+    assert plain.roi_head.bbox_head.loss_cls.type == "polyfocal.Poly1CrossEntropyLoss"
+    named = polyfocal.swap(MASK, slots=["mask_head", "rpn_head.loss_cls"], epsilon=1.0).model
+    assert named.rpn_head.loss_cls.use_sigmoid is True
+    assert named.roi_head.bbox_head.loss_cls.type == "CrossEntropyLoss"
+    assert named.roi_head.mask_head.loss_mask == dict(
+        type="polyfocal.MaskLoss",
+        loss=dict(
+            type="polyfocal.Poly1CrossEntropyLoss", epsilon=1.0, use_sigmoid=True, loss_weight=1.0
+        ),
+    )
+
+
+def test_another_loss_is_put_into_the_form_of_the_head():
+    retina = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+    loss = polyfocal.swap(retina, "CyclicalFocalLoss", gamma_hc=2.0).model.bbox_head.loss_cls
+    assert loss == dict(
+        type="polyfocal.CyclicalFocalLoss", gamma_hc=2.0, use_sigmoid=True, loss_weight=1.0
+    )
+    assert polyfocal.swap(MASK, "FocalLoss").model.roi_head.bbox_head.loss_cls.use_sigmoid is False
+    topk = polyfocal.swap(MASK, "NoisedTopKLoss", k=3, epsilon=0.1).model.roi_head.bbox_head
+    assert topk.loss_cls.type == "polyfocal.RoILoss"
+    assert topk.loss_cls.loss.type == "polyfocal.NoisedTopKLoss"
+
+
+@pytest.mark.parametrize("config", [RTMDET, TOOD, CASCADE, MASK, POINTPILLARS])
+def test_the_written_config_is_the_swapped_one(config, tmp_path):
+    if config.startswith("mmdet3d"):
+        pytest.importorskip("mmdet3d.registry", reason="needs MMDetection3D")
+    out = tmp_path / "my.py"
+    assert swap_loss.main([config, "--loss", "poly1", "--epsilon", "0.5", "--out", str(out)]) == 0
+    expected = polyfocal.swap(config, epsilon=0.5)
+    read = Config.fromfile(out)
+    found = read.model.to_dict()
+    assert found.pop("_scope_") == config.split(":")[0]  # of what comes from the framework
+    assert found == expected.model.to_dict()
+    assert len(out.read_text().splitlines()) <= 7
+    before = out.read_text()
+    assert swap_loss.main([config, "--loss", "poly1", "--out", str(out)]) == 2
+    assert out.read_text() == before
+    if config == POINTPILLARS:
+        assert read.model.bbox_head.type == "polyfocal.Anchor3DHead"
+    # What was written can be swapped again.
+    polyfocal.swap(out, "FocalLoss" if config == MASK else "poly1", slots=["loss_cls"])
+
+
+def test_a_file_of_ones_own(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(f"_base_ = {RTMDET!r}\nmodel = dict(bbox_head=dict(num_classes=3))\n")
+    out = tmp_path / "my.py"
+    assert swap_loss.main([str(own), "--loss", "poly1", "--out", str(out)]) == 0
+    head = Config.fromfile(out).model.bbox_head
+    assert head.num_classes == 3 and head.loss_cls.type == "polyfocal.Poly1QualityFocalLoss"
+
+
+def test_the_table_shows_every_loss(capsys):
+    assert swap_loss.main([MASK]) == 0
+    shown = capsys.readouterr().out
+    for where in ("rpn_head.loss_cls", "roi_head.bbox_head.loss_cls", "mask_head.loss_mask"):
+        assert where in shown
+    assert "fits: `MaskLoss` around a sigmoid loss" in shown
+
+
+@pytest.mark.parametrize(
+    ("config", "loss", "settings", "message"),
+    [
+        (SEESAW, "poly1", {}, "Shared2FCBBoxHead.loss_cls is a SeesawLoss, which has no Poly-1"),
+        (RTMDET, "FocalLoss", {}, "RTMDetSepBNHead.loss_cls is a FocalLoss, which takes logits"),
+        (RTMDET, "poly1", dict(gamma=2), "Poly1QualityFocalLoss has no setting 'gamma': it has ep"),
+        (RTMDET, "poly1", dict(epsilon=-3), "epsilon=-3: expected"),
+        (RTMDET, "poly", {}, "loss='poly': expected poly1 or one of AdaFocalLoss"),
+        (RTMDET, "poly1", dict(slots=["mask"]), r"named mask: .* are bbox_head.loss_cls"),
+        ("no.py", "poly1", {}, "there is no config no.py"),
+        ("mmdet::no.py", "poly1", {}, "mmdet::no.py cannot be read as a config"),
+        (dict(a=1), "poly1", {}, "the config has no model"),
+        (3, "poly1", {}, "swap takes a config of MMDetection or MMDetection3D, not a int"),
+    ],
+)
+def test_what_cannot_be_swapped_is_said(config, loss, settings, message):
+    with pytest.raises(UserError, match=message):
+        polyfocal.swap(config, loss, **settings)
+
+
+def test_the_tool_says_it_too(capsys):
+    assert swap_loss.main([SEESAW, "--loss", "poly1"]) == 2
+    assert "swap_loss.py: Shared2FCBBoxHead.loss_cls is a SeesawLoss" in capsys.readouterr().err
+    assert swap_loss.main([MASK, "--epsilon", "1"]) == 2
+    assert swap_loss.main([MASK, "--loss", "poly1", "gamma"]) == 2
