@@ -269,6 +269,8 @@ def _replacement(
 
 def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
     stock, name = found.loss, _name(found.loss["type"])
+    if name in (*heads.ADAPTERS, *losses.__all__) and name not in _POLY1:
+        raise UserError(f"{where} is a {name}, a loss of this package already: set its epsilon")
     if name not in _POLY1:
         raise UserError(f"{where} is a {name}, which has no Poly-1 form in this package")
     ours, shared = _POLY1[name]
