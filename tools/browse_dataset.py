@@ -2,8 +2,6 @@
 """Draw pictures of a COCO-format data set with their annotations and print its statistics."""
 
 import argparse
-import contextlib
-import io
 import os
 import sys
 from collections import defaultdict
@@ -19,14 +17,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyfocal.coco import CocoSplit, load_split
+from polyfocal.data.coco import CocoSplit, load_split
+from polyfocal.data.pictures import usual_loader
 from polyfocal.errors import UserError
 
 DESCRIPTION = """\
@@ -89,13 +87,12 @@ def browse(args: argparse.Namespace) -> None:
             f"--category {args.category!r} is not a class of {split.annotation_file}; "
             f"it has {', '.join(split.classes)}."
         )
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(split.annotation_file)
+    coco = split.annotations.coco()
 
     console = Console()
-    console.print(statistics(split, coco))
-    for line in remarks(split, coco):
-        console.print(line, highlight=False, soft_wrap=True)
+    console.print(statistics(split))
+    for line in remarks(split):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     chosen = choose(split, coco, args.num, args.category)
     if not chosen:
@@ -140,7 +137,7 @@ def draw_all(
     save(figure, out / "contact_sheet.png")
 
 
-def statistics(split: CocoSplit, coco: COCO) -> Table:
+def statistics(split: CocoSplit) -> Table:
     """One row a class: objects, pictures with it, sizes."""
     table = Table(
         title=f"{split.annotation_file}: {split.num_images} pictures",
@@ -151,10 +148,8 @@ def statistics(split: CocoSplit, coco: COCO) -> Table:
     for name in ("objects", "pictures", "small", "medium", "large", "median box"):
         table.add_column(name, justify="right", no_wrap=True)
     by_class = defaultdict(list)
-    for annotation in coco.dataset["annotations"]:
-        if not annotation["iscrowd"]:
-            by_class[annotation["category_id"]].append(annotation)
-    total = [annotation for annotations in by_class.values() for annotation in annotations]
+    for annotation in split.annotations.objects:
+        by_class[annotation["category_id"]].append(annotation)
 
     def add_row(name: str, annotations: list[dict[str, Any]]) -> None:
         areas = np.array([annotation["area"] for annotation in annotations])
@@ -175,14 +170,13 @@ def statistics(split: CocoSplit, coco: COCO) -> Table:
     for id_, name in zip(split.category_ids, split.classes, strict=True):
         add_row(name, by_class[id_])
     table.add_section()
-    add_row("all", total)
+    add_row("all", split.annotations.objects)
     return table
 
 
-def remarks(split: CocoSplit, coco: COCO) -> list[str]:
+def remarks(split: CocoSplit) -> list[str]:
     """What else to know before training."""
-    images = coco.dataset["images"]
-    objects = [a for a in coco.dataset["annotations"] if not a["iscrowd"]]
+    images, objects = split.annotations.images, split.annotations.objects
     sides = [sorted({image[key] for image in images}) for key in ("width", "height")]
     width, height = (f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in sides)
     bare = len(images) - len({annotation["image_id"] for annotation in objects})
@@ -192,6 +186,7 @@ def remarks(split: CocoSplit, coco: COCO) -> list[str]:
         f"{len(objects) / len(images):.1f} objects a picture, at most {split.max_instances}; "
         f"{bare} pictures without any; {crowds} crowd regions",
         "every object has a mask" if split.has_masks else f"no masks: {split.mask_problem}",
+        *split.notes,
     ]
     if split.max_instances > 100:
         lines.append(
@@ -225,8 +220,8 @@ def draw(
     Where there is one class only, the colour tells the objects apart.
     """
     width, height = image["width"], image["height"]
-    with Image.open(split.image_dir / image["file_name"]) as picture:
-        axes.imshow(ImageOps.exif_transpose(picture).convert("RGB"), extent=(0, width, height, 0))
+    picture = usual_loader()(split.image_dir / image["file_name"])  # as a training sees it
+    axes.imshow(picture[:, :, ::-1], extent=(0, width, height, 0))
     labels = {
         id_: (index, name)
         for index, (id_, name) in enumerate(zip(split.category_ids, split.classes, strict=True))

@@ -131,3 +131,36 @@ def test_exit_status_of_the_command(tool: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path / 'file'} ") and done.stderr.count("\n") == 1
+
+
+def test_browse_shows_what_a_training_sees(tmp_path: Path) -> None:
+    """A turned PNG upright, 12 bits in 16 nearly black, missing areas with a note."""
+    (tmp_path / "annotations").mkdir()
+    top_red = np.zeros((80, 60, 3), np.uint8)
+    top_red[:40, :, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned to the right: red on the right, 80 wide and 60 high
+    Image.fromarray(top_red).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((60, 80), 4095, np.uint16)).save(tmp_path / "dark.png")
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": 80, "height": 60}
+            for i, name in enumerate(("turned.png", "dark.png"))
+        ],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [30, 20, 5, 5]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    status, out, err = run(browse_dataset, tmp_path, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    for said in ("have no area: it is taken", "numbers its annotations from 0", "is nearly black"):
+        assert said in out
+    turned, dark = (
+        np.asarray(Image.open(tmp_path / "out" / f"0{n}.png").convert("RGB")).astype(int)
+        for n in ("1_turned", "2_dark")
+    )
+    height, width, _ = turned.shape
+    assert width / height == pytest.approx(80 / 60, rel=0.01)
+    assert turned[height // 4, width // 8].tolist() == [0, 0, 0]
+    assert turned[height // 4, width * 7 // 8].tolist() == [255, 0, 0]
+    assert dark[height // 2, width // 2].max() <= 16

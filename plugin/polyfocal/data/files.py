@@ -57,6 +57,21 @@ def read_json(file: Path) -> Any:
         ) from None
 
 
+def free_name(wanted: str, taken: set[str]) -> str:
+    """A name that is not taken yet, and is from now on.
+
+    Args:
+        wanted: It, or what it begins with: ``a``, ``a_2``, ``a_3``.
+        taken: Those that are.
+    """
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
+
+
 class Kept(Generic[T]):
     """What was read of files, kept for others who ask for it until one of the files changes.
 

@@ -9,6 +9,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
+from polyfocal.data.files import free_name
+
 _NUM_PICTURES = 12
 _SCORE_THRESHOLD = 0.3  # of the drawn detections
 _DRAWN_SIDE = 480  # pixels
@@ -23,6 +25,7 @@ def draw_predictions(runner: Runner) -> Path:
     runner.visualizer.dataset_meta = dataset.metainfo
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     model.eval()
+    taken: set[str] = set()  # pictures in two folders may have one name
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
         (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         image = mmcv.imread(sample.img_path, channel_order="rgb")
@@ -35,7 +38,7 @@ def draw_predictions(runner: Runner) -> Path:
             image=mmcv.imrescale(image, factor),
             data_sample=sample,
             pred_score_thr=_SCORE_THRESHOLD,
-            out_file=str(folder / f"{Path(sample.img_path).stem}.png"),
+            out_file=str(folder / f"{free_name(Path(sample.img_path).stem, taken)}.png"),
         )
     return folder
 

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyfocal.data.files import free_name
 from polyfocal.registry import HOOKS
 
 _NUM_PICTURES = 12
@@ -75,12 +76,13 @@ def draw_predictions(runner: Runner) -> Path:
     folder.mkdir(exist_ok=True)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     model.eval()
+    taken: set[str] = set()
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
         batch = pseudo_collate([dataset[index]])
         (points,) = batch["inputs"]["points"]
         with torch.no_grad():
             (sample,) = model.test_step(batch)
-        draw_from_above(_file(folder, sample), points, sample, dataset.metainfo["classes"])
+        draw_from_above(_file(folder, sample, taken), points, sample, dataset.metainfo["classes"])
     return folder
 
 
@@ -94,6 +96,7 @@ class DrawFromAboveHook(Hook):
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._taken: set[str] = set()
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -103,11 +106,12 @@ class DrawFromAboveHook(Hook):
         folder.mkdir(parents=True, exist_ok=True)
         classes = runner.test_dataloader.dataset.metainfo["classes"]
         for points, sample in zip(data_batch["inputs"]["points"], outputs, strict=True):
-            draw_from_above(_file(folder, sample), points, sample, classes)
+            draw_from_above(_file(folder, sample, self._taken), points, sample, classes)
 
 
-def _file(folder: Path, sample: Det3DDataSample) -> Path:
-    return folder / f"{Path(sample.lidar_path).stem}.png"
+def _file(folder: Path, sample: Det3DDataSample, taken: set[str]) -> Path:
+    """A file for a scan; scans in two folders may have one name."""
+    return folder / f"{free_name(Path(sample.lidar_path).stem, taken)}.png"
 
 
 def _outlines(boxes: Any) -> NDArray[np.float64]:
