@@ -2,9 +2,12 @@
 
 A case is a copy of a small data set, in COCO's format or in KITTI's layout, with one to three
 mutations of its files: keys dropped, values of another type, NaN and huge numbers, ids declared
-twice, files cut, emptied, removed or in another encoding. A process of its own reads it by the
-functions that the tools call; a few cases train or test through the command line. A case ends well
-with a success or with one line that names the file. Exit status 1 where one ends with anything
+twice, files cut, emptied, removed or in another encoding; or of the set as a whole, as exporters
+make them: ids from 0, objects to be ignored, boxes of corners, pictures of other formats, boxes in
+the scanner's axes. A process of its own reads it by the functions that the tools call; a few cases
+train or test through the command line. A case ends well with a success or with one line that names
+the file. What is accepted must be right: every picture loads in the size that its entry says, and
+perfect detections have an average precision of 1. Exit status 1 where a case ends with anything
 else: a traceback, a warning, a crash, more than the time limit, or a half-written output.
 """
 
@@ -31,9 +34,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from polyfocal import coco, kitti
+from polyfocal.data.pictures import load_with_opencv
 from polyfocal.demo import DigitScenes, lidar_scenes, write_digit_scenes
 from polyfocal.errors import UserError
 
@@ -191,8 +197,123 @@ def spoil_bytes(rng: random.Random, file: Path, content: bytes) -> str:
     return way
 
 
+def spoil_annotations(rng: random.Random, folder: Path) -> str:
+    """Change a whole annotation file as exporters do."""
+    file = folder / "annotations" / rng.choice(["train.json", "val.json"])
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    images, annotations = content["images"], content["annotations"]
+    some = [one for one in annotations if rng.random() < rng.choice([0.3, 1])]
+    way = rng.choice(
+        [
+            *("numbered", "pictures numbered", "ignore", "outside", "corners", "tiny", "crowds"),
+            *("no area", "no iscrowd", "no masks", "backslashes", "panoptic", "roboflow", "marked"),
+        ]
+    )
+    first = rng.choice([0, -1, -5, 2**62])
+    if way == "numbered":
+        for number, one in enumerate(annotations, start=first):
+            one["id"] = number
+    elif way == "pictures numbered":
+        new = {image["id"]: number for number, image in enumerate(images, start=first)}
+        for image in images:
+            image["id"] = new[image["id"]]
+        for one in annotations:
+            one["image_id"] = new[one["image_id"]]
+    elif way == "backslashes":
+        for image in images:
+            image["file_name"] = "images\\" + image["file_name"]
+    elif way == "roboflow":
+        (folder / "train").mkdir()
+        file.rename(folder / "train" / "_annotations.coco.json")
+        return way
+    for one in some:
+        x, y, width, height = one["bbox"]
+        if way in ("no area", "no iscrowd"):
+            del one[way.removeprefix("no ")]
+        elif way == "crowds":
+            one.update(iscrowd=1, segmentation=rng.choice([[], None, one["segmentation"]]))
+        elif way == "no masks":
+            one["segmentation"] = rng.choice([[], None, [[]]])
+        else:
+            one.update(
+                {
+                    "ignore": {"ignore": 1},
+                    "outside": {"bbox": [x + 10**4, y, width, height]},
+                    "corners": {"bbox": [x, y, x + width, y + height]},
+                    "tiny": {"bbox": [x, y, 0.5, height]},
+                    "panoptic": {"segments_info": []},
+                }.get(way, {})
+            )
+    mark = b"\xef\xbb\xbf" if way == "marked" else b""
+    file.unlink()
+    file.write_bytes(mark + json.dumps(content).encode())
+    return f"{way}, {len(some)}"
+
+
+def spoil_pictures(rng: random.Random, folder: Path) -> str:
+    """Write pictures again, in another format or mode, under the names that they had."""
+    file = rng.choice(sorted((folder / "images").iterdir()))
+    picture = Image.open(file).convert("RGB")
+    grey = np.asarray(picture.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = rng.randrange(10)
+    rare = {"format": rng.choice(["TGA", "PCX", "ICO", "SGI", "BMP", "GIF", "PPM", "JPEG2000"])}
+    ways: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("turned", picture, {"format": rng.choice(["JPEG", "PNG", "WEBP"]), "exif": exif}),
+        ("rare", picture, rare),
+        ("rare", picture, rare),
+        ("real numbers", Image.fromarray(grey.astype(np.float32)), {"format": "TIFF"}),
+        ("16 bits", Image.fromarray(grey.astype(np.uint16) * 16), {"format": "PNG"}),
+        ("inks", picture.convert("CMYK"), {"format": rng.choice(["JPEG", "TIFF"])}),
+        ("palette", picture.convert("P"), {"format": "PNG", "transparency": 0}),
+        (
+            "moving",
+            picture,
+            {"format": rng.choice(["GIF", "WEBP", "PNG"]), "save_all": True}
+            | {"append_images": [picture.rotate(180)]},
+        ),
+    ]
+    way, written, options = rng.choice(ways)
+    file.unlink()
+    written.save(file, **options)
+    return f"{file.name}: {way} {options['format']}"
+
+
+def spoil_frames(rng: random.Random, folder: Path) -> str:
+    """Change all labels or calibrations of a tree as converters do."""
+    way = rng.choice(["scanner", "centimetres", "identity", "tracking", "custom", "marked"])
+    scale = rng.choice([100, 1000, 0.01])
+    place = "calib" if way == "identity" else "label_2"
+    for file in sorted((folder / "training" / place).iterdir()):
+        lines = []
+        for line in file.read_text(encoding="utf-8-sig").splitlines():
+            words = line.split()
+            if way == "identity" and words and words[0] == "Tr_velo_to_cam:":
+                words[1:] = [str(int(n % 5 == 0)) for n in range(11)] + ["0"]
+            elif way == "scanner":
+                x, y, z = words[11:14]
+                words[11:14] = [z, f"-{x}".replace("--", ""), f"-{y}".replace("--", "")]
+            elif way == "centimetres":
+                words[8:14] = [str(float(word) * scale) for word in words[8:14]]
+            elif way == "tracking":
+                words = ["0", "1", *words]
+            elif way == "custom":
+                words = [*words[8:15], words[0]]
+            lines.append(" ".join(words))
+        file.unlink()
+        mark = "\ufeff" if way == "marked" else ""
+        file.write_text(mark + "\n".join(lines) + "\n", encoding="utf-8")
+    return f"{way} {scale}" if way == "centimetres" else way
+
+
 def mutate(rng: random.Random, folder: Path) -> str:
-    """Change one file of a data set."""
+    """Change a data set: one of its files, or what all of them have in common."""
+    if rng.random() < 0.3:
+        coco = (folder / "annotations").is_dir()
+        spoil = rng.choice([spoil_annotations, spoil_pictures]) if coco else spoil_frames
+        # What an earlier mutation has left may not be what these expect.
+        with contextlib.suppress(ValueError, LookupError, TypeError, OSError, AttributeError):
+            return spoil(rng, folder)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     if not files:
         return "nothing is left to change"
@@ -337,14 +458,32 @@ def tool(name: str) -> ModuleType:
 
 
 def read_coco(data: Path, _: Path) -> int:
-    """What tools/train.py does to a folder given as ``--data``."""
+    """What tools/train.py does to a folder given as ``--data``; what it accepts must be right."""
     try:
         for split in PICTURES:
-            coco.load_split(data, split)
+            _check_accepted(coco.load_split(data, split, load_with_opencv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_accepted(split: coco.CocoSplit) -> None:
+    found = split.annotations
+    for image in found.images:
+        path = split.image_dir / image["file_name"]
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+        except (OSError, SyntaxError, ValueError):
+            continue  # damaged in the middle, where the check does not look
+        loaded = load_with_opencv(path)
+        assert loaded.shape == (image["height"], image["width"], 3), image
+    if all(min(one["bbox"][2:]) > 0 for one in found.objects):
+        keys = ("image_id", "category_id", "bbox")
+        perfect = [{**{key: one[key] for key in keys}, "score": 0.5} for one in found.objects]
+        mean = coco.evaluate(found, perfect).stats["mAP"]
+        assert abs(mean - 1) < 1e-9, f"mAP {mean} of perfect detections"
 
 
 def hold_out_coco(data: Path, out: Path) -> int:
