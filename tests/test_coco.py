@@ -672,15 +672,19 @@ def test_ids_say_nothing(folder: Path, first: int, iou_type: str) -> None:
     # pycocotools takes an object's id for the sign that it was found, where 0 is "was not";
     # Detectron2's evaluator takes those below 0 for neither.
     content = read(folder)
+    pictures = {image["id"]: first + number for number, image in enumerate(content["images"])}
+    categories = {one["id"]: first + number for number, one in enumerate(content["categories"])}
     for number, annotation in enumerate(content["annotations"]):
-        annotation.update(id=first + number, image_id=annotation["image_id"] - 1, iscrowd=0)
-    for image in content["images"]:
-        image["id"] -= 1
-    for category, id_ in zip(content["categories"], (0, -1), strict=True):
-        for annotation in content["annotations"]:
-            if annotation["category_id"] == category["id"]:
-                annotation["category_id"] = id_
-        category["id"] = id_
+        annotation.update(
+            id=first + number,
+            image_id=pictures[annotation["image_id"]],
+            category_id=categories[annotation["category_id"]],
+            iscrowd=0,
+        )
+    for one in content["images"]:
+        one["id"] = pictures[one["id"]]
+    for one in content["categories"]:
+        one["id"] = categories[one["id"]]
     write(folder, content)
     found = perfect(content)
     for one, annotation in zip(found, content["annotations"], strict=True):
@@ -695,6 +699,23 @@ def test_ids_say_nothing(folder: Path, first: int, iou_type: str) -> None:
     assert result.lrp == pytest.approx(0, abs=1e-12) and result.d_ece == pytest.approx(0.1)
     with contextlib.redirect_stdout(io.StringIO()):
         assert evaluate(COCO(str(file)), found, iou_type).per_class == pytest.approx(both)
+
+
+def test_pycocotools_takes_the_id_0_for_not_found(folder: Path) -> None:
+    content = read(folder)
+    del content["annotations"][2]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = number
+    write(folder, content)
+    file = folder / "annotations" / "train.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        stock = COCOeval(truth, truth.loadRes(perfect(content)), "bbox")
+        stock.evaluate()
+        stock.accumulate()
+        stock.summarize()
+    assert stock.stats[0] == pytest.approx(0.5)
+    assert evaluate(file, perfect(content)).stats["mAP"] == pytest.approx(1.0)
 
 
 def test_an_evaluation_needs_no_names_of_pictures(folder: Path) -> None:

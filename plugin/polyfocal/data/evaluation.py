@@ -86,8 +86,8 @@ def evaluate(
     """Measure average precision and recall as COCO does.
 
     pycocotools' own summary is right for 100 detections a picture only; here every number is taken
-    from its precision and recall tables at ``max_dets``. Ids of annotations may be any: it is given
-    others, since it takes 0 for "no match".
+    from its precision and recall tables at ``max_dets``. faster-coco-eval makes these tables where
+    it is installed. Ids may be any: those that the libraries get are numbered anew.
 
     Args:
         ground_truth: An annotation file, one loaded by pycocotools (left unchanged), or
@@ -106,20 +106,41 @@ def evaluate(
     if max_dets < 10:
         raise DatasetError(f"max_dets must be 10 or more, got {max_dets!r}.")
     truth = truth_for(ground_truth, iou_type, category_ids)
-    names = {category["id"]: category["name"] for category in truth.categories}
     detected = Detections.of(results).checked(truth, iou_type)
 
+    # Numbered by rank, which keeps the order that ties go by: pycocotools takes 0 for "no match",
+    # and faster-coco-eval keeps numbers as floats.
+    pictures, categories = _ranks(truth.images), _ranks(truth.categories)
+
+    def numbered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                **one,
+                "id": number,
+                "image_id": pictures[one["image_id"]],
+                "category_id": categories[one["category_id"]],
+            }
+            for number, one in enumerate(entries, start=1)
+        ]
+
+    tables, evaluator = _evaluator()
     with contextlib.redirect_stdout(io.StringIO()):
-        known, found = truth.coco(), COCO()
+        known, found = tables(), tables()
+        known.dataset = {
+            "images": [{**image, "id": pictures[image["id"]]} for image in truth.images],
+            "categories": [{**one, "id": categories[one["id"]]} for one in truth.categories],
+            "annotations": numbered(truth.annotations),
+        }
+        known.createIndex()
         if detected:
-            found = known.loadRes(detected)
+            found = known.loadRes(numbered(detected))
         else:  # which loadRes does not take
             found.dataset = {**known.dataset, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(known, found, iou_type)
+        evaluation = evaluator(known, found, iou_type)
         evaluation.params.maxDets = sorted({1, 10, max_dets})
         if category_ids is not None:
-            evaluation.params.catIds = list(category_ids)
+            evaluation.params.catIds = [categories[id_] for id_ in category_ids]
         evaluation.evaluate()
         evaluation.accumulate()
 
@@ -136,6 +157,7 @@ def evaluate(
         stats[f"AR@{limit}"] = _mean(recall[:, :, 0, index])
     for area, letter in enumerate("sml", start=1):
         stats[f"AR_{letter}"] = _mean(recall[:, :, area, -1])
+    names = {categories[one["id"]]: one["name"] for one in truth.categories}
     per_class = {
         names[id_]: _mean(precision[:, :, index, 0, -1])
         for index, id_ in enumerate(evaluation.params.catIds)
@@ -170,6 +192,24 @@ def format_table(results: dict[str, CocoResult]) -> Group:
         table("COCO metrics", [result.stats for result in results.values()]),
         table("mAP by class", [result.per_class for result in results.values()]),
     )
+
+
+def _ranks(entries: list[dict[str, Any]]) -> dict[int, int]:
+    """Numbers from 1 in the order of the ids."""
+    return {id_: rank for rank, id_ in enumerate(sorted(one["id"] for one in entries), start=1)}
+
+
+def _evaluator() -> tuple[type[Any], type[Any]]:
+    """The tables and the evaluation: faster-coco-eval's where that is installed.
+
+    Its numbers are pycocotools', in a fraction of the time.
+    """
+    try:
+        from faster_coco_eval import COCO as FastTables
+        from faster_coco_eval import COCOeval_faster
+    except ImportError:
+        return COCO, COCOeval
+    return FastTables, COCOeval_faster
 
 
 def _mean(values: NDArray[np.float64]) -> float:
