@@ -329,7 +329,7 @@ class Environment:
         versions = {}
         for name, version, unfinished in json.loads(listing or "[]"):
             if not unfinished:
-                versions[re.sub(r"[-_.]+", "-", name).lower()] = version
+                versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
             elif unfinished.endswith(".dist-info") and self.folder in Path(unfinished).parents:
                 shutil.rmtree(unfinished, ignore_errors=True)
         return versions
@@ -337,10 +337,10 @@ class Environment:
     def install_build_tools(self) -> None:
         """What mmcv and Detectron2 are built with: their setup.py imports pkg_resources."""
         versions = self.installed()
-        old_setuptools = int(versions.get("setuptools", "999").split(".")[0]) < 81
-        if not old_setuptools or any(name not in versions for name in BUILD_TOOLS):
-            # setuptools 81 and later have no pkg_resources.
-            tools = ["setuptools<81", *(name for name in BUILD_TOOLS if name != "setuptools")]
+        fits = 77 <= int(versions.get("setuptools", "0").split(".")[0]) < 81
+        if not fits or any(name not in versions for name in BUILD_TOOLS):
+            # setuptools 81 and later have no pkg_resources, before 77 they cannot read our licence.
+            tools = ["setuptools>=77,<81", *BUILD_TOOLS[1:]]
             with Step("build tools", "some seconds"):
                 self.pip_install("--upgrade", "pip", *tools)
 
