@@ -170,13 +170,14 @@ import fcntl, os, subprocess, sys
 
 compiler, header = {compiler!r}, {header!r}
 command = [*compiler, *sys.argv[1:]]
-if "-c" in command and command[command.index("-c") + 1].endswith(".cpp"):
+sources = [word for word in command if word.endswith(".cpp")]
+if "-c" in command and len(sources) == 1:
     command += ["-g0", "-O2"]
     flags, skip = [], False
     for word in command:
-        if not skip and word not in ("-c", "-o", "-MF", "-MMD", "-MD"):
+        if not skip and word not in ("-c", "-o", "-MF", "-MMD", "-MD", *sources):
             flags.append(word)
-        skip = word in ("-c", "-o", "-MF")
+        skip = word in ("-o", "-MF")
     with open(header + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.exists(header + ".tried"):

@@ -166,6 +166,8 @@ def test_the_rule_is_detectron2s(folder: Path, name: str) -> None:
 
 
 def test_the_sentences(folder: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV, which comes with mmcv")
+
     def problem(name: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
         (found,) = check_pictures([folder / name], [size], load_with_opencv)
         assert "\n" not in found.problem
@@ -201,6 +203,7 @@ def test_plain_pictures_are_not_decoded(folder: Path) -> None:
 
 
 def test_a_picture_too_large_for_pillow_is_read(tmp_path: Path, monkeypatch, recwarn) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV, which comes with mmcv")
     path = tmp_path / "large.png"
     path.write_bytes(PNG)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)  # it refuses twice as many

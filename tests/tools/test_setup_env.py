@@ -161,7 +161,7 @@ def test_headers_are_compiled_once_with_the_builds_own_flags(tmp_path):
         # -H lists the headers read; "!" is a precompiled one that is used.
         flags = ["-H", "-MMD", "-MF", f"{i}.d", "-D_GLIBCXX_USE_CXX11_ABI=0", "-fPIC", "-DSIX=6"]
         done = subprocess.run(
-            [compiler, *flags, "-c", f"{i}.cpp", "-o", f"{i}.o"],
+            [compiler, *flags, "-c", "-c", f"{i}.cpp", "-o", f"{i}.o"],
             cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert f"! {header}.gch" in done.stderr and "warning" not in done.stderr
