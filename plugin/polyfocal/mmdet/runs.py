@@ -1,10 +1,8 @@
 """Training and testing a detector, from a ready config to the table and the pictures."""
 
 import contextlib
-import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_m
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
 
-from polyfocal.errors import UserError
+from polyfocal.folders import own_folder
 from polyfocal.mmdet.experiment import Experiment
 from polyfocal.mmdet.metrics import CocoMetric
 from polyfocal.mmengine.checkpoint import (
@@ -57,7 +55,7 @@ def train(
             or is another training's.
     """
     bar = ProgressBarHook()
-    with _own(Path(experiment.config.work_dir)):
+    with own_folder(Path(experiment.config.work_dir), "--work-dir"):
         runner = _build_training(experiment, resume, load_from, [bar, *hooks])
         start = time.perf_counter()
         try:
@@ -160,41 +158,6 @@ def curvature(
     runner.message_hub.update_info("iter", max(0, done - 1))
     samples = fixed_batches(loop.dataloader, batches, seed)
     return measure_curvature(runner.model, samples, seed=seed, **settings)
-
-
-@contextlib.contextmanager
-def _own(work_dir: Path) -> Iterator[None]:
-    """Keep other trainings out of a directory, which is made where there is none.
-
-    The lock is the operating system's: it ends with the process, however that ends, and its data
-    loaders' workers do not hold it.
-    """
-    ranks = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # torchrun, Slurm, MPI
-    if any(os.environ.get(name, "0") != "0" for name in ranks):
-        yield  # the first process has it
-        return
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        stream = (work_dir / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"{work_dir} cannot be written: {error.strerror}.") from error
-    with stream:
-        try:
-            import fcntl
-
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            stream.seek(0)
-            raise UserError(
-                f"{work_dir} is in use by another training ({stream.read().strip()}): wait for it "
-                "or give another --work-dir."
-            ) from error
-        except (ImportError, OSError):
-            pass  # Windows, or a file system without locks
-        with contextlib.suppress(OSError):  # a full disk has no room for the name
-            os.ftruncate(stream.fileno(), 0)
-            os.write(stream.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
-        yield
 
 
 def _build_training(
