@@ -204,7 +204,9 @@ def regions(count):
 
 
 @pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
-@pytest.mark.parametrize("proposals", [[0], [0, 0]], ids=["one picture", "two pictures"])
+@pytest.mark.parametrize(
+    "proposals", [[], [0], [0, 0]], ids=["no picture", "one picture", "two pictures"]
+)
 def test_no_proposals(loss, proposals, storage):
     layers = output_layers(cls_loss=loss)
     predictions = layers(torch.zeros(0, 8))
@@ -214,6 +216,43 @@ def test_no_proposals(loss, proposals, storage):
     )
     sum(losses.values()).backward()
     assert all(p.grad is None or not p.grad.any() for p in layers.parameters())
+
+
+@pytest.mark.parametrize("cls", [roi_heads.FastRCNNOutputLayers, FastRCNNOutputLayers])
+def test_no_proposals_of_no_picture_are_a_loss_of_0_as_in_detectron2(cls, storage):
+    settings = {"cls_loss": SOFTMAX} if cls is FastRCNNOutputLayers else {}
+    # In the other form Detectron2's own fails.
+    layers = output_layers(cls, cls_agnostic_bbox_reg=True, **settings)
+    losses = layers.losses(layers(torch.zeros(0, 8)), [])
+    assert losses.keys() == {"loss_cls", "loss_box_reg"}
+    assert all(value.item() == 0 for value in losses.values())
+
+
+@pytest.mark.parametrize("few", [1, 2, 3], ids=lambda few: f"{few} of 3 classes")
+def test_federated_loss_is_detectron2s(few, storage):
+    frequencies = torch.tensor([0.7, 0.2, 0.1])
+    settings = dict(
+        use_fed_loss=True,
+        fed_loss_num_classes=few + 1,  # the background is one of them, as Detectron2 counts
+        get_fed_loss_cls_weights=lambda: frequencies,
+    )
+    stock = output_layers(roi_heads.FastRCNNOutputLayers, use_sigmoid_ce=True, **settings)
+    ours = output_layers(cls_loss=SIGMOID, **settings)
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    region = regions(6)
+    region.gt_classes = torch.tensor([0, 3, 3, 0, 3, 3])
+    features = torch.randn(6, 8)
+    drawn = []
+    for layers in (stock, ours):
+        torch.manual_seed(3)
+        losses = layers.losses(layers(features), [region])
+        losses["loss_cls"].backward()
+        drawn.append((losses["loss_cls"].item(), layers.cls_score.weight.grad, torch.rand(1)))
+    assert drawn[1][0] == pytest.approx(drawn[0][0], rel=1e-5) and drawn[0][0] > 0
+    torch.testing.assert_close(drawn[1][1], drawn[0][1], rtol=1e-4, atol=1e-6)
+    assert drawn[1][2] == drawn[0][2], "as many random numbers are drawn"
+    nothing = ours.losses(ours(features[:0]), [regions(0)])["loss_cls"]
+    assert nothing == 0 and nothing.requires_grad
 
 
 def test_activation_follows_the_loss():
@@ -288,7 +327,7 @@ def test_mask_head_predicts_as_its_parent():
     [
         (lambda loss: dense("retinanet_focal", loss), "retinanet_focal"),
         (lambda loss: dense("fcos_focal", loss), "fcos_focal"),
-        (lambda loss: rcnn("mask_rcnn_ce", loss, loss, dict(loss, alpha=0.5)), "mask_rcnn_ce"),
+        (lambda loss: rcnn("mask_rcnn_ce", loss, *[dict(loss, alpha=0.5)] * 2), "mask_rcnn_ce"),
     ],
 )
 def test_checkpoints_are_exchanged_with_the_stock_model(make, stock):
@@ -335,6 +374,26 @@ def test_a_built_loss_and_its_config_are_the_same():
         (lambda: dense("retinanet_focal", dict(type="DiceLoss")), "has type 'DiceLoss'"),
         (lambda: rcnn("mask_rcnn_ce", mask=SOFTMAX), "write use_sigmoid=True"),
         (lambda: rcnn("mask_rcnn_ce", rpn=SOFTMAX), "cls_loss of RPN"),
+        (
+            lambda: dense("retinanet_focal", dict(FOCAL, alpha=[0.2, 0.3])),
+            "cls_loss of RetinaNet does not fit: alpha",
+        ),
+        (
+            lambda: dense("fcos_focal", dict(FOCAL, class_weight=[1.0] * 4)),
+            "cls_loss of FCOS does not fit: class_weight",
+        ),
+        (
+            lambda: rcnn("mask_rcnn_ce", rpn=dict(SIGMOID, class_weight=[1.0, 2.0])),
+            "cls_loss of RPN does not fit: class_weight",
+        ),
+        (
+            lambda: {**dense("retinanet_focal", FOCAL), "focal_loss_gamma": 1.0},
+            "focal_loss_gamma=1.0, which its cls_loss takes the place of: write gamma",
+        ),
+        (
+            lambda: {**dense("fcos_focal", FOCAL), "focal_loss_alpha": 0.5},
+            "FCOS has focal_loss_alpha=0.5",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_model_is_built(make, message):
@@ -347,7 +406,16 @@ def test_what_does_not_fit_is_refused_when_the_model_is_built(make, message):
     [
         (dict(cls_loss=torch.nn.BCELoss()), "is a BCELoss: expected a loss of polyfocal"),
         (dict(cls_loss=SIGMOID, prior_prob=1.0), "prior_prob=1.0: expected"),
-        (dict(cls_loss=SIGMOID, use_fed_loss=True), "leave either it or cls_loss out"),
+        (
+            dict(cls_loss=SOFTMAX, prior_prob=0.1),
+            "prior_prob is for a sigmoid loss",
+        ),
+        (dict(cls_loss=SOFTMAX, use_sigmoid_ce=True), "use_sigmoid_ce is for a sigmoid loss"),
+        (dict(cls_loss=SOFTMAX, use_fed_loss=True), "use_fed_loss is for a sigmoid loss, but"),
+        (
+            dict(cls_loss=dict(SOFTMAX, class_weight=[1.0, 1.0, 1.0])),
+            "cls_loss of FastRCNNOutputLayers does not fit: class_weight",
+        ),
     ],
 )
 def test_wrong_settings_of_the_box_head(settings, message):
@@ -427,10 +495,92 @@ def test_parents_are_detectron2s():
     assert issubclass(RetinaNet, meta_arch.RetinaNet) and issubclass(FCOS, meta_arch.FCOS)
 
 
-def test_topk_losses_are_refused_and_calibrated_ones_are_built():
-    with pytest.raises(errors.UserError, match="NoisedTopKLoss, whose scores are nearly flat"):
-        build_loss(plugin.NoisedTopKLoss(1, 1.0), "a head", needs_sigmoid=False)
-    loss = build_loss(
-        dict(type="DualFocalLoss", gamma=2.0, use_sigmoid=False), "a head", needs_sigmoid=False
-    )
+def test_calibrated_losses_are_built():
+    config = dict(type="DualFocalLoss", gamma=2.0, use_sigmoid=False)
+    loss = build_loss(config, "a head", needs_sigmoid=False)
     assert isinstance(loss, plugin.DualFocalLoss)
+
+
+def test_a_loss_of_the_users_is_taken():
+    class Mine(plugin.FocalLoss):
+        pass
+
+    mine = Mine(use_sigmoid=True)
+    assert build_loss(mine, "RetinaNet") is mine
+
+
+class Source(plugin.BiasSource):
+    def forward(self, pred, use_sigmoid):
+        return pred
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda: plugin.NoisedTopKLoss(1, 1.0),
+            "NoisedTopKLoss, whose scores would be near",
+        ),
+        (lambda: plugin.AdaFocalLoss(), "AdaFocalLoss, whose gammas move .*: take DualFocalLoss"),
+        (
+            lambda: plugin.Poly1VarifocalLoss(epsilon=0.0, use_sigmoid=True),
+            "labels only: take",
+        ),
+        (lambda: plugin.LDAMLoss([9, 5, 2, 50]), "LDAMLoss, whose scores need its scale 30"),
+        (lambda: plugin.DebiasedFocalLoss(use_sigmoid=True), "DebiasedFocalLoss, with no bias"),
+        (lambda: plugin.ProductOfExpertsLoss(use_sigmoid=True), "with no bias"),
+        (lambda: plugin.ReweightedCrossEntropyLoss(use_sigmoid=True), "with no bias"),
+        (
+            lambda: plugin.ConfidenceRegularizationLoss(
+                use_sigmoid=True, bias=plugin.ClassPriors([1.0, 2.0])
+            ),
+            "with no teacher",
+        ),
+        (
+            lambda: plugin.DebiasedFocalLoss(use_sigmoid=True, bias=Source()),
+            "with a Source as bias: expected ClassPriors",
+        ),
+        (
+            lambda: dict(type="DebiasedFocalLoss", use_sigmoid=True, bias=dict(type="BiasHead")),
+            "bias has type 'BiasHead': expected ClassPriors",
+        ),
+        (
+            lambda: plugin.GaussianPoly1FocalLoss(epsilon=1.0),
+            "is a GaussianPoly1FocalLoss: exp",
+        ),
+        (
+            lambda: dict(type="GaussianPoly1FocalLoss"),
+            "has type 'GaussianPoly1FocalLoss'",
+        ),
+    ],
+)
+def test_what_detectron2_cannot_give_is_refused_when_it_is_built(loss, message):
+    with pytest.raises(errors.UserError, match=message):
+        build_loss(loss(), "a head", needs_sigmoid=False)
+
+
+def test_debiased_loss_with_class_priors(storage):
+    """Product of experts: cross-entropy of the logits and the priors' logarithms together."""
+    counts = [1.0, 2.0, 3.0, 14.0]
+    config = dict(type="ProductOfExpertsLoss", use_sigmoid=False)
+    config["bias"] = dict(type="ClassPriors", class_counts=counts)
+    logits, region = torch.randn(6, 4), regions(6)
+    layers = output_layers(cls_loss=config)
+    found = layers.losses((logits, torch.zeros(6, 12)), [region])["loss_cls"]
+    together = logits + (torch.tensor(counts) / 20).log()
+    expected = torch.nn.functional.cross_entropy(together, region.gt_classes)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(errors.UserError, match="does not fit: ClassPriors has 3 classes"):
+        output_layers(cls_loss=dict(config, bias=dict(type="ClassPriors", class_counts=counts[1:])))
+
+
+def test_ldam_loss_with_scale_1(storage):
+    counts = torch.tensor([16.0, 81.0, 1.0, 256.0])
+    config = dict(type="LDAMLoss", class_counts=counts.tolist(), scale=1.0)
+    logits, region = torch.randn(6, 4), regions(6)
+    found = output_layers(cls_loss=config).losses((logits, torch.zeros(6, 12)), [region])
+    margins = 0.5 * torch.tensor([1 / 2, 1 / 3, 1, 1 / 4])
+    changed = logits.clone()
+    changed[torch.arange(6), region.gt_classes] -= margins[region.gt_classes]
+    expected = torch.nn.functional.cross_entropy(changed, region.gt_classes)
+    torch.testing.assert_close(found["loss_cls"], expected)

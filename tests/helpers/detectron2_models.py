@@ -13,10 +13,12 @@ pytest.importorskip(
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
+from detectron2 import model_zoo
+from detectron2.config import get_cfg, instantiate
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from polyfocal.detectron2 import add_polyfocal_config
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "detectron2"
@@ -42,6 +44,27 @@ def build(config):
         ) and not name.startswith("roi_heads.box_predictor.bbox"):
             torch.nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def yaml_config(name):
+    """A yaml config of the model zoo with the keys of the package."""
+    cfg = get_cfg()
+    add_polyfocal_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(name))
+    return cfg
+
+
+def small(cfg):
+    """A size that a test can train: ResNet-18's widths, few classes, on the CPU."""
+    model = cfg.MODEL
+    model.DEVICE, model.WEIGHTS = "cpu", ""
+    model.RESNETS.DEPTH, model.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 3
+    model.ROI_BOX_HEAD.FC_DIM = 64
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    for key in ("TRAIN", "TEST"):
+        model.RPN[f"POST_NMS_TOPK_{key}"] = 50
+    return cfg
 
 
 def pictures(counts=(4, 0)):

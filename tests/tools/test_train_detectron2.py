@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,86 @@ def test_yaml_trains_the_cyclical_loss(data, tmp_path, capsys):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+def test_twins_and_another_training_are_told_apart(trained, data, tmp_path, capsys, scenes):
+    out = f"train.output_dir={trained}"
+    before = {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()}
+    for option in ([], ["--resume"], ["--eval-only", "--resume"]):
+        error = error_of(capsys, STOCK, *data, *option, *FAST, out)
+        assert f"{trained} holds another training, of " in error and str(RETINANET) in error
+        assert "give another train.output_dir" in error
+    yaml = error_of(capsys, RETINANET.with_suffix(".yaml"), *data, "OUTPUT_DIR", trained)
+    assert "holds another training" in yaml and "give another OUTPUT_DIR" in yaml
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(scenes, elsewhere)
+    other_data = ("--data", elsewhere, "--profile", "tiny")
+    assert "holds another training, on " in error_of(
+        capsys, RETINANET, *other_data, "--resume", out
+    )
+    assert {f.name: f.read_bytes() for f in trained.iterdir() if f.is_file()} == before
+    # The same config in another place is the same training.
+    shutil.copy(STOCK, tmp_path)
+    moved = shutil.copy(RETINANET, tmp_path)
+    assert run(moved, *data, "--eval-only", "--resume", out) == 0
+
+
+def test_two_trainings_in_one_folder_at_a_time_are_refused(data, tmp_path, capsys):
+    from polyfocal.folders import own_folder
+
+    code = (
+        "import sys, pathlib, time; from polyfocal.folders import own_folder\n"
+        "with own_folder(pathlib.Path(sys.argv[1]), 'x'): print('in', flush=True); time.sleep(99)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "plugin")},
+    )
+    try:
+        assert process.stdout.readline() == b"in\n"
+        error = error_of(capsys, RETINANET, *data, *FAST, f"train.output_dir={tmp_path}")
+        assert f"in use by another training (process {process.pid} on " in error
+        assert "give another train.output_dir" in error
+    finally:
+        process.kill()
+        process.wait()
+    with own_folder(tmp_path, "train.output_dir"):
+        pass  # the lock ends with the process
+
+
+def test_default_folders_of_twins_differ():
+    from polyfocal.detectron2.experiment import default_output_dir
+
+    folders = {
+        default_output_dir("./output", RETINANET.with_suffix(suffix)) for suffix in (".py", ".yaml")
+    }
+    assert folders == {f"work_dirs/detectron2/retinanet_poly1{end}" for end in ("", "_yaml")}
+    assert default_output_dir("mine", RETINANET) == "mine"
+
+
+def test_a_new_start_forgets_what_a_resume_would_go_on_with(data, tmp_path, capsys):
+    options = (*FAST, "train.max_iter=1", f"train.output_dir={tmp_path}")
+    assert run(RETINANET, *data, *options) == 0
+    last = tmp_path / "last_checkpoint"
+    assert last.read_text() == "model_final.pth"
+    # A new start that ends before its first checkpoint.
+    broken = "dataloader.train.mapper.image_format=NONE"
+    with pytest.raises(Exception, match="wrong mode"):
+        run(RETINANET, *data, *options, broken)
+    assert not last.exists() and (tmp_path / "model_final.pth").exists()
+    assert run(RETINANET, *data, "--resume", *options) == 0
+    assert "holds no checkpoint yet: this is a new start" in capsys.readouterr().out
+
+
+def test_the_seed_is_that_of_the_first_weights_too(data, tmp_path):
+    weights = []
+    for number in range(2):
+        out = tmp_path / str(number)
+        assert run(RETINANET, *data, *FAST, "train.max_iter=1", f"train.output_dir={out}") == 0
+        weights.append(torch.load(out / "model_final.pth")["model"])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0, msg=name)
+
+
 def test_masks_are_evaluated_too(data, tmp_path, capsys):
     options = (*FAST, "train.max_iter=1", f"train.output_dir={tmp_path}")
     assert run(MASK_RCNN, *data, *options) == 0
@@ -211,7 +292,7 @@ def test_checkpoint_errors(trained, data, tmp_path, capsys):
         (RETINANET, ["--demo"], "--demo is the built-in data set and --data another one"),
         (YAML, ["SOLVER.MAX_ITERS", "1"], "SOLVER.MAX_ITERS 1 does not fit"),
         (YAML, ["SOLVER.MAX_ITER"], "KEY value pairs, got SOLVER.MAX_ITER"),
-        (YAML, ["MODEL.RETINANET.CLS_LOSS.gama", "1"], "Non-existent key: .*CLS_LOSS.gama"),
+        (YAML, ["MODEL.RETINANET.CLS_LOSS.gama", "1"], "CyclicalFocalLoss has no keyword 'gama'"),
         ("away.py", [], "there is no config away.py"),
         (ROOT / "pyproject.toml", [], r"must end in \.py \(a LazyConfig\) or \.yaml"),
     ],

@@ -28,6 +28,7 @@ from polyfocal.detectron2.rcnn import (
     CascadeROIHeads,
     FastRCNNOutputLayers,
     MaskRCNNConvUpsampleHead,
+    Res5ROIHeads,
     StandardROIHeads,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "FastRCNNOutputLayers",
     "MaskRCNNConvUpsampleHead",
     "ProgressHook",
+    "Res5ROIHeads",
     "RetinaNet",
     "StandardROIHeads",
     "add_polyfocal_config",

@@ -1,6 +1,52 @@
 """The keys that the adapter's classes read from a yaml config."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    meta_arch,
+)
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from fvcore.common.registry import Registry
+
+from polyfocal.detectron2.dense import RetinaNet
+from polyfocal.detectron2.rcnn import (
+    RPN,
+    CascadeROIHeads,
+    MaskRCNNConvUpsampleHead,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
+from polyfocal.errors import UserError
+
+_READERS: dict[str, tuple[str, Registry, tuple[type, ...]]] = {
+    "RETINANET": ("META_ARCHITECTURE", META_ARCH_REGISTRY, (RetinaNet,)),
+    "ROI_BOX_HEAD": (
+        "ROI_HEADS.NAME",
+        ROI_HEADS_REGISTRY,
+        (StandardROIHeads, CascadeROIHeads, Res5ROIHeads),
+    ),
+    "ROI_MASK_HEAD": (
+        "ROI_MASK_HEAD.NAME",
+        ROI_MASK_HEAD_REGISTRY,
+        (MaskRCNNConvUpsampleHead,),
+    ),
+    "RPN": ("PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY, (RPN,)),
+}
+"""Beside the part whose CLS_LOSS it is: the key of the class that reads it, and those classes."""
+
+_HAVE_PART: dict[str, Any] = {
+    "RETINANET": meta_arch.RetinaNet,
+    "RPN": GeneralizedRCNN | meta_arch.ProposalNetwork,
+}
+"""The architectures that have a part, where it is not GeneralizedRCNN alone."""
+
+LOSS_PARTS = tuple(_READERS)
+"""The parts of ``MODEL`` that have a ``CLS_LOSS``."""
 
 
 def add_polyfocal_config(cfg: CfgNode) -> None:
@@ -11,11 +57,99 @@ def add_polyfocal_config(cfg: CfgNode) -> None:
     config; and ``MODEL.ROI_BOX_HEAD.PRIOR_PROB``, see
     :class:`polyfocal.detectron2.FastRCNNOutputLayers`.
 
+    Every keyword of the loss can then be given in files and in ``merge_from_list``, and a
+    dictionary can be assigned. ``cfg.freeze()`` refuses a ``CLS_LOSS`` that nobody would read.
+
     Example:
         >>> cfg = get_cfg()
         >>> add_polyfocal_config(cfg)
         >>> cfg.merge_from_file("configs/detectron2/retinanet_poly1.yaml")
     """
-    for part in ("RETINANET", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "RPN"):
-        cfg.MODEL[part].CLS_LOSS = CfgNode(new_allowed=True)
-    cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB = 0.01
+    _adopt(cfg)
+    for part in _READERS:
+        cfg.MODEL[part].CLS_LOSS = {}
+    cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB = None
+
+
+def check_losses_are_read(cfg: CfgNode) -> None:
+    """Refuse a loss in a config whose classes would train another.
+
+    Raises:
+        UserError: The classes named in the config do not read a ``CLS_LOSS`` that it has.
+    """
+    for part in _READERS:
+        problem = _why_unread(cfg.MODEL, part) if cfg.MODEL[part].CLS_LOSS else None
+        if problem is not None:
+            raise UserError(f"MODEL.{part}.CLS_LOSS would have no effect: {problem}.")
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if box_head.PRIOR_PROB is not None and not box_head.CLS_LOSS:
+        raise UserError(
+            "MODEL.ROI_BOX_HEAD.PRIOR_PROB would have no effect: it is for a sigmoid loss in"
+            " MODEL.ROI_BOX_HEAD.CLS_LOSS, which the config does not have."
+        )
+
+
+def _why_unread(model: CfgNode, part: str) -> str | None:
+    key, registry, readers = _READERS[part]
+    if model.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        return None  # which stops the training by itself
+    architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
+    if not issubclass(architecture, _HAVE_PART.get(part, GeneralizedRCNN)):
+        return f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE}, which has no such part"
+    if part == "ROI_MASK_HEAD" and not model.MASK_ON:
+        return "MODEL.MASK_ON is False"
+    node, _, name = key.rpartition(".")
+    named = (model[node] if node else model)[name]
+    found = registry.get(named) if named in registry else None
+    # A class of the user's may build what reads the loss; Detectron2's certainly do not.
+    if found is None or not found.__module__.startswith("detectron2."):
+        return None
+    ours = [f"Polyfocal{reader.__name__}" for reader in readers]
+    wanted = [one for one in ours if one == f"Polyfocal{named}"] or ours
+    return f"MODEL.{key} is {named}, which has a loss of its own: write {' or '.join(wanted)}"
+
+
+class _Config(CfgNode):
+    """A config whose losses take any keyword, and which is looked at when it is frozen."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            value = _adopt(value) if isinstance(value, CfgNode) else _Config(value)
+            if name == "CLS_LOSS":
+                value.set_new_allowed(True)
+        super().__setattr__(name, value)
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        if len(cfg_list) % 2:
+            super().merge_from_list(cfg_list)  # says so
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            node, name = self, key
+            while "." in name and isinstance(node.get(name.partition(".")[0]), CfgNode):
+                first, _, name = name.partition(".")
+                node = node[first]
+            if "CLS_LOSS" in key.split(".") and "." not in name:
+                # yacs would take neither a new keyword nor a whole number where a float was.
+                setattr(node, name, self._decode_cfg_value(value))
+            else:
+                super().merge_from_list([key, value])
+
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        for part in _READERS:
+            theirs = cfg_other.get("MODEL", {}).get(part, {}).get("CLS_LOSS") or {}
+            for name in theirs:
+                self.MODEL[part].CLS_LOSS.pop(name, None)
+        super().merge_from_other_cfg(cfg_other)
+
+    def freeze(self) -> None:
+        if "MODEL" in self:
+            check_losses_are_read(self)
+        super().freeze()
+
+
+def _adopt(node: CfgNode) -> CfgNode:
+    """Make a config and all in it one of ours; yacs merges nodes of one class only."""
+    object.__setattr__(node, "__class__", _Config)  # yacs would take it for a key
+    for value in node.values():
+        if isinstance(value, CfgNode):
+            _adopt(value)
+    return node

@@ -1,19 +1,37 @@
 """COCO-format folders in Detectron2's catalogs, and their evaluation."""
 
-from collections import OrderedDict
+import codecs
+import json
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    filter_empty_instances,
+    read_image,
+    transform_instance_annotations,
+)
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+from numpy.typing import NDArray
+from PIL import Image
 
 from polyfocal.calibration import DetectionCalibration, DetectionResult
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.coco import CocoResult, CocoSplit, evaluate
+from polyfocal.data.annotations import read_annotations
+from polyfocal.data.pictures import PictureError
+from polyfocal.errors import UserError
+
+_BOX = ("bbox", "bbox_mode", "category_id")
 
 
 def register_split(split: CocoSplit) -> str:
@@ -26,8 +44,84 @@ def register_split(split: CocoSplit) -> str:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, name, str(split.image_dir.resolve()))
+    image_dir = str(split.image_dir.resolve())
+    DatasetCatalog.register(name, lambda: _load(split, name, image_dir))
+    metadata = MetadataCatalog.get(name)
+    metadata.set(json_file=name, image_root=image_dir, evaluator_type="coco")
     return name
+
+
+def _load(split: CocoSplit, name: str, image_dir: str) -> list[dict[str, Any]]:
+    """What Detectron2 reads of a split; it stops at a byte order mark and at ``ignore: 1``."""
+    content = split.annotations.content
+    kept = [one for one in content["annotations"] if not one.get("ignore")]
+    with open(name, "rb") as file:
+        marked = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+    if not marked and len(kept) == len(content["annotations"]):
+        return load_coco_json(name, image_dir, name)
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / "annotations.json"
+        plain.write_text(json.dumps({**content, "annotations": kept}), encoding="utf-8")
+        return load_coco_json(str(plain), image_dir, name)
+
+
+def number_from_1(evaluator: DatasetEvaluator) -> None:
+    """Number the objects anew for Detectron2's own evaluator, to which the id 0 is "no match"."""
+    if isinstance(evaluator, COCOEvaluator) and 0 in evaluator._coco_api.anns:
+        annotations = read_annotations(evaluator._metadata.json_file, pictures=False)
+        evaluator._coco_api = annotations.coco()
+
+
+def load_picture(path: Path) -> NDArray[np.uint8]:
+    """What a training of Detectron2 makes of a picture file.
+
+    Raises:
+        PictureError: It would be white.
+    """
+    with Image.open(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise PictureError("Detectron2 makes every value above 255 white")
+    return read_image(str(path), format="BGR")
+
+
+def count_objects(name: str) -> tuple[int, Counter[str]]:
+    """How many pictures and how many objects of each class Detectron2 trains on.
+
+    Args:
+        name: A COCO-format data set of Detectron2's catalogs.
+
+    Returns:
+        The pictures, and the objects by the name of their class, 0 for those without any.
+
+    Raises:
+        UserError: Detectron2 does not read the file, or there are none.
+    """
+    try:
+        every = DatasetCatalog.get(name)
+    except Exception as error:  # its assertions
+        raise UserError(
+            f"Detectron2 does not read {name}: {' '.join(str(error).split())}"
+        ) from error
+    classes = MetadataCatalog.get(name).thing_classes
+    pictures = filter_images_with_only_crowd_annotations(every)
+    counts = Counter(dict.fromkeys(classes, 0))
+    for picture in pictures:
+        # As the mapper of the training does, without loading the picture.
+        size = picture["height"], picture["width"]
+        objects = [
+            transform_instance_annotations({key: one[key] for key in _BOX}, [], size)
+            for one in picture["annotations"]
+            if one.get("iscrowd", 0) == 0
+        ]
+        kept = filter_empty_instances(annotations_to_instances(objects, size))
+        counts.update(classes[label] for label in kept.gt_classes.tolist())
+    if not counts.total():
+        raise UserError(
+            f"there is nothing to train on in {name}: of its"
+            f" {sum(len(picture['annotations']) for picture in every)} annotations every one is a"
+            " crowd region or has no area inside its picture."
+        )
+    return len(pictures), counts
 
 
 class CocoEvaluator(DatasetEvaluator):

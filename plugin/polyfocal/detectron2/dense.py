@@ -10,7 +10,8 @@ from detectron2.modeling import meta_arch as d2
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from polyfocal.detectron2.loss import build_loss, register
+from polyfocal.detectron2.loss import build_loss, loss_settings, register, try_loss
+from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
 
 
@@ -18,9 +19,9 @@ class RetinaNet(d2.RetinaNet):
     """Detectron2's RetinaNet with ``cls_loss`` in the place of its focal loss.
 
     The loss is summed over all anchors but those labelled -1, and divided by Detectron2's moving
-    average of the number of positive anchors; the loss's ``reduction`` is not used, and neither are
-    ``focal_loss_alpha`` and ``focal_loss_gamma``. ``FocalLoss(use_sigmoid=True)`` is what
-    Detectron2 has.
+    average of the number of positive anchors; the loss's ``reduction`` is not used. Its gamma and
+    alpha are its own: ``focal_loss_alpha`` and ``focal_loss_gamma`` stay at Detectron2's defaults.
+    ``FocalLoss(use_sigmoid=True)`` is what Detectron2 has.
 
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
@@ -28,17 +29,18 @@ class RetinaNet(d2.RetinaNet):
         kwargs: Those of Detectron2's class.
 
     Raises:
-        UserError: ``cls_loss`` does not fit.
+        UserError: ``cls_loss`` does not fit, or a setting would have no effect.
     """
 
     @configurable
     def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        loss = _dense_loss(cls_loss, "RetinaNet", kwargs)
         super().__init__(**kwargs)
-        self.cls_loss = build_loss(cls_loss, "RetinaNet")
+        self.cls_loss = loss
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        return {**super().from_config(cfg), "cls_loss": cfg.MODEL.RETINANET.CLS_LOSS}
+        return {**super().from_config(cfg), "cls_loss": loss_settings(cfg, "RETINANET")}
 
     def losses(
         self,
@@ -67,12 +69,13 @@ class FCOS(d2.FCOS):
         kwargs: Those of Detectron2's class.
 
     Raises:
-        UserError: ``cls_loss`` does not fit.
+        UserError: ``cls_loss`` does not fit, or a setting would have no effect.
     """
 
     def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        loss = _dense_loss(cls_loss, "FCOS", kwargs)
         super().__init__(**kwargs)
-        self.cls_loss = build_loss(cls_loss, "FCOS")
+        self.cls_loss = loss
 
     def losses(
         self,
@@ -95,6 +98,22 @@ class FCOS(d2.FCOS):
             _summed(self.cls_loss, pred_logits, gt_labels) / self.loss_normalizer
         )
         return losses
+
+
+def _dense_loss(
+    cls_loss: ClassificationLoss | Mapping[str, Any], where: str, settings: dict[str, Any]
+) -> ClassificationLoss:
+    """The loss, after a look at the settings of the parent's loss, which it takes the place of."""
+    for name, default in {"focal_loss_alpha": 0.25, "focal_loss_gamma": 2.0}.items():
+        if settings.get(name, default) != default:
+            raise UserError(
+                f"{where} has {name}={settings[name]}, which its cls_loss takes the place of:"
+                f" write {name.removeprefix('focal_loss_')} in the cls_loss and leave {name} at"
+                f" {default}"
+            )
+    loss = build_loss(cls_loss, where)
+    try_loss(loss, where, torch.zeros(1, settings["num_classes"]), torch.zeros(1).long())
+    return loss
 
 
 def _detached(tensors: list[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -12,12 +12,17 @@ from torch import nn
 
 from polyfocal.errors import UserError
 
-TINY_EPOCHS = 8
 TINY_BATCH = 4
+USUAL_MAX_DETS = 100
 
 _COCO_TRAIN = 117_266  # pictures with objects in COCO 2017's train split
+_TINY_EPOCHS = 8
 _EVALUATIONS = 3
 _CHECKPOINTS = 12
+
+
+Evaluations = dict[str, tuple[Iterable[Any], list[DatasetEvaluator]]]
+"""By the name of a data set its loader, and what counts the detections."""
 
 
 @dataclass
@@ -39,6 +44,30 @@ class Data:
     max_dets: int
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a schedule that belong together.
+
+    Attributes:
+        steps: Number of training steps.
+        batch: Pictures in a step, of all processes.
+        rate: Learning rate after the warm-up.
+
+    Raises:
+        UserError: A number is none or out of its range.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        _check_whole("max_iter", self.steps, 1)
+        _check_whole("the batch", self.batch, 1)
+        if not isinstance(self.rate, int | float):
+            raise UserError(f"the config has {self.rate!r} as learning rate: expected a number")
+
+
 @dataclass
 class Settings:
     """What a run needs to know beside the parts that it builds.
@@ -55,6 +84,8 @@ class Settings:
         device: Where the model goes.
         seed: Of everything random; negative for another one in each run.
         ddp: Keywords of DistributedDataParallel.
+        cudnn_benchmark: Whether cuDNN tries its algorithms first.
+        float32_precision: As ``torch.set_float32_matmul_precision`` takes it, or empty.
 
     Raises:
         UserError: A number is none or out of its range.
@@ -71,15 +102,18 @@ class Settings:
     device: str
     seed: int
     ddp: dict[str, Any]
+    cudnn_benchmark: bool = False
+    float32_precision: str = ""
 
     def __post_init__(self) -> None:
         least = {"max_iter": 1, "eval_period": 0, "checkpoint_period": 1, "log_period": 1}
         for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise UserError(
-                    f"the config has {value!r} as {name}: expected a whole number >= {low}"
-                )
+            _check_whole(name, getattr(self, name), low)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"the config has {value!r} as {name}: expected a whole number >= {least}")
 
 
 class Experiment(ABC):
@@ -90,7 +124,14 @@ class Experiment(ABC):
 
     Attributes:
         notes: What a person should know about how it was adapted.
+        STEPS, BATCH, RATE: The keys of what is in a :class:`Recipe`.
+        OUTPUT: The key of the output directory.
     """
+
+    STEPS: ClassVar[str]
+    BATCH: ClassVar[str]
+    RATE: ClassVar[str]
+    OUTPUT: ClassVar[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -106,20 +147,60 @@ class Experiment(ABC):
         """Take the CPU-sized version of the model and its recipe; pictures of at most ``side``."""
 
     @abstractmethod
-    def use_data(self, data: Data, *, tiny: bool) -> None:
-        """Train and evaluate on ``data``, for as many passes as before (8 if tiny)."""
+    def use_data(self, data: Data) -> None:
+        """Train and evaluate on ``data``."""
 
     @abstractmethod
     def no_flip(self) -> None:
         """Mirror no picture."""
 
-    @abstractmethod
-    def override(self, options: Sequence[str]) -> None:
-        """Apply the overrides of the command line.
+    def finish(self, options: Sequence[str], data: Data | None = None, *, tiny: bool) -> None:
+        """Apply the overrides of the command line, and let the schedule follow data and overrides.
+
+        Args:
+            options: The overrides.
+            data: What is trained on in the place of the config's data, for as many passes as
+                before, or 8 if tiny.
+            tiny: Whether the recipe is that of the tiny profile.
 
         Raises:
-            UserError: One of them does not fit the config.
+            UserError: An override does not fit the config.
         """
+        planned = self.recipe()
+        given = self.override(options)
+        recipe = self.recipe()
+        if self.BATCH in given and self.RATE not in given and not tiny:
+            rate = planned.rate * recipe.batch / planned.batch
+            self.notes.append(
+                f"the learning rate {planned.rate:g} was chosen for {planned.batch} pictures in a"
+                f" step, and {self.BATCH} is {recipe.batch}; {self.RATE} {rate:g} would be in"
+                " proportion."
+            )
+        if data is None or not data.num_train:
+            return
+        steps = recipe.steps
+        if self.STEPS not in given:
+            epochs = _TINY_EPOCHS if tiny else planned.steps * planned.batch / _COCO_TRAIN
+            steps = max(1, round(epochs * data.num_train / recipe.batch))
+        self.use_steps(steps, planned.steps, given)
+        passes = steps * recipe.batch / data.num_train
+        shown = f"{passes:.0f}" if passes >= 10 else f"{passes:.2g}"
+        change = "" if self.STEPS in given else f"; {self.STEPS} changes that"
+        self.notes.append(
+            f"{steps} steps are {shown} passes over {data.num_train} pictures with objects{change}."
+        )
+
+    @abstractmethod
+    def override(self, options: Sequence[str]) -> set[str]:
+        """Apply overrides and return their keys."""
+
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """How many steps of how many pictures, and at which learning rate."""
+
+    @abstractmethod
+    def use_steps(self, steps: int, planned: int, given: set[str]) -> None:
+        """Train for so many steps; what belonged to the planned ones follows, unless given."""
 
     @abstractmethod
     def datasets(self) -> tuple[list[str], list[str]]:
@@ -150,22 +231,8 @@ class Experiment(ABC):
         """Build the endless loader of training batches."""
 
     @abstractmethod
-    def build_test_loader(self) -> Iterable[Any]:
-        """Build the loader of the evaluation's batches."""
-
-    @abstractmethod
-    def build_evaluator(self) -> DatasetEvaluator:
-        """Build what counts the detections."""
-
-
-def iterations(num_pictures: int, batch: int, epochs: float) -> int:
-    """Number of steps of so many passes over a data set."""
-    return max(1, round(epochs * num_pictures / batch))
-
-
-def passes_on_coco(max_iter: int, batch: int) -> float:
-    """Number of passes over COCO 2017 that a schedule of Detectron2's means."""
-    return max_iter * batch / _COCO_TRAIN
+    def build_evaluations(self) -> Evaluations:
+        """Build the loaders of the evaluation and what counts the detections."""
 
 
 def periods(max_iter: int) -> tuple[int, int]:
@@ -175,9 +242,10 @@ def periods(max_iter: int) -> tuple[int, int]:
 
 def default_output_dir(output_dir: str, path: Path) -> str:
     """Detectron2's default is one folder for all configs; here each has its own."""
-    if Path(output_dir) == Path("output"):
-        return str(Path("work_dirs") / "detectron2" / path.stem)
-    return output_dir
+    if Path(output_dir) != Path("output"):
+        return output_dir
+    kind = "" if path.suffix == ".py" else f"_{path.suffix.removeprefix('.')}"
+    return str(Path("work_dirs") / "detectron2" / f"{path.stem}{kind}")
 
 
 def available(device: str) -> str:

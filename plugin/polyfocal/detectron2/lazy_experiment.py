@@ -17,17 +17,17 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from polyfocal.detectron2.data import CalibrationEvaluator, CocoEvaluator
+from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
     TINY_BATCH,
-    TINY_EPOCHS,
+    USUAL_MAX_DETS,
     Data,
+    Evaluations,
     Experiment,
+    Recipe,
     Settings,
     available,
     default_output_dir,
-    iterations,
-    passes_on_coco,
     periods,
 )
 from polyfocal.errors import UserError
@@ -46,6 +46,11 @@ class LazyExperiment(Experiment):
     Raises:
         UserError: The file cannot be read as the LazyConfig of a detector.
     """
+
+    STEPS = "train.max_iter"
+    BATCH = "dataloader.train.total_batch_size"
+    OUTPUT = "train.output_dir"
+    RATE = "optimizer.lr"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -70,9 +75,9 @@ class LazyExperiment(Experiment):
         cfg = self.cfg
         resize = L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
         train, test = cfg.dataloader.train, cfg.dataloader.test
-        flips = [step for step in train.mapper.augmentations if _class(step) is T.RandomFlip]
-        train.mapper.augmentations = [resize, *flips]
-        test.mapper.augmentations = [resize]
+        for mapper in (train.mapper, test.mapper):
+            others = [one for one in mapper.augmentations if "Resize" not in str(_class(one))]
+            mapper.augmentations = [resize, *others]
         train.total_batch_size = TINY_BATCH
         train.num_workers = test.num_workers = 1
         cfg.optimizer = L(torch.optim.AdamW)(
@@ -92,27 +97,27 @@ class LazyExperiment(Experiment):
         # Two, so that a run killed while it writes one can resume from the other.
         cfg.train.checkpointer.max_to_keep = 2
 
-    def use_data(self, data: Data, *, tiny: bool) -> None:
+    def use_data(self, data: Data) -> None:
         cfg = self.cfg
         train, test = cfg.dataloader.train, cfg.dataloader.test
-        batch = train.total_batch_size
-        epochs = TINY_EPOCHS if tiny else passes_on_coco(cfg.train.max_iter, batch)
         if data.train:
             train.dataset.names = data.train
-            cfg.train.max_iter = iterations(data.num_train, batch, epochs)
-            cfg.train.eval_period, cfg.train.checkpointer.period = periods(cfg.train.max_iter)
-            self.notes.append(
-                f"{cfg.train.max_iter} steps are {epochs:.0f} passes over {data.num_train} pictures"
-                " with objects; train.max_iter=N changes that."
-            )
         # Reads polygons and run-length encodings alike.
         train.mapper.instance_mask_format = "bitmask"
         test.dataset.names = data.val
-        evaluator = {"dataset_name": data.val, "max_dets": data.max_dets}
-        if _class(cfg.dataloader.get("evaluator", DictConfig({}))) is CalibrationEvaluator:
-            cfg.dataloader.evaluator.update(evaluator)
-        else:
-            cfg.dataloader.evaluator = L(CocoEvaluator)(**evaluator)
+        evaluators = [
+            node
+            for node in _walk(cfg.dataloader.get("evaluator", DictConfig({})))
+            if "dataset_name" in _parameters(node)
+        ]
+        if not evaluators:
+            cfg.dataloader.evaluator = L(CocoEvaluator)(dataset_name=data.val)
+            evaluators = [cfg.dataloader.evaluator]
+        for node in evaluators:
+            node.dataset_name = data.val
+            for key in ("max_dets", "max_dets_per_image"):
+                if key in _parameters(node):
+                    node[key] = max(node.get(key) or USUAL_MAX_DETS, data.max_dets)
         for node in _walk(cfg.model):
             if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
                 node.num_classes = data.num_classes
@@ -128,7 +133,8 @@ class LazyExperiment(Experiment):
             step for step in mapper.augmentations if _class(step) is not T.RandomFlip
         ]
 
-    def override(self, options: Sequence[str]) -> None:
+    def override(self, options: Sequence[str]) -> set[str]:
+        keys = set()
         for option in options:
             key, equals, _ = option.partition("=")
             if not equals:
@@ -139,6 +145,23 @@ class LazyExperiment(Experiment):
             except Exception as error:  # of hydra's grammar, omegaconf or Detectron2
                 sentence = " ".join(str(error).split())
                 raise UserError(f"{option} does not fit {self.path}: {sentence}.") from error
+            keys.add(key)
+        return keys
+
+    def recipe(self) -> Recipe:
+        cfg = self.cfg
+        batch, rate = cfg.dataloader.train.total_batch_size, cfg.optimizer.get("lr", 0.0)
+        return Recipe(cfg.train.max_iter, batch, rate)
+
+    def use_steps(self, steps: int, planned: int, given: set[str]) -> None:
+        # Warm-up and steps of lr_multiplier are parts of the whole, and follow by themselves.
+        train = self.cfg.train
+        train.max_iter = steps
+        evaluation, checkpoint = periods(steps)
+        if "train.eval_period" not in given:
+            train.eval_period = evaluation
+        if "train.checkpointer.period" not in given:
+            train.checkpointer.period = checkpoint
 
     def datasets(self) -> tuple[list[str], list[str]]:
         def names(loader: DictConfig) -> list[str]:
@@ -161,6 +184,8 @@ class LazyExperiment(Experiment):
             device=available(train.device),
             seed=train.seed,
             ddp=OmegaConf.to_container(train.ddp),
+            cudnn_benchmark=train.get("cudnn_benchmark", False),
+            float32_precision=train.get("float32_precision", ""),
         )
 
     def dump(self) -> str:
@@ -181,14 +206,18 @@ class LazyExperiment(Experiment):
     def build_train_loader(self) -> Iterable[Any]:
         return instantiate(self.cfg.dataloader.train)
 
-    def build_test_loader(self) -> Iterable[Any]:
-        return instantiate(self.cfg.dataloader.test)
-
-    def build_evaluator(self) -> DatasetEvaluator:
-        evaluator = self.cfg.dataloader.evaluator
-        if _class(evaluator) is COCOEvaluator:
-            return CocoEvaluator(evaluator.dataset_name)
-        return instantiate(evaluator)
+    def build_evaluations(self) -> Evaluations:
+        node = self.cfg.dataloader.evaluator
+        kept = {"_target_", "dataset_name", "max_dets_per_image"}
+        if _class(node) is COCOEvaluator and kept.issuperset(node):
+            # The same numbers, and those of each class.
+            max_dets = node.get("max_dets_per_image") or USUAL_MAX_DETS
+            evaluator: DatasetEvaluator = CocoEvaluator(node.dataset_name, max_dets)
+        else:
+            evaluator = instantiate(node)
+        _, (name, *_) = self.datasets()
+        evaluators = evaluator if isinstance(evaluator, list) else [evaluator]
+        return {name: (instantiate(self.cfg.dataloader.test), evaluators)}
 
     def _check_key(self, key: str, option: str) -> None:
         """A misspelt key would be added, and change nothing."""

@@ -1,28 +1,35 @@
 """What every class of the adapter does with its ``cls_loss``."""
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
 
 _LOSSES = {
-    loss.__name__: loss
-    for loss in (
-        losses.FocalLoss,
-        losses.Poly1FocalLoss,
-        losses.Poly1CrossEntropyLoss,
-        losses.PolyNLoss,
-        losses.CyclicalFocalLoss,
-        losses.DualFocalLoss,
-        losses.SampleDependentFocalLoss,
-    )
+    name: loss
+    for name, loss in vars(losses).items()
+    if inspect.isclass(loss)
+    and issubclass(loss, ClassificationLoss)
+    and not inspect.isabstract(loss)
 }
+_OF_SCORES = (
+    losses.Poly1QualityFocalLoss,
+    losses.Poly1VarifocalLoss,
+    losses.Poly1MatchabilityAwareLoss,
+    losses.Poly1IoUAwareBCELoss,
+)
+_NO_HOOK = "since the hooks of the other bias models are MMEngine's"
+_SCORES_ARE_SOFTMAX = "Detectron2's box head takes the plain softmax of the logits for scores"
 
 
 def build_loss(
@@ -38,30 +45,19 @@ def build_loss(
         needs_sigmoid: Whether only the sigmoid form makes sense there.
 
     Raises:
-        UserError: It is no loss of this package, a keyword is wrong, or the form does not fit.
+        UserError: It is no loss of this package, a keyword is wrong, the form does not fit, or the
+            loss needs something that a training of Detectron2 does not have.
     """
     if isinstance(cls_loss, Mapping):
-        settings = OmegaConf.to_container(OmegaConf.create(dict(cls_loss)), resolve=True)
-        name = settings.pop("type", None)
-        loss = _LOSSES.get(str(name).removeprefix("polyfocal."))
-        if loss is None:
-            raise UserError(
-                f"the cls_loss of {where} has type {name!r}: expected one of {', '.join(_LOSSES)}"
-            )
-        try:
-            cls_loss = loss(**settings)
-        except TypeError as error:
-            raise UserError(f"the cls_loss of {where} cannot be built: {error}") from None
+        cls_loss = _from_config(cls_loss, where)
     if not isinstance(cls_loss, ClassificationLoss):
         raise UserError(
             f"the cls_loss of {where} is a {type(cls_loss).__name__}: expected a loss of polyfocal"
             " or a dictionary with its type"
         )
-    if isinstance(cls_loss, losses.NoisedTopKLoss):
-        raise UserError(
-            f"the cls_loss of {where} is a {type(cls_loss).__name__}, whose scores are nearly flat"
-            " under the plain softmax that Detectron2 takes: it is for MMDetection's RoI heads"
-        )
+    problem = _problem(cls_loss)
+    if problem is not None:
+        raise UserError(f"the cls_loss of {where} is a {type(cls_loss).__name__}, {problem}")
     if needs_sigmoid and not cls_loss.use_sigmoid:
         raise UserError(
             f"the cls_loss of {where} is a {type(cls_loss).__name__} of softmax form, but its"
@@ -70,6 +66,95 @@ def build_loss(
     return cls_loss
 
 
+def loss_settings(cfg: CfgNode, part: str) -> CfgNode:
+    """``MODEL.<part>.CLS_LOSS`` of a yaml config.
+
+    Raises:
+        UserError: The config does not have the key.
+    """
+    if "CLS_LOSS" not in cfg.MODEL[part]:
+        raise UserError(
+            f"the config has no MODEL.{part}.CLS_LOSS: call"
+            " polyfocal.detectron2.add_polyfocal_config(cfg) before the file is read"
+        )
+    return cfg.MODEL[part].CLS_LOSS
+
+
+def try_loss(loss: ClassificationLoss, where: str, logits: Tensor, target: Tensor) -> None:
+    """Refuse a loss that would fail at the first step, such as weights for other classes.
+
+    Args:
+        loss: The loss, whose state stays as it is.
+        where: Who asks, for the sentence of the error.
+        logits, target: Of the form that the head gives them.
+
+    Raises:
+        UserError: The loss does not take them.
+    """
+    tried = copy.deepcopy(loss)
+    if isinstance(tried, losses.ScheduledLoss):
+        tried.set_progress(0.0)
+    try:
+        with torch.no_grad():
+            tried(logits, target, reduction_override="sum")
+    except UserError as error:
+        raise UserError(f"the cls_loss of {where} does not fit: {error}") from error
+
+
 def register(registry: Registry, cls: type[nn.Module]) -> None:
     """Put a class in a registry of Detectron2 that has its parent under the same name."""
-    registry.register(type(f"Polyfocal{cls.__name__}", (cls,), {"__doc__": cls.__doc__}))
+    # Annotations are not inherited, and TorchScript reads them.
+    like = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__annotations__")}
+    registry.register(type(f"Polyfocal{cls.__name__}", (cls,), like))
+
+
+def _from_config(config: Mapping[str, Any], where: str) -> Any:
+    settings = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+    name = settings.pop("type", None)
+    loss = _LOSSES.get(str(name).removeprefix("polyfocal."))
+    if loss is None:
+        raise UserError(
+            f"the cls_loss of {where} has type {name!r}: expected one of {', '.join(_LOSSES)}"
+        )
+    try:
+        return loss(**{key: _setting(key, value) for key, value in settings.items()})
+    except TypeError as error:
+        raise UserError(f"the cls_loss of {where} cannot be built: {error}") from None
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A setting as the loss wants it, from what a config can hold."""
+    if name not in ("bias", "teacher") or not isinstance(value, dict):
+        return value
+    kind = value.pop("type", None)
+    if str(kind).removeprefix("polyfocal.") != "ClassPriors":
+        raise UserError(f"{name} has type {kind!r}: expected ClassPriors, {_NO_HOOK}")
+    return losses.ClassPriors(**value)
+
+
+def _problem(loss: ClassificationLoss) -> str | None:
+    """Why a training of Detectron2 cannot use a loss; None where it can."""
+    if isinstance(loss, losses.NoisedTopKLoss):
+        return (
+            f"whose scores would be nearly flat, since {_SCORES_ARE_SOFTMAX}: it is for"
+            " MMDetection's RoI heads; LDAMLoss with scale=1 works here"
+        )
+    if isinstance(loss, _OF_SCORES):
+        return (
+            "which learns the overlap of a box with its object, but Detectron2's heads hand labels"
+            " only: take Poly1FocalLoss"
+        )
+    if isinstance(loss, losses.LDAMLoss) and loss.scale != 1:
+        return f"whose scores need its scale {loss.scale}, but {_SCORES_ARE_SOFTMAX}: write scale=1"
+    if isinstance(loss, losses.AdaFocalLoss):
+        return (
+            "whose gammas move with the calibration on validation data, and the hook that measures"
+            " it is MMEngine's: take DualFocalLoss or SampleDependentFocalLoss"
+        )
+    if isinstance(loss, losses.DebiasingLoss):
+        for name in ("bias", "teacher"):
+            source = getattr(loss, name, loss.bias)
+            if not isinstance(source, losses.ClassPriors):
+                found = "no" if source is None else f"a {type(source).__name__} as"
+                return f"with {found} {name}: expected ClassPriors, {_NO_HOOK}"
+    return None

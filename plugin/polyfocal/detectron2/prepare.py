@@ -1,5 +1,6 @@
 """From a config file and the tool's options to an experiment that is ready to run."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -8,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from polyfocal.coco import CocoSplit, load_split
 from polyfocal.demo import write_digit_scenes
-from polyfocal.detectron2.data import register_split
-from polyfocal.detectron2.experiment import Data, Experiment
+from polyfocal.detectron2.data import count_objects, load_picture, register_split
+from polyfocal.detectron2.experiment import USUAL_MAX_DETS, Data, Experiment
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
@@ -17,8 +18,8 @@ from polyfocal.errors import UserError
 DEMO_FOLDER = Path("data/digit_scenes")
 """Where the built-in pictures are kept, below the current directory."""
 
+_MOST_LISTED = 10  # classes
 _MAX_SIDE = 320  # pixels, in the tiny profile where the pictures are larger
-_USUAL_MAX_DETS = 100
 
 
 def prepare_experiment(
@@ -59,15 +60,16 @@ def prepare_experiment(
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
     adapted = None if data is None else _load_data(experiment, Path(data), train)
-    if demo or tiny:
+    tiny = tiny or demo
+    if tiny:
         side = _MAX_SIDE if adapted is None else min(_MAX_SIDE, _usual_side(adapted.val))
         experiment.use_tiny_profile(side)
     if adapted is not None:
-        experiment.use_data(adapted, tiny=demo or tiny)
+        experiment.use_data(adapted)
     if demo:
         # A mirrored digit is another sign or none.
         experiment.no_flip()
-    experiment.override(options)
+    experiment.finish(options, adapted, tiny=tiny)
     train_sets, test_sets = experiment.datasets()
     for name in (train_sets if train else []) + test_sets:
         _check_dataset(name, path)
@@ -75,9 +77,13 @@ def prepare_experiment(
 
 
 def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
-    splits = {name: load_split(folder, name) for name in (("train", "val") if train else ("val",))}
+    splits = {
+        name: load_split(folder, name, load_picture)
+        for name in (("train", "val") if train else ("val",))
+    }
     val = splits["val"]
     for split in splits.values():
+        experiment.notes.extend(split.notes)
         if experiment.has_masks and not split.has_masks:
             raise UserError(
                 f"{experiment.path} needs masks: {split.mask_problem} Take a config without masks"
@@ -89,30 +95,37 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
                 f" categories, got {_categories(split)} and {_categories(val)}."
             )
     names = {split: register_split(found) for split, found in splits.items()}
-    max_dets = _USUAL_MAX_DETS
+    max_dets = USUAL_MAX_DETS
     if val.max_instances > max_dets:
         max_dets = -(-val.max_instances // 100) * 100
         experiment.notes.append(
             f"a picture of the val split holds up to {val.max_instances} objects: up to {max_dets} "
-            f"detections a picture are kept and evaluated, not the customary {_USUAL_MAX_DETS}."
+            f"detections a picture are kept and evaluated, not the customary {USUAL_MAX_DETS}."
         )
+    num_train = 0
+    if train:
+        num_train, counts = count_objects(names["train"])
+        experiment.notes.append(f"{counts.total()} objects are trained on: {_listed(counts)}.")
     return Data(
         train=names.get("train", ""),
         val=names["val"],
-        num_train=_with_objects(names["train"]) if train else 0,
+        num_train=num_train,
         num_classes=len(val.classes),
         max_dets=max_dets,
     )
 
 
+def _listed(counts: Counter[str]) -> str:
+    """The counts of all classes where they are few, else of the rarest."""
+    ordered = counts.most_common()
+    if len(ordered) > _MOST_LISTED:
+        rarest = ", ".join(f"{name} {count}" for name, count in ordered[: -_MOST_LISTED - 1 : -1])
+        return f"{len(ordered)} classes, the rarest {rarest}"
+    return ", ".join(f"{name} {count}" for name, count in ordered)
+
+
 def _categories(split: CocoSplit) -> dict[int, str]:
     return dict(sorted(zip(split.category_ids, split.classes, strict=True)))
-
-
-def _with_objects(name: str) -> int:
-    """Pictures that Detectron2 trains on: those with an object that is no crowd."""
-    pictures = DatasetCatalog.get(name)
-    return sum(any(not o["iscrowd"] for o in picture["annotations"]) for picture in pictures)
 
 
 def _usual_side(name: str) -> int:

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from polyfocal.detectron2.loss import build_loss, register
+from polyfocal.detectron2.loss import build_loss, loss_settings, register, try_loss
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
 
@@ -36,12 +36,13 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         input_shape: Of the features.
         cls_loss: A loss or its config, see :func:`polyfocal.detectron2.build_loss`. In yaml
             ``MODEL.ROI_BOX_HEAD.CLS_LOSS``.
-        prior_prob: Probability of each class at the start of a training, in (0, 1), where the loss
-            is a sigmoid loss: at 1/2 the many negatives would drown the few positives.
-        kwargs: Those of Detectron2's class.
+        prior_prob: Probability of each class at the start of a training with a sigmoid loss, in
+            (0, 1): at 1/2 the many negatives would drown the few positives. None for 0.01.
+        kwargs: Those of Detectron2's class. With ``use_fed_loss`` a sigmoid loss is of the classes
+            in the batch and some drawn beside them, as in Detectron2.
 
     Raises:
-        UserError: ``cls_loss``, ``prior_prob`` or ``use_fed_loss`` does not fit.
+        UserError: ``cls_loss`` or ``prior_prob`` does not fit, or a setting would have no effect.
     """
 
     @configurable
@@ -50,28 +51,37 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         input_shape: ShapeSpec,
         *,
         cls_loss: ClassificationLoss | Mapping[str, Any],
-        prior_prob: float = 0.01,
+        prior_prob: float | None = None,
         **kwargs: Any,
     ) -> None:
-        cls_loss = build_loss(cls_loss, "FastRCNNOutputLayers", needs_sigmoid=False)
-        if kwargs.get("use_fed_loss"):
-            raise UserError(
-                "use_fed_loss is Detectron2's own loss on some of the classes: leave either it or"
-                " cls_loss out"
-            )
-        if not 0 < prior_prob < 1:
+        where = "FastRCNNOutputLayers"
+        cls_loss = build_loss(cls_loss, where, needs_sigmoid=False)
+        name = type(cls_loss).__name__
+        if not cls_loss.use_sigmoid:
+            given = {"prior_prob": prior_prob is not None}
+            given |= {key: kwargs.get(key, False) for key in ("use_sigmoid_ce", "use_fed_loss")}
+            for key in (key for key, asked in given.items() if asked):
+                raise UserError(
+                    f"{key} is for a sigmoid loss, but the cls_loss of {where} is a {name} of"
+                    f" softmax form: write use_sigmoid=True in it or leave {key} out"
+                )
+        elif prior_prob is None:
+            prior_prob = 0.01
+        elif not 0 < prior_prob < 1:
             raise UserError(f"prior_prob={prior_prob}: expected a number between 0 and 1")
+        columns = kwargs["num_classes"] + (not cls_loss.use_sigmoid)
+        try_loss(cls_loss, where, torch.zeros(1, columns), torch.zeros(1, dtype=torch.int64))
         # The parent's switch of the activation at test time.
         kwargs["use_sigmoid_ce"] = cls_loss.use_sigmoid
         super().__init__(input_shape, **kwargs)
         self.cls_loss = cls_loss
-        if cls_loss.use_sigmoid:
+        if prior_prob is not None:
             nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
         settings = super().from_config(cfg, input_shape)
-        settings["cls_loss"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+        settings["cls_loss"] = loss_settings(cfg, "ROI_BOX_HEAD")
         settings["prior_prob"] = cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB
         return settings
 
@@ -79,6 +89,8 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         logits, deltas = predictions
+        if not proposals:  # which the parent takes in class-agnostic form only
+            return {"loss_cls": logits.sum() * 0, "loss_box_reg": deltas.sum() * 0}
         parents_logits = logits.detach()
         if self.cls_loss.use_sigmoid:
             # The background's logit is not trained. At 0 it is the largest where no class is
@@ -89,9 +101,23 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         # The parent's statistics and loss of the boxes; its classification loss is put aside.
         losses = super().losses((parents_logits, deltas), proposals)
         labels = torch.cat([p.gt_classes for p in proposals])
-        loss = self.cls_loss(logits, labels, reduction_override="sum")
+        weight = self._federated_weight(labels) if self.use_fed_loss else None
+        loss = self.cls_loss(logits, labels, weight, reduction_override="sum")
         losses["loss_cls"] = self.loss_weight.get("loss_cls", 1.0) * loss / max(len(logits), 1)
         return losses
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        # What the parent puts aside. Its federated loss would draw classes, and so does ours.
+        return pred_class_logits.sum() * 0
+
+    def _federated_weight(self, labels: Tensor) -> Tensor:
+        """1 for the classes of the batch and those that the parent draws beside them, (N, K)."""
+        weight = torch.zeros(self.num_classes + 1, device=labels.device)
+        if len(labels):
+            count, frequencies = self.fed_loss_num_classes, self.fed_loss_cls_weights
+            drawn = self.get_fed_loss_classes(labels, count, self.num_classes, frequencies)
+            weight[drawn] = 1
+        return weight[:-1].expand(len(labels), -1)
 
 
 class StandardROIHeads(roi_heads.StandardROIHeads):
@@ -99,6 +125,10 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
 
     In a LazyConfig ``model.roi_heads.box_predictor._target_`` says it.
     """
+
+    # As Detectron2 annotates its own class for TorchScript.
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
 
     @classmethod
     def _init_box_head(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -122,6 +152,20 @@ class CascadeROIHeads(roi_heads.CascadeROIHeads):
             )
             for head, predictor in zip(parts["box_heads"], parts["box_predictors"], strict=True)
         ]
+        return parts
+
+
+class Res5ROIHeads(roi_heads.Res5ROIHeads):
+    """Detectron2's class of its C4 models with :class:`FastRCNNOutputLayers`, for yaml.
+
+    In a LazyConfig ``model.roi_heads.box_predictor._target_`` says it.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts = super().from_config(cfg, input_shape)
+        channels = parts["box_predictor"].cls_score.in_features
+        parts["box_predictor"] = FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels))
         return parts
 
 
@@ -150,26 +194,29 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
         cls_loss: ClassificationLoss | Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
+        where = "MaskRCNNConvUpsampleHead"
+        loss = build_loss(cls_loss, where)
+        try_loss(loss, where, torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
         super().__init__(input_shape, **kwargs)
-        self.cls_loss = build_loss(cls_loss, "MaskRCNNConvUpsampleHead")
+        # Not a child of its own: the parent is an nn.Sequential, which would call it as a layer.
+        self.predictor.cls_loss = loss
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
         settings = super().from_config(cfg, input_shape)
-        settings["cls_loss"] = cfg.MODEL.ROI_MASK_HEAD.CLS_LOSS
+        settings["cls_loss"] = loss_settings(cfg, "ROI_MASK_HEAD")
         return settings
 
-    def layers(self, x: Tensor) -> Tensor:
-        # The parent is an nn.Sequential, to which a loss would be one layer more.
-        for layer in self:
-            if layer is not self.cls_loss:
-                x = layer(x)
-        return x
+    # Without the type of what it returns, which TorchScript finds out.
+    def forward(self, x: Tensor, instances: list[Instances]):  # type: ignore[no-untyped-def]
+        x = self.layers(x)
+        if self.training:
+            return self._losses(x, instances)
+        roi_heads.mask_head.mask_rcnn_inference(x, instances)
+        return instances
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
-        if not self.training:
-            return super().forward(x, instances)
-        logits = self.layers(x)
+    @torch.jit.unused
+    def _losses(self, logits: Tensor, instances: list[Instances]) -> dict[str, Tensor]:
         found = [i for i in instances if len(i)]
         if not found:
             return {"loss_mask": logits.sum() * 0}
@@ -182,9 +229,10 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
             classes = torch.zeros_like(classes)
         logits = logits[torch.arange(len(logits), device=logits.device), classes]
         self._write_statistics(logits.detach(), masks)
-        loss = self.cls_loss(logits, masks.float(), reduction_override="mean")
+        loss = self.predictor.cls_loss(logits, masks.float(), reduction_override="mean")
         return {"loss_mask": loss * self.loss_weight}
 
+    @torch.jit.unused
     def _write_statistics(self, logits: Tensor, masks: Tensor) -> None:
         """What Detectron2 logs of masks: shares of pixels, and now and then pictures."""
         inside = masks > 0.5
@@ -222,12 +270,14 @@ class RPN(proposal_generator.RPN):
 
     @configurable
     def __init__(self, *, cls_loss: ClassificationLoss | Mapping[str, Any], **kwargs: Any) -> None:
+        loss = build_loss(cls_loss, "RPN")
+        try_loss(loss, "RPN", torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
         super().__init__(**kwargs)
-        self.cls_loss = build_loss(cls_loss, "RPN")
+        self.cls_loss = loss
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        return {**super().from_config(cfg, input_shape), "cls_loss": cfg.MODEL.RPN.CLS_LOSS}
+        return {**super().from_config(cfg, input_shape), "cls_loss": loss_settings(cfg, "RPN")}
 
     def losses(
         self,
@@ -260,5 +310,6 @@ class RPN(proposal_generator.RPN):
 
 register(ROI_HEADS_REGISTRY, StandardROIHeads)
 register(ROI_HEADS_REGISTRY, CascadeROIHeads)
+register(ROI_HEADS_REGISTRY, Res5ROIHeads)
 register(ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead)
 register(PROPOSAL_GENERATOR_REGISTRY, RPN)

@@ -1,6 +1,7 @@
 """Training and evaluating, from an experiment that is ready to the table."""
 
 import contextlib
+import json
 import logging
 import sys
 import time
@@ -12,7 +13,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -20,14 +21,17 @@ from rich.console import Console
 from torch import nn
 
 from polyfocal.coco import format_table
+from polyfocal.data.files import replace_text
 from polyfocal.detectron2.checkpoint import check_checkpoint, only_data
-from polyfocal.detectron2.data import CocoEvaluator
-from polyfocal.detectron2.experiment import Experiment
+from polyfocal.detectron2.data import CocoEvaluator, number_from_1
+from polyfocal.detectron2.experiment import Evaluations, Experiment, Settings
 from polyfocal.detectron2.progress import ProgressHook
 from polyfocal.errors import UserError
+from polyfocal.folders import own_folder
 
 _LOGGERS = ("detectron2", "fvcore", "iopath")
 _PROGRESS = "detectron2.utils.events"
+_STARTED = "started.json"
 
 
 @only_data()
@@ -44,25 +48,21 @@ def train(experiment: Experiment, *, resume: bool = False) -> None:
     settings = experiment.settings()
     if settings.amp and not torch.cuda.is_available():
         raise UserError("mixed precision needs a GPU, and torch finds none: train without it.")
-    with _from_config("the model"):
-        model = experiment.build_model().to(settings.device)
+    torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+    model, evaluations = _build(experiment, settings)
     with _from_config("the optimizer"):
         optimizer = experiment.build_optimizer(model)
     with _from_config("the learning rate's schedule"):
         schedule = experiment.build_schedule(optimizer)
-    with _from_config("the evaluator"):
-        evaluator = experiment.build_evaluator()
     output_dir = Path(settings.output_dir)
     last = DetectionCheckpointer(model, str(output_dir)).get_checkpoint_file() if resume else ""
     if last or settings.weights:
         check_checkpoint(last or settings.weights, model, strict=bool(last))
-    with _log(experiment, output_dir):
-        seed_all_rng(None if settings.seed < 0 else settings.seed + comm.get_rank())
+    with _own(experiment, output_dir, resume=resume), _log(experiment, output_dir):
         if resume and not last and comm.is_main_process():
             print(f"note: {output_dir} holds no checkpoint yet: this is a new start.")
         with _from_config("the data loader"):
             train_loader = experiment.build_train_loader()
-            test_loader = experiment.build_test_loader()
         model = create_ddp_model(model, **settings.ddp)
         trainer = (AMPTrainer if settings.amp else SimpleTrainer)(model, train_loader, optimizer)
         checkpointer = DetectionCheckpointer(model, str(output_dir), trainer=trainer)
@@ -76,9 +76,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> None:
                 )
                 if comm.is_main_process()
                 else None,
-                hooks.EvalHook(
-                    settings.eval_period, lambda: _evaluate(model, test_loader, evaluator)
-                ),
+                hooks.EvalHook(settings.eval_period, lambda: _evaluate(model, evaluations)),
                 hooks.PeriodicWriter(
                     default_writers(str(output_dir), settings.max_iter), period=settings.log_period
                 )
@@ -97,7 +95,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> None:
             ) from error
         minutes, seconds = divmod(round(time.perf_counter() - start), 60)
         _report(
-            evaluator,
+            evaluations,
             {
                 "training": f"{minutes} min {seconds} s",
                 "checkpoint": output_dir / "model_final.pth",
@@ -115,10 +113,9 @@ def test(experiment: Experiment, *, resume: bool = False) -> None:
     """
     settings = experiment.settings()
     output_dir = Path(settings.output_dir)
-    with _from_config("the model"):
-        model = experiment.build_model().to(settings.device)
-    with _from_config("the evaluator"):
-        evaluator = experiment.build_evaluator()
+    model, evaluations = _build(experiment, settings)
+    if resume:
+        _check_started(experiment, output_dir, data=False)
     checkpointer = DetectionCheckpointer(model, str(output_dir))
     weights = (checkpointer.get_checkpoint_file() if resume else "") or settings.weights
     if not weights:
@@ -129,29 +126,92 @@ def test(experiment: Experiment, *, resume: bool = False) -> None:
     check_checkpoint(weights, model, strict=True)
     with _log(experiment, output_dir):
         checkpointer.load(weights, checkpointables=[])
-        with _from_config("the data loader"):
-            test_loader = experiment.build_test_loader()
-        _evaluate(create_ddp_model(model, **settings.ddp), test_loader, evaluator)
-        _report(evaluator, {"checkpoint": weights, "log": output_dir / "log.txt"})
+        _evaluate(create_ddp_model(model, **settings.ddp), evaluations)
+        _report(evaluations, {"checkpoint": weights, "log": output_dir / "log.txt"})
 
 
-def _evaluate(model: nn.Module, loader: Any, evaluator: DatasetEvaluator) -> dict[str, Any]:
-    numbers = inference_on_dataset(model, loader, evaluator)
-    if comm.is_main_process():
-        print_csv_format(numbers)
-        shown = [f"{kind} AP {values['AP']:.1f}" for kind, values in numbers.items()]
-        logging.getLogger(_PROGRESS).info("evaluation: %s", ", ".join(shown))
-    return numbers
+def _build(experiment: Experiment, settings: Settings) -> tuple[nn.Module, Evaluations]:
+    """The model and what evaluates it; the seed is that of the model's first weights too."""
+    seed_all_rng(None if settings.seed < 0 else settings.seed + comm.get_rank())
+    if settings.float32_precision:
+        torch.set_float32_matmul_precision(settings.float32_precision)
+        torch.backends.cudnn.allow_tf32 = settings.float32_precision != "highest"
+    with _from_config("the model"):
+        model = experiment.build_model().to(settings.device)
+    with _from_config("the evaluation"):
+        evaluations = experiment.build_evaluations()
+    for _, evaluators in evaluations.values():
+        for evaluator in evaluators:
+            number_from_1(evaluator)
+    return model, evaluations
 
 
-def _report(evaluator: DatasetEvaluator, lines: dict[str, Any]) -> None:
+def _evaluate(model: nn.Module, evaluations: Evaluations) -> dict[str, Any]:
+    """What each data set gives, by its name where there are several, as Detectron2 has it."""
+    measured: dict[str, Any] = {}
+    for name, (loader, evaluators) in evaluations.items():
+        numbers = measured[name] = inference_on_dataset(model, loader, evaluators)
+        if comm.is_main_process():
+            print_csv_format(numbers)
+            shown = [f"{kind} AP {values['AP']:.1f}" for kind, values in numbers.items()]
+            logging.getLogger(_PROGRESS).info("evaluation: %s", ", ".join(shown))
+    return measured if len(measured) > 1 else next(iter(measured.values()))
+
+
+def _report(evaluations: Evaluations, lines: dict[str, Any]) -> None:
     if not comm.is_main_process():
         return
     console = Console()
-    if isinstance(evaluator, CocoEvaluator):
-        console.print(format_table(evaluator.coco_results))
+    for name, (_, evaluators) in evaluations.items():
+        if len(evaluations) > 1:
+            console.print(name, highlight=False)
+        for evaluator in evaluators:
+            if isinstance(evaluator, CocoEvaluator):
+                console.print(format_table(evaluator.coco_results))
     for name, value in lines.items():
         console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _own(experiment: Experiment, output_dir: Path, *, resume: bool) -> Iterator[None]:
+    """Keep other trainings out of the output directory, those before and those beside this one."""
+    if not comm.is_main_process():
+        yield
+        return
+    with own_folder(output_dir, experiment.OUTPUT):
+        _check_started(experiment, output_dir, data=True)
+        replace_text(output_dir / _STARTED, json.dumps(_told_apart_by(experiment), indent=1))
+        if not resume:
+            # A later --resume is to go on with this run and not with the one before.
+            (output_dir / "last_checkpoint").unlink(missing_ok=True)
+        yield
+
+
+def _told_apart_by(experiment: Experiment) -> dict[str, Any]:
+    train, _ = experiment.datasets()
+    text = experiment.path.read_text(encoding="utf-8")
+    return {"config": str(experiment.path.resolve()), "text": text, "train": train}
+
+
+def _check_started(experiment: Experiment, output_dir: Path, *, data: bool) -> None:
+    """Refuse the output directory of a training of another config or, if asked, on other data."""
+    if not any(output_dir.glob("*.pth")):
+        return
+    try:
+        other = json.loads((output_dir / _STARTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # of an older version, or of Detectron2's own tools
+    mine = _told_apart_by(experiment)
+    if other["config"] != mine["config"] and other["text"] != mine["text"]:
+        what = f"of {other['config']}"
+    elif data and other["train"] != mine["train"]:
+        what = f"on {', '.join(other['train'])}"
+    else:
+        return
+    raise UserError(
+        f"{output_dir} holds another training, {what}: give another {experiment.OUTPUT}, or delete"
+        " the folder."
+    )
 
 
 @contextlib.contextmanager

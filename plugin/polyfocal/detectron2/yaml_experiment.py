@@ -6,28 +6,42 @@ from typing import Any
 
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+)
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils import comm
 from torch import nn
 
-from polyfocal.detectron2.config import add_polyfocal_config
+from polyfocal.detectron2.config import (
+    LOSS_PARTS,
+    add_polyfocal_config,
+    check_losses_are_read,
+)
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
     TINY_BATCH,
-    TINY_EPOCHS,
     Data,
+    Evaluations,
     Experiment,
+    Recipe,
     Settings,
     available,
     default_output_dir,
-    iterations,
-    passes_on_coco,
     periods,
 )
 from polyfocal.errors import UserError
+from polyfocal.losses import ClassificationLoss
 
 _FEWER = 8  # of proposals and samples
 
@@ -38,6 +52,11 @@ class YamlExperiment(Experiment):
     Raises:
         UserError: The file cannot be read as a config of Detectron2.
     """
+
+    STEPS = "SOLVER.MAX_ITER"
+    BATCH = "SOLVER.IMS_PER_BATCH"
+    OUTPUT = "OUTPUT_DIR"
+    RATE = "SOLVER.BASE_LR"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -96,23 +115,10 @@ class YamlExperiment(Experiment):
         cfg.SOLVER.WARMUP_FACTOR = 0.05
         cfg.SEED = 0
 
-    def use_data(self, data: Data, *, tiny: bool) -> None:
-        cfg, solver = self.cfg, self.cfg.SOLVER
-        epochs = TINY_EPOCHS if tiny else passes_on_coco(solver.MAX_ITER, solver.IMS_PER_BATCH)
+    def use_data(self, data: Data) -> None:
+        cfg = self.cfg
         if data.train:
             cfg.DATASETS.TRAIN = (data.train,)
-            before = solver.MAX_ITER
-            solver.MAX_ITER = iterations(data.num_train, solver.IMS_PER_BATCH, epochs)
-            scale = solver.MAX_ITER / before
-            solver.STEPS = tuple(round(step * scale) for step in solver.STEPS)
-            solver.WARMUP_ITERS = (
-                solver.MAX_ITER // 20 if tiny else round(solver.WARMUP_ITERS * scale)
-            )
-            cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD = periods(solver.MAX_ITER)
-            self.notes.append(
-                f"{solver.MAX_ITER} steps are {epochs:.0f} passes over {data.num_train} pictures"
-                " with objects; SOLVER.MAX_ITER N changes that."
-            )
         # Reads polygons and run-length encodings alike.
         cfg.INPUT.MASK_FORMAT = "bitmask"
         cfg.DATASETS.TEST = (data.val,)
@@ -123,7 +129,31 @@ class YamlExperiment(Experiment):
     def no_flip(self) -> None:
         self.cfg.INPUT.RANDOM_FLIP = "none"
 
-    def override(self, options: Sequence[str]) -> None:
+    def finish(self, options: Sequence[str], data: Data | None = None, *, tiny: bool) -> None:
+        super().finish(options, data, tiny=tiny)
+        check_losses_are_read(self.cfg)
+        for key in ("PRECISE_BN", "AUG"):
+            if self.cfg.TEST[key].ENABLED:
+                raise UserError(
+                    f"{self.path} has TEST.{key}.ENABLED True, which this tool does not do: write"
+                    " False, or train with Detectron2's DefaultTrainer."
+                )
+        before = self.recipe()
+        try:
+            self.cfg = DefaultTrainer.auto_scale_workers(self.cfg, comm.get_world_size())
+        except AssertionError as error:
+            raise UserError(
+                f"{self.path} has SOLVER.IMS_PER_BATCH {before.batch}: expected a multiple of"
+                f" SOLVER.REFERENCE_WORLD_SIZE, {self.cfg.SOLVER.REFERENCE_WORLD_SIZE}."
+            ) from error
+        recipe = self.recipe()
+        if recipe != before:
+            self.notes.append(
+                f"scaled to {comm.get_world_size()} processes, as SOLVER.REFERENCE_WORLD_SIZE asks:"
+                f" {recipe.steps} steps of {recipe.batch} pictures, learning rate {recipe.rate:g}."
+            )
+
+    def override(self, options: Sequence[str]) -> set[str]:
         if len(options) % 2:
             raise UserError(
                 f"overrides of a yaml config are KEY value pairs, got {' '.join(options)}."
@@ -135,6 +165,29 @@ class YamlExperiment(Experiment):
                 raise UserError(
                     f"{key} {value} does not fit {self.path}: {' '.join(str(error).split())}."
                 ) from error
+        return set(options[::2])
+
+    def recipe(self) -> Recipe:
+        solver = self.cfg.SOLVER
+        return Recipe(solver.MAX_ITER, solver.IMS_PER_BATCH, solver.BASE_LR)
+
+    def use_steps(self, steps: int, planned: int, given: set[str]) -> None:
+        solver, scale = self.cfg.SOLVER, steps / planned
+        evaluation, checkpoint = periods(steps)
+        # Of two milestones that fall together one is left, and none is at the very end.
+        milestones = dict.fromkeys(round(step * scale) for step in solver.STEPS)
+        follow = {
+            self.STEPS: steps,
+            "SOLVER.STEPS": tuple(step for step in milestones if 0 < step < steps),
+            "SOLVER.WARMUP_ITERS": steps // 20
+            if self._tiny
+            else round(solver.WARMUP_ITERS * scale),
+            "TEST.EVAL_PERIOD": evaluation,
+            "SOLVER.CHECKPOINT_PERIOD": checkpoint,
+        }
+        for key, value in follow.items():
+            if key not in given:
+                self.cfg.merge_from_list([key, value])
 
     def datasets(self) -> tuple[list[str], list[str]]:
         return list(self.cfg.DATASETS.TRAIN), list(self.cfg.DATASETS.TEST)
@@ -153,6 +206,8 @@ class YamlExperiment(Experiment):
             device=available(cfg.MODEL.DEVICE),
             seed=cfg.SEED,
             ddp={"broadcast_buffers": False},
+            cudnn_benchmark=cfg.CUDNN_BENCHMARK,
+            float32_precision=cfg.FLOAT32_PRECISION,
         )
 
     def dump(self) -> str:
@@ -162,7 +217,16 @@ class YamlExperiment(Experiment):
         # build_model puts the model on this device, and the run on its own.
         cfg = self.cfg.clone()
         cfg.MODEL.DEVICE = "cpu"
-        return build_model(cfg)
+        model = build_model(cfg)
+        asked = [part for part in LOSS_PARTS if cfg.MODEL[part].CLS_LOSS]
+        built = sum(isinstance(module, ClassificationLoss) for module in model.modules())
+        if built < len(asked):
+            keys = ", ".join(f"MODEL.{part}.CLS_LOSS" for part in asked)
+            raise UserError(
+                f"{self.path} has {keys}, but a {type(model).__name__} with {built} losses of"
+                " polyfocal was built: one of its classes does not read its CLS_LOSS."
+            )
+        return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         if not self._tiny:
@@ -178,8 +242,23 @@ class YamlExperiment(Experiment):
     def build_train_loader(self) -> Iterable[Any]:
         return build_detection_train_loader(self.cfg)
 
-    def build_test_loader(self) -> Iterable[Any]:
-        return build_detection_test_loader(self.cfg, self.cfg.DATASETS.TEST[0])
+    def build_evaluations(self) -> Evaluations:
+        return {
+            name: (build_detection_test_loader(self.cfg, name), self._evaluators(name))
+            for name in self.cfg.DATASETS.TEST
+        }
 
-    def build_evaluator(self) -> DatasetEvaluator:
-        return CocoEvaluator(self.cfg.DATASETS.TEST[0], self.cfg.TEST.DETECTIONS_PER_IMAGE)
+    def _evaluators(self, name: str) -> list[DatasetEvaluator]:
+        kind, most = MetadataCatalog.get(name).evaluator_type, self.cfg.TEST.DETECTIONS_PER_IMAGE
+        if kind == "lvis":
+            return [LVISEvaluator(name, max_dets_per_image=most)]
+        if kind != "coco":
+            raise UserError(
+                f"the data set {name!r} is evaluated as {kind}, which this tool does not do: train"
+                " with Detectron2's own tools/train_net.py, where the losses work too."
+            )
+        evaluators: list[DatasetEvaluator] = [CocoEvaluator(name, most)]
+        if self.cfg.MODEL.KEYPOINT_ON:
+            sigmas = self.cfg.TEST.KEYPOINT_OKS_SIGMAS
+            evaluators.append(COCOEvaluator(name, ("keypoints",), kpt_oks_sigmas=sigmas))
+        return evaluators
