@@ -5,12 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-
-pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[mmdet]'")
-
 from sklearn.datasets import load_digits
 
-from polyfocal.classification import LabelledImages, Variant, load_images
+from polyfocal.data.cifar import LabelledImages, Variant, load_images
 from polyfocal.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -68,6 +65,13 @@ def npz(root):
         y_test=LABELS[:3],
         classes=np.array(NAMES),
     )
+
+
+def test_a_byte_order_mark_before_the_names(tmp_path):
+    binary_10(tmp_path)
+    names = tmp_path / "batches.meta.txt"
+    names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes())
+    assert load_images(tmp_path, "train").classes[0] == "class_0"
 
 
 @pytest.mark.parametrize("write", [python_10, python_100, binary_10, binary_100, npz])
