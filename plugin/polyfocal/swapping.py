@@ -156,7 +156,7 @@ def load(cfg: Any) -> Any:
     return load(loaded)
 
 
-def _name(kind: Any) -> str:
+def name_of(kind: Any) -> str:
     """The bare name of a type: of a string with a scope, or of a class, loaded or not."""
     if isinstance(kind, str):
         return kind.rpartition(".")[2]
@@ -181,7 +181,7 @@ def _heads(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[Any, 
 
 
 def _of_head(path: tuple[str | int, ...], node: dict[str, Any]) -> Iterator[Found]:
-    kind, head = node["type"], _name(node["type"])
+    kind, head = node["type"], name_of(node["type"])
     cls = _class_of(kind)
     defaults = _defaults(cls) if cls is not None else {}
     for name in dict.fromkeys([*node, *defaults]):
@@ -189,8 +189,8 @@ def _of_head(path: tuple[str | int, ...], node: dict[str, Any]) -> Iterator[Foun
         if not isinstance(loss, dict) or "type" not in loss:
             continue
         slot = _slot(kind, head, cls, name)
-        ours = _name(loss["type"]) in (*heads.ADAPTERS, *losses.__all__)
-        if slot is not None or _name(loss["type"]) in _POLY1 or (ours and "loss" in name):
+        ours = name_of(loss["type"]) in (*heads.ADAPTERS, *losses.__all__)
+        if slot is not None or name_of(loss["type"]) in _POLY1 or (ours and "loss" in name):
             yield Found(path, head, name, dict(loss), slot)
 
 
@@ -225,7 +225,7 @@ def _defaults(cls: type) -> dict[str, Any]:
     found = {}
     for parameter in inspect.signature(init).parameters.values() if init else ():
         default = parameter.default
-        if isinstance(default, dict) and _name(default.get("type")) in _POLY1:
+        if isinstance(default, dict) and name_of(default.get("type")) in _POLY1:
             found[parameter.name] = default
     return found
 
@@ -268,7 +268,7 @@ def _replacement(
 
 
 def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
-    stock, name = found.loss, _name(found.loss["type"])
+    stock, name = found.loss, name_of(found.loss["type"])
     if name in (*heads.ADAPTERS, *losses.__all__) and name not in _POLY1:
         raise UserError(f"{where} is a {name}, a loss of this package already: set its epsilon")
     if name not in _POLY1:
@@ -330,13 +330,13 @@ def _adapter(kind: str, new: dict[str, Any]) -> str | None:
         return "MaskLoss"
     if kind == "minus one":
         return "MinusOneBackground"
-    topk = _name(new["type"]) in ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss")
+    topk = name_of(new["type"]) in ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss")
     return "RoILoss" if kind == "rows" and (new.get("use_sigmoid") or topk) else None
 
 
 def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
     """Builds the loss, so that its settings are checked, and asks the table whether it fits."""
-    cls = getattr(losses, _name(new["type"]))
+    cls = getattr(losses, name_of(new["type"]))
     known = inspect.signature(cls).parameters
     skipped = {"type", "bg_cls_weight", "pos_weight", "neg_weight"}
     if isinstance(new.get("class_weight"), float):
@@ -348,7 +348,7 @@ def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
         if not wrong:
             raise UserError(str(error)) from error
         raise UserError(
-            f"{_name(new['type'])} has no setting {wrong[0]!r}: it has {', '.join(known)}"
+            f"{name_of(new['type'])} has no setting {wrong[0]!r}: it has {', '.join(known)}"
         ) from error
     fits = heads.KINDS[kind]
     if _adapter(kind, new) is None:
