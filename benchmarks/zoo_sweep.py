@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def zoo(only: str | None = None) -> Iterator[tuple[str, Config | Exception]]:
+def zoo(only: str | None = None) -> Iterator[tuple[str, Any]]:
     """Every config of the installed MMDetection that is one of a model, by name."""
     root = Path(mmdet.__file__).parent / ".mim" / "configs"
     for path in sorted(root.rglob("*.py")):
@@ -138,7 +138,7 @@ def build(model: ConfigDict, state: dict[str, torch.Tensor] | None = None) -> to
     return built
 
 
-def step(built: torch.nn.Module, classes: int) -> dict[str, torch.Tensor]:
+def step(built: Any, classes: int) -> dict[str, torch.Tensor]:
     """Every loss, every gradient and the decoded boxes of two generated pictures."""
     _seed(1)
     data = demo_mm_inputs(
@@ -151,7 +151,7 @@ def step(built: torch.nn.Module, classes: int) -> dict[str, torch.Tensor]:
     _seed(2)
     losses = built.loss(train["inputs"], train["data_samples"])
     found = {}
-    total: torch.Tensor | float = 0.0
+    total: Any = 0.0
     for name, value in losses.items():
         value = sum(v.sum() for v in value) if isinstance(value, list | tuple) else value.sum()
         found[f"loss {name}"] = value.detach()
