@@ -7,8 +7,8 @@ import pickle
 import sys
 from pathlib import Path
 
+from polyfocal.data.kitti import DONT_CARE, KittiError, load_split
 from polyfocal.errors import UserError
-from polyfocal.kitti import DONT_CARE, KittiError, load_infos
 
 DESCRIPTION = """\
 Check every file of a folder in KITTI's layout and write MMDetection3D's info files (version 2) for
@@ -64,8 +64,9 @@ def create(root: Path, out: Path) -> None:
             f"{root} has none of ImageSets/{', '.join(f'{split}.txt' for split in SPLITS)}: they "
             "name the frames of a split, one a line."
         )
-    infos = {split: load_infos(root, split) for split in splits}
-    for split, content in infos.items():
+    found = {split: load_split(root, split) for split in splits}
+    for split, described in found.items():
+        content = described.infos
         file = out / f"kitti_infos_{split}.pkl"
         temporary = file.with_name(f".{file.name}.part")
         try:
@@ -79,16 +80,15 @@ def create(root: Path, out: Path) -> None:
                 temporary.unlink(missing_ok=True)
         frames = content["data_list"]
         cared = [
-            found
-            for frame in frames
-            for found in frame.get("instances", ())
-            if found["bbox_label"] >= 0
+            one for frame in frames for one in frame.get("instances", ()) if one["bbox_label"] >= 0
         ]
-        points = sum(found["num_lidar_pts"] for found in cared)
+        points = sum(one["num_lidar_pts"] for one in cared)
         print(
             f"{file}: {len(frames)} frames, {len(cared)} objects that are no {DONT_CARE}, "
             f"{points} points in them"
         )
+        for note in described.notes:
+            print(f"note: {note}")
 
 
 if __name__ == "__main__":
