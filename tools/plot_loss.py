@@ -191,7 +191,9 @@ def losses_of_config(path: str) -> list[tuple[str, dict[str, Any]]]:
         ) from None
     found: list[tuple[str, dict[str, Any]]] = []
     for node in _dicts(model):
-        scope, _, kind = str(node.get("type")).rpartition(".")
+        kind = node.get("type")  # a class, in a config with imports
+        dotted = f"{kind.__module__}.{kind.__name__}" if isinstance(kind, type) else str(kind)
+        scope, kind = dotted.rpartition(".")[0].partition(".")[0], dotted.rpartition(".")[2]
         settings = {key: value for key, value in node.items() if key != "type"}
         if scope in ("", "polyfocal", "mmdet") and kind in LOSSES and (kind, settings) not in found:
             found.append((kind, settings))

@@ -6,8 +6,8 @@ Use the same --data, --profile or --demo as in training: they decide what the mo
 import argparse
 import sys
 
-from polyfocal.mmdet.command_line import add_common_options, prepare_run, run_tool
-from polyfocal.mmdet.runs import test
+from polyfocal.adapters import prepare
+from polyfocal.experiments.command_line import add_common_options, parser_of, request_of, run_tool
 
 EXAMPLES = """\
 examples:
@@ -27,48 +27,36 @@ examples:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="the config it was trained with")
-    parser.add_argument("checkpoint", help="for instance work_dirs/retinanet_poly1/epoch_12.pth")
+def run(args: argparse.Namespace) -> None:
+    """Evaluate with the options of the command line."""
+    experiment = request_of(args, prepare, train=False).prepare()
+    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
+    more_metrics = [] if args.out is None else experiment.keep_detections(args.out)
+    if args.show_dir is not None:
+        experiment.draw_all(args.show_dir)
+    if args.tta:
+        experiment.use_tta()
+    experiment.test(args.checkpoint, more_metrics=more_metrics)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    parser = parser_of(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("config", help="the config it was trained with")
+    add("checkpoint", help="for instance work_dirs/retinanet_poly1/epoch_12.pth")
     add_common_options(parser)
-    parser.add_argument(
+    add(
         "--out",
         metavar="FILE",
         help="keep the detections: NAME.json writes COCO results to NAME.bbox.json (and "
         "NAME.segm.json), NAME.pkl what MMDetection's analysis tools read; for a LiDAR config a "
         "folder, which gets label files of KITTI",
     )
-    parser.add_argument(
-        "--show-dir",
-        metavar="DIR",
-        help="draw every picture, ground truth and prediction, into DIR below the run's folder",
-    )
-    parser.add_argument(
-        "--tta", action="store_true", help="test-time augmentation: the config's, or flipping"
-    )
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Evaluate with the options of the command line."""
-    experiment = prepare_run(args, train=False)
-    more_metrics = []
-    if args.out is not None:
-        more_metrics = experiment.keep_detections(args.out)
-    if args.show_dir is not None:
-        experiment.draw_all(args.show_dir)
-    if args.tta:
-        experiment.use_tta()
-    test(experiment, args.checkpoint, more_metrics=more_metrics)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
-    return run_tool(run, parse_args(argv))
+    text = "draw every picture, ground truth and prediction, into DIR below the run's folder"
+    add("--show-dir", metavar="DIR", help=text)
+    add("--tta", action="store_true", help="test-time augmentation: the config's, or flipping")
+    return run_tool(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

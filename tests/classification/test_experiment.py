@@ -11,6 +11,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 
 import torch
 
+from polyfocal.classification import load_images
 from polyfocal.errors import UserError
 from polyfocal.mmdet.command_line import prepare_experiment
 from polyfocal.mmdet.runs import test as run_test
@@ -161,3 +162,74 @@ def test_real_pictures(tmp_path):
     (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
     last = json.loads(scalars.read_text().splitlines()[-1])
     assert last["classification/top1"] == pytest.approx(measured["classification/top1"])
+
+
+NEW_STYLE = """
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, LoggerHook, ParamSchedulerHook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
+from mmengine.visualization import LocalVisBackend, Visualizer
+from torch.optim import SGD
+
+from polyfocal import CyclicalFocalLoss
+from polyfocal.classification import (
+    CifarResNet, ClassificationMetric, Classifier, ImageDataset, ImagePreprocessor
+)
+
+default_scope = None
+model = dict(
+    type=Classifier,
+    data_preprocessor=dict(type=ImagePreprocessor),
+    backbone=dict(type=CifarResNet, depth=8),
+    in_channels=64,
+    num_classes=100,
+    loss=dict(type=CyclicalFocalLoss, use_sigmoid=False),
+)
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    dataset=dict(type=ImageDataset, split="train"),
+)
+val_dataloader = dict(
+    batch_size=250,
+    num_workers=0,
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    dataset=dict(type=ImageDataset, split="val"),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=ClassificationMetric, topk=3, class_counts=None)]
+test_evaluator = val_evaluator
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=1)
+val_cfg = dict(type=ValLoop)
+test_cfg = dict(type=TestLoop)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.1))
+default_hooks = dict(
+    logger=dict(type=LoggerHook, interval=50),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, interval=1),
+)
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend)])
+"""
+
+
+def test_a_config_of_the_new_style(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(NEW_STYLE)
+    experiment = prepare_experiment(path, demo=True, options={"train_cfg.max_epochs": 1})
+    cfg = experiment.config
+    assert cfg.model.num_classes == 10 and cfg.val_evaluator[0].topk == 3
+    counts = load_images(None, "train").counts
+    assert cfg.val_evaluator[0].class_counts == counts
+    cfg.work_dir = str(tmp_path / "run")
+    measured = run_train(experiment)
+    assert "classification/top3" in measured
+    shown = capsys.readouterr().out
+    total = sum(counts)
+    assert f"training on {total} objects in {total} samples: 0 ({counts[0]}), 1 " in shown
+    assert "macro_top3" in shown
+    experiment.hold_out(tmp_path)
+    assert cfg.train_dataloader.dataset.held_out is False
+    assert cfg.val_dataloader.dataset.held_out is True

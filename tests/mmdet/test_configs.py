@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.mmdet.experiment import prepare_experiment
-from polyfocal.mmdet.tiny import walk
+from polyfocal.mmengine.configs import walk
 
 # tests/mmdet3d has those of 3D detectors.
 CONFIGS = [

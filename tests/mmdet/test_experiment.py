@@ -1,18 +1,17 @@
 """A config meets a data set: classes, paths, evaluation and limits, and what is refused."""
 
-import json
-
 import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+from cells import CLASSES as CELLS
+from cells import cells as drawn_cells
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
-from PIL import Image
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import prepare_experiment
-from polyfocal.mmdet.tiny import walk
+from polyfocal.mmengine.configs import type_name, walk
 
 STOCK = {
     "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
@@ -21,7 +20,6 @@ STOCK = {
     "voc": "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py",
     "mosaic": "yolox/yolox_s_8xb8-300e_coco.py",
 }
-CELLS = ("RBC", "WBC", "Platelets")
 
 
 def config(tmp_path, name, more=""):
@@ -30,36 +28,8 @@ def config(tmp_path, name, more=""):
     return path
 
 
-def cells(tmp_path, *, objects=3, masks=False, size=(64, 48), val_classes=CELLS):
-    """A folder as a user brings it: category ids from 4 on, one picture a split."""
-    root = tmp_path / "cells"
-    for split, classes in (("train", CELLS), ("val", val_classes)):
-        (root / "images" / split).mkdir(parents=True)
-        (root / "annotations").mkdir(exist_ok=True)
-        Image.new("RGB", size, "white").save(root / "images" / split / "cell.jpg")
-        annotations = [
-            {
-                "id": index + 1,
-                "image_id": 7,
-                "category_id": 4 + index % 3,
-                "bbox": [index % 40, 5, 12, 10],
-                "area": 120,
-                "iscrowd": 0,
-            }
-            for index in range(objects)
-        ]
-        if masks:
-            for annotation in annotations:
-                x, y, width, height = annotation["bbox"]
-                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-                annotation["segmentation"] = [corners]
-        content = {
-            "images": [{"id": 7, "file_name": "cell.jpg", "width": size[0], "height": size[1]}],
-            "annotations": annotations,
-            "categories": [{"id": 4 + i, "name": name} for i, name in enumerate(classes)],
-        }
-        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
-    return root
+def cells(tmp_path, **settings):
+    return drawn_cells(tmp_path / "cells", **settings)
 
 
 def num_classes(model):
@@ -76,13 +46,13 @@ def test_data_sets_classes_paths_and_evaluation(tmp_path):
         assert dataset.metainfo["classes"] == CELLS
         assert len(dataset.metainfo["palette"]) == 3
         (picture,) = (dataset.get_data_info(index) for index in range(len(dataset)))
-        assert picture["img_path"] == str(root / "images" / split / "cell.jpg")
+        assert picture["img_path"] == str(root / "images" / split / "cell_0.png")
         assert [box["bbox_label"] for box in picture["instances"]] == [0, 1, 2]
         assert picture["instances"][1]["bbox"] == [1, 5, 13, 15]
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator.type == "polyfocal.CocoMetric"
         assert evaluator.ann_file == str(root / "annotations" / "val.json")
-        assert evaluator.metric == ["bbox"]
+        assert evaluator.metric == "bbox"
     assert cfg.model.backbone.depth == 50, "the full model"
 
 
@@ -103,7 +73,7 @@ def test_data_inside_wrappers(tmp_path):
     assert cfg.val_evaluator.type == "polyfocal.CocoMetric"
     with DefaultScope.overwrite_default_scope("mmdet"):
         train = DATASETS.build(cfg.train_dataloader.dataset)
-    assert train.metainfo["classes"] == CELLS and len(train) == 1
+    assert train.metainfo["classes"] == CELLS and len(train) == 3, "one picture, repeated"
 
     cfg = prepare_experiment(config(tmp_path, "mosaic"), data=root).config
     assert cfg.train_dataloader.dataset.type == "MultiImageMixDataset"
@@ -163,7 +133,7 @@ def test_tiny_is_small_and_downloads_nothing(tmp_path):
     root = cells(tmp_path, masks=True, size=(640, 480))
     cfg = prepare_experiment(config(tmp_path, "cascade"), data=root, tiny=True).config
     model = cfg.model
-    assert (model.backbone.type, model.backbone.depth) == ("ResNet", 18)
+    assert (type_name(model.backbone), model.backbone.depth) == ("ResNet", 18)
     assert model.backbone.frozen_stages == -1 and not model.backbone.norm_eval
     assert model.neck.in_channels == [32, 64, 128, 256]
     assert model.neck.out_channels == model.rpn_head.in_channels == 64
@@ -172,16 +142,16 @@ def test_tiny_is_small_and_downloads_nothing(tmp_path):
     assert model.train_cfg.rpn_proposal.max_per_img == 250
     inits = [node.init_cfg for node in walk(model) if node.get("init_cfg")]
     assert not [init for init in inits if "Pretrained" in str(init)]
-    scales = [step.scale for step in walk(cfg.train_dataloader) if step.get("type") == "Resize"]
+    scales = [step.scale for step in walk(cfg.train_dataloader) if type_name(step) == "Resize"]
     assert scales == [(320, 320)], "the profile's, for pictures of 640 x 480"
-    loads = [s for s in walk(cfg.train_dataloader) if s.get("type") == "LoadAnnotations"]
+    loads = [s for s in walk(cfg.train_dataloader) if type_name(s) == "LoadAnnotations"]
     assert loads[0].with_mask
 
 
 def test_tiny_does_not_enlarge_small_pictures(tmp_path):
     cfg = prepare_experiment(config(tmp_path, "retinanet"), data=cells(tmp_path), tiny=True).config
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        scales = [step.scale for step in walk(loader) if step.get("type") == "Resize"]
+        scales = [step.scale for step in walk(loader) if type_name(step) == "Resize"]
         assert scales == [(64, 64)]
 
 
@@ -196,7 +166,7 @@ def test_options_win(tmp_path):
     ).config
     assert cfg.train_cfg.max_epochs == 3
     assert cfg.model.bbox_head.feat_channels == 16
-    assert cfg.val_evaluator.classwise and cfg.val_evaluator.metric == ["bbox"]
+    assert cfg.val_evaluator.classwise and cfg.val_evaluator.metric == "bbox"
     assert not [s for s in cfg.param_scheduler if s.by_epoch and "end" in s], "it follows"
 
 

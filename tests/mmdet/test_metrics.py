@@ -1,6 +1,7 @@
 """The metric against MMDetection's own, which runs pycocotools in its own way."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmengine.visualization import Visualizer
 import polyfocal.mmdet  # noqa: F401
 from polyfocal.calibration.posthoc import Calibrator
 from polyfocal.errors import UserError
-from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmdet.metrics import CocoMetric, check_ground_truth, number_from_one
 
 CLASSES = ("cat", "dog", "cow")
 SIZE = 64
@@ -197,3 +198,105 @@ def test_scores_are_calibrated_before_they_are_measured(tmp_path):
         getattr(hook, f"after_{name}")(runner)
         (sample,) = getattr(runner.model, step)(1)
         assert sample.pred_instances.scores.tolist() == [0.5, 0.5]
+
+
+def from_samples(ground_truth):
+    """The same predictions, with the ground truth as MMDetection's samples carry it."""
+    content = json.loads(Path(ground_truth).read_text())
+    labels = {7: 0, 9: 1, 11: 2}
+    for sample in predictions():
+        sample["instances"] = [
+            {
+                "bbox": [x, y, x + w, y + h],
+                "bbox_label": labels[one["category_id"]],
+                "ignore_flag": one["iscrowd"],
+                "mask": one["segmentation"],
+            }
+            for one in content["annotations"]
+            if one["image_id"] == sample["img_id"]
+            for x, y, w, h in [one["bbox"]]
+        ]
+        yield sample
+
+
+@pytest.mark.parametrize("kind", ["CocoMetric", "CalibrationMetric"])
+def test_ground_truth_from_the_samples(ground_truth, kind):
+    """As from the file, and as MMDetection's own; perfect detections give 1."""
+    kinds = ["bbox", "segm"]
+    numbers = []
+    for made in (
+        METRICS.build(dict(type=f"polyfocal.{kind}", metric=kinds)),
+        METRICS.build(dict(type=f"polyfocal.{kind}", metric=kinds, ann_file=ground_truth)),
+        MMDetCocoMetric(metric=kinds),
+    ):
+        made.dataset_meta = {"classes": CLASSES}
+        made.process({}, list(from_samples(ground_truth)))
+        numbers.append(made.evaluate(size=4))
+    ours, file, stock = numbers
+    assert ours == pytest.approx(file, nan_ok=True)
+    for name, value in stock.items():
+        assert ours[name] == pytest.approx(value, abs=6e-4), name
+    perfect = METRICS.build(dict(type=f"polyfocal.{kind}"))
+    perfect.dataset_meta = {"classes": CLASSES}
+    samples = list(from_samples(ground_truth))
+    for sample in samples:
+        objects = sample["instances"]
+        sample["pred_instances"] = {
+            "bboxes": torch.tensor([one["bbox"] for one in objects], dtype=torch.float32),
+            "labels": torch.tensor([one["bbox_label"] for one in objects]),
+            "scores": torch.ones(len(objects)),
+        }
+    perfect.process({}, samples)
+    assert perfect.evaluate(size=4)["coco/bbox_mAP"] == pytest.approx(1)
+
+
+def test_no_ground_truth_anywhere_is_said_before_training(ground_truth):
+    metric = CocoMetric()
+    metric.dataset_meta = {"classes": CLASSES}
+    with pytest.raises(UserError, match="no ann_file and the samples bring no ground truth"):
+        metric.process({}, list(predictions()))
+    for with_truth in (True, False):
+        sample = DetDataSample(metainfo={"instances": []} if with_truth else {})
+        dataset = [{"data_samples": sample}]
+        check_ground_truth([CocoMetric(ann_file=ground_truth)], dataset)
+        if with_truth:
+            check_ground_truth([metric, MMDetCocoMetric()], dataset)
+            continue
+        for one in (metric, MMDetCocoMetric()):
+            with pytest.raises(UserError, match="add 'instances' to the meta_keys"):
+                check_ground_truth([one], dataset)
+
+
+def test_names_of_the_numbers_are_known_before(ground_truth):
+    for kind in ("CocoMetric", "CalibrationMetric"):
+        settings = dict(ann_file=ground_truth, metric=["bbox", "segm"], classwise=True)
+        metric = METRICS.build(dict(type=f"polyfocal.{kind}", **settings, max_dets=50, prefix="p"))
+        names = metric.names(CLASSES)
+        assert not getattr(metric, "calibration", None), "nothing is measured yet"
+        assert set(names) == set(evaluate(metric))
+
+
+def test_ids_that_begin_at_0_in_mmdetections_own_metric(tmp_path):
+    """One object found exactly: AP 1, and not 0 since pycocotools takes the id 0 for no match."""
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "width": SIZE, "height": SIZE}],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": 0, "bbox": [4, 6, 20, 16], "area": 320}
+            | {"iscrowd": 0}
+        ],
+        "categories": [{"id": 0, "name": "cat"}],
+    }
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(content))
+    found = []
+    for mended in (False, True):
+        metric = MMDetCocoMetric(ann_file=str(file))
+        if mended:
+            number_from_one(metric._coco_api)
+        metric.dataset_meta = {"classes": ("cat",)}
+        metric.process({}, list(predictions())[:1])
+        metric.results[0][1].update(
+            bboxes=np.array([[4.0, 6, 24, 22]]), labels=np.array([0]), scores=np.array([0.9])
+        )
+        found.append(metric.evaluate(size=1)["coco/bbox_mAP"])
+    assert found == [0, 1]

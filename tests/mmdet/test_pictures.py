@@ -20,6 +20,10 @@ from polyfocal.mmdet.pictures import draw_predictions
 
 class Pictures(list):
     metainfo: ClassVar[dict] = {"classes": ("cat",), "palette": [(255, 0, 0)]}
+    paths: ClassVar[list] = []
+
+    def get_data_info(self, index: int) -> dict:
+        return {"img_path": self.paths[index]}
 
 
 class Nothing(torch.nn.Module):
@@ -29,15 +33,22 @@ class Nothing(torch.nn.Module):
         return batch["samples"]
 
 
-def test_pictures_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("truth", [True, False])
+def test_pictures_of_one_name_in_two_folders_do_not_overwrite_each_other(
+    tmp_path: Path, truth: bool
+) -> None:
+    """A pipeline need not pack the path, nor load the ground truth."""
     samples = Pictures()
+    samples.paths = [
+        str(tmp_path / name) for name in ("a/1.png", "b/1.png", "a/1_2.png", "c/1.jpg")
+    ]
     for shade, name in enumerate(("a/1.png", "b/1.png", "a/1_2.png", "c/1.jpg")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         Image.new("L", (60, 40), 60 * shade).save(path)
-        sample = DetDataSample(metainfo=dict(img_path=str(path)))
+        sample = DetDataSample()
         nothing = dict(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-        sample.gt_instances = InstanceData(**nothing)
+        sample.gt_instances = InstanceData(**(nothing if truth else {}))
         sample.pred_instances = InstanceData(**nothing, scores=torch.zeros(0))
         samples.append({"samples": sample})
     runner = SimpleNamespace(

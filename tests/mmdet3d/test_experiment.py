@@ -11,12 +11,14 @@ import lidar_frames
 import numpy as np
 import torch
 from mmdet3d.registry import DATASETS
-from mmengine.registry import DefaultScope
+from mmengine.registry import METRICS, MODELS, DefaultScope
+from new_style import new_style
 from PIL import Image
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet import command_line
-from polyfocal.mmdet3d.experiment import prepare_experiment
+from polyfocal.mmdet3d.experiment import Experiment, prepare_experiment
+from polyfocal.mmengine.configs import type_name
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -176,3 +178,62 @@ def test_a_part_of_the_train_split_held_out(tmp_path):
     assert frames["train"] | frames["val"] == set(range(5)) and len(frames["val"]) == 1
     assert not frames["train"] & frames["val"] and frames["test"] == frames["val"]
     assert Path(experiment.config.val_evaluator.data_root).samefile(tmp_path / "part")
+
+
+KITTI = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
+
+
+def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path):
+    """Types are classes and there is no default scope: the class of the model says what it is."""
+    (tmp_path / "old.py").write_text(f"_base_ = 'mmdet3d::{KITTI}'")
+    (tmp_path / "base_new.py").write_text(new_style(KITTI, package="mmdet3d"))
+    (tmp_path / "new.py").write_text(
+        "from mmengine.config import read_base\n\n"
+        "with read_base():\n    from .base_new import *\n\n"
+        "from polyfocal import Poly1FocalLoss\nfrom polyfocal.mmdet3d import Anchor3DHead\n"
+        "model['bbox_head'].update(type=Anchor3DHead)\n"
+        "model['bbox_head']['loss_cls'].update(type=Poly1FocalLoss, epsilon=1.0)\n"
+    )
+    mine, right = (
+        command_line.prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True)
+        for name in ("new", "old")
+    )
+    assert type(mine) is Experiment and mine.notes == right.notes
+    for loader in ("train_dataloader", "val_dataloader"):
+        steps, expected = (
+            [type_name(step) for step in one.config[loader].dataset.pipeline]
+            for one in (mine, right)
+        )
+        assert steps == expected and "PointsRangeFilter" in steps
+    assert "RandomFlip3D" in [type_name(s) for s in mine.config.train_dataloader.dataset.pipeline]
+    assert mine.config.val_evaluator.type == "polyfocal.KittiMetric"
+    model = MODELS.build(mine.config.model)
+    with DefaultScope.overwrite_default_scope("mmdet3d"):
+        stock = MODELS.build(right.config.model)
+    shapes, expected = (
+        {name: weight.shape for name, weight in one.state_dict().items()} for one in (model, stock)
+    )
+    assert shapes == expected
+    if not torch.cuda.is_available():
+        second = "second/second_hv_secfpn_8xb6-80e_kitti-3d-3class.py"
+        (tmp_path / "second.py").write_text(new_style(second, package="mmdet3d"))
+        with pytest.raises(UserError, match="its SparseEncoder runs mmcv's sparse convolutions"):
+            command_line.prepare_experiment(tmp_path / "second.py", data=tree)
+
+
+def test_settings_of_the_metrics_stay(tree, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"_base_ = 'mmdet3d::{KITTI}'\n"
+        "val_evaluator = dict(prefix='lab', pcd_limit_range=[0, -9, -3, 9, 9, 1])\n"
+        "test_evaluator = dict(submission_prefix='labels')\n"
+        "train_dataloader = dict(dataset=dict(times=3))"
+    )
+    experiment = prepare_experiment(path, data=tree)
+    cfg = experiment.config
+    val, test = cfg.val_evaluator, cfg.test_evaluator
+    assert (val.prefix, test.submission_prefix, "prefix" in test) == ("lab", "labels", False)
+    assert val.data_root == test.data_root == str(tree) and val.split == "val"
+    assert METRICS.build(val).prefix == "lab"
+    assert any("has no pcd_limit_range: left out" in note for note in experiment.notes)
+    assert cfg.train_dataloader.dataset.times == 3

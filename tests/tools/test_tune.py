@@ -1,9 +1,10 @@
 """The search for a loss's settings, on scikit-learn's digits and on a few digit scenes."""
 
-import copy
 import importlib.util
 import json
 import re
+import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -18,12 +19,16 @@ from mmengine.registry import MODELS
 from optuna.trial import TrialState
 
 from polyfocal import losses
+from polyfocal.adapters import prepare
 from polyfocal.coco import hold_out
 from polyfocal.data.splits import held_out
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments import tuned as reported
+from polyfocal.experiments import tuning
+from polyfocal.experiments.request import Request, Setting
 from polyfocal.experiments.study import Outcome, Run, paired_difference
-from polyfocal.mmdet import tuning
+from polyfocal.mmengine import runs, search
 from polyfocal.mmengine.hooks import ExactResumeHook
 
 ROOT = Path(__file__).parents[2]
@@ -98,18 +103,16 @@ def test_from_a_config_to_a_better_one(tmp_path, capsys):
     assert "is a search with other epochs: give another --work-dir" in capsys.readouterr().err
 
 
-def test_searches_at_the_same_time_try_different_settings(tmp_path, monkeypatch):
-    tuned = tuning.Tuning(CLASSIFIER, tmp_path, demo=True)
-    settings = tuned.settings(tuned.prepare())
-    studies = [tuning.open_study(tmp_path, settings, {}) for _ in range(2)]
-    searching = dict(settings=settings, seed=0, minutes=None, report=lambda trial: None)
+def test_searches_at_the_same_time_try_different_settings(tmp_path):
+    studies = [tuning.open_study(tmp_path, SETTINGS, {}) for _ in range(2)]
+    searching = dict(seed=0, minutes=None, report=lambda trial: None)
 
-    def train(*_, **__):
+    def train(epsilon, watcher):
         if studies:  # the first trial is under way: the other process begins
             tuned.search(studies.pop(), trials=1, **searching)
-        return {"top1": 0.5}
+        return 0.5
 
-    monkeypatch.setattr(tuning, "train_and_measure", train)
+    tuned = tuning.Tuning(Request(lambda request: Fake(train), "mine.py"), tmp_path, epochs=4)
     tuned.search(studies.pop(), trials=6, **searching)
     trials = search_of(tmp_path).get_trials(states=tuning.DONE)
     assert len(trials) == 6
@@ -119,16 +122,13 @@ def test_searches_at_the_same_time_try_different_settings(tmp_path, monkeypatch)
 def test_the_search_sees_no_picture_of_val(scenes, tmp_path, monkeypatch):
     """A detector's trial: where its config points to, and what it reports and leaves behind."""
     seen = []
-    original = tuning.train_and_measure
+    original = runs.train_into
 
-    def spy(config, place, *, adapt, **kwargs):
-        def look(experiment):
-            adapt(experiment)
-            seen.append(experiment.config)
+    def spy(place, experiment, **settings):
+        seen.append(experiment.config)
+        return original(place, experiment, **settings)
 
-        return original(config, place, adapt=look, **kwargs)
-
-    monkeypatch.setattr(tuning, "train_and_measure", spy)
+    monkeypatch.setattr(runs, "train_into", spy)
     options = ("--cfg-options", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0")
     arguments = (RETINANET, "--data", scenes, "--profile", "tiny", "--work-dir", tmp_path)
     assert run(*arguments, "--trials", 1, "--seeds", 0, "--epochs", 1, *options) == 0
@@ -182,64 +182,82 @@ def test_held_out_of_a_classifier():
     assert kept | out == whole and not kept & out and len(out) == len(whole) // 5
 
 
-SETTINGS = {"epsilon": tuning.Setting(1.0, losses.Range(-1.0, 5.0))}
+SETTINGS = {"epsilon": Setting(1.0, losses.Range(-1.0, 5.0))}
 
 
-def prepared(tmp_path, monkeypatch, train):
-    """A search whose trainings are ``train(values, hook)``; the hook gets a value an epoch."""
-    tuned = tuning.Tuning(CLASSIFIER, tmp_path, demo=True, epochs=4)
+class Fake:
+    """An experiment whose training is ``train(epsilon, watcher)``; it holds one number."""
+
+    notes, quality, per_cent, epochs = (), ["top1"], 100.0, 12
+
+    def __init__(self, train):
+        self.train, self.epsilon, self.length = train, 1.0, None
+
+    def settings(self):
+        return SETTINGS
+
+    def hold_out(self, folder):
+        self.folder = folder
+
+    def use_epochs(self, epochs):
+        self.length = epochs
+
+    def use_values(self, values):
+        self.epsilon = values["epsilon"]
+
+    def measure(self, place, *, seed, watchers):
+        assert (self.length, seed, self.folder.name) == (4, 0, "split")
+        return {"top1": self.train(self.epsilon, *watchers)}
+
+
+def prepared(tmp_path, train):
+    """A search whose trainings are ``train(epsilon, watcher)``, prepared once for all trials."""
+    asked = []
+
+    def adapter(request):
+        asked.append(request)
+        return Fake(train)
+
+    tuned = tuning.Tuning(Request(adapter, "mine.py"), tmp_path, epochs=4)
     study = tuning.open_study(tmp_path, SETTINGS, {})
-    ready = tuned.prepare()
-    monkeypatch.setattr(tuning.Tuning, "prepare", lambda self: copy.deepcopy(ready))
-
-    def fake(config, place, *, adapt, hooks, **_):
-        experiment = tuned.prepare()
-        adapt(experiment)
-        return {"top1": train(experiment.config.model.loss.epsilon, *hooks)}
-
-    monkeypatch.setattr(tuning, "train_and_measure", fake)
 
     def search(**budget):
         found = []
         budget = {"minutes": None, "trials": None, **budget}
-        tuned.search(study, SETTINGS, seed=0, report=found.append, **budget)
+        tuned.search(study, seed=0, report=found.append, **budget)
+        assert len(asked) == 1
         return found
 
     return study, search
 
 
-class Runner:
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-
-def test_prunes_what_lags_behind(tmp_path, monkeypatch):
+def test_prunes_what_lags_behind(tmp_path):
     done = []
 
-    def train(epsilon, hook):
+    def train(epsilon, watcher):
         count = len(done)
         done.append(0)
         for epoch in range(1, 5):
             done[-1] = epoch
             # The first five are good, the sixth is not, the seventh is better.
-            hook.after_val_epoch(Runner(epoch), {"x/top1": [0.5, 0.1, 0.9][max(0, count - 4)]})
+            watcher.evaluated(epoch, {"top1": [0.5, 0.1, 0.9][max(0, count - 4)]})
         return 0.5
 
-    _, search = prepared(tmp_path, monkeypatch, train)
+    _, search = prepared(tmp_path, train)
     found = search(trials=7)
     states = [trial.state for trial in found]
     assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED, TrialState.COMPLETE]
     assert done == [4, 4, 4, 4, 4, 2, 4], "after the second epoch, when there is something to see"
 
 
-def test_keeps_a_budget_of_minutes(tmp_path, monkeypatch):
-    def train(epsilon, hook):
+def test_keeps_a_budget_of_minutes(tmp_path):
+    def train(epsilon, watcher):
         for _ in range(60):  # three seconds, if nobody stops it
             time.sleep(0.05)
-            hook.after_train_iter(None)
+            watcher.step()
         return 0.5
 
-    study, search = prepared(tmp_path, monkeypatch, train)
+    study, search = prepared(tmp_path, train)
     start = time.monotonic()
     (trial,) = search(minutes=1 / 60)
     assert time.monotonic() - start > 0.9
@@ -253,16 +271,16 @@ def test_keeps_a_budget_of_minutes(tmp_path, monkeypatch):
     assert tuning.searched_seconds(study) > 3
 
 
-def test_goes_on_after_an_interruption(tmp_path, monkeypatch):
+def test_goes_on_after_an_interruption(tmp_path):
     interruptions = iter([KeyboardInterrupt])
 
-    def train(epsilon, hook):
+    def train(epsilon, watcher):
         if len(study.trials) == 3:
             for interruption in interruptions:
                 raise interruption
         return 0.5
 
-    study, search = prepared(tmp_path, monkeypatch, train)
+    study, search = prepared(tmp_path, train)
     with pytest.raises(KeyboardInterrupt):
         search(trials=5)
     search(trials=5)
@@ -287,7 +305,7 @@ def test_verdict(best, other, sentence):
         for name, values in (("a", best), ("b", other))
         for seed, value in enumerate(values)
     ]
-    (found,) = tune.verdict(outcomes, "a", "top1")
+    (found,) = reported.verdict(outcomes, "a", "top1")
     assert re.search(sentence, found), found
 
 
@@ -317,8 +335,8 @@ def test_configs_of_other_heads(tmp_path, name, setting, heads):
     """In every head, within an adapter too, and written so that MMEngine reads the same."""
     config = CONFIGS / f"{name}.py"
     cfg = Config.fromfile(config)
-    tuning.use_values(cfg, {setting: 1.5})
-    tuning.write_config(tmp_path / "best.py", config, {setting: 1.5}, ["why"])
+    search.use_values(cfg, {setting: 1.5})
+    search.write_variant(tmp_path / "best.py", config, {setting: 1.5}, ["why"])
     assert Config.fromfile(tmp_path / "best.py").model == cfg.model
     assert str(cfg.model).count(f"'{setting}': 1.5") == heads
 
@@ -372,7 +390,7 @@ def test_every_declared_range_can_be_built():
 
 def test_a_training_of_another_length_keeps_the_shape_of_its_schedule():
     cfg = Config.fromfile(RETINANET)  # 12 epochs, the rate divided after 8 and 11
-    tuning.use_epochs(cfg, 3)
+    search.use_epochs(cfg, 3)
     assert cfg.train_cfg.max_epochs == 3
     warmup, steps = cfg.param_scheduler
     assert (warmup.begin, warmup.end) == (0, 500), "in iterations"
@@ -446,3 +464,40 @@ def test_a_training_in_full_length_goes_on_where_it_was(tmp_path, monkeypatch, c
     config.write_text(f'_base_ = "{CLASSIFIER}"\nmodel = dict(loss=dict(epsilon=1.0))\n')
     assert run(*arguments, *options) == 2
     assert "is a search with other content, settings" in capsys.readouterr().err
+
+
+def test_waits_for_a_locked_search(tmp_path, monkeypatch):
+    """Longer than the 5 s that SQLite waits by itself; a lock without end becomes a sentence."""
+    study = tuning.open_study(tmp_path, SETTINGS, {})
+    file = tmp_path / tuning.STORAGE_FILE
+    other = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(7, other.execute, ["COMMIT"])
+    release.start()
+    start = time.monotonic()
+    study.ask()
+    assert time.monotonic() - start > 5 and len(study.get_trials()) == 1
+    release.join()
+
+    monkeypatch.setattr(tuning, "_PATIENCE", 0.2)
+    study = tuning.open_study(tmp_path, SETTINGS, {})
+    other.execute("BEGIN EXCLUSIVE")
+    sentence = r"search.db cannot be used: .*database is locked.*the same command goes on"
+    with pytest.raises(UserError, match=sentence), tuning.storage_errors(tmp_path):
+        study.ask()
+    other.close()
+
+
+def test_a_request_prepares_itself_once(scenes, monkeypatch):
+    """And each asking gets an experiment of its own, so that none changes another's."""
+    looked = []
+    request = Request(
+        lambda request: looked.append(request) or prepare(request), CLASSIFIER, demo=True
+    )
+    first, second = request.prepare(), request.prepare()
+    first.use_values({"epsilon": 0.5})
+    first.use_epochs(1)
+    assert second.config.model.loss.epsilon == 2.0 and second.epochs == 12
+    assert looked == [request]
+    with pytest.raises(AttributeError):
+        request.demo = False

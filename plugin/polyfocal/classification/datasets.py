@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from polyfocal.classification.data import Variant, load_images
 from polyfocal.data.splits import held_out as choose_held_out
-from polyfocal.registry import DATASETS
+from polyfocal.mmengine.registry import DATASETS
 
 
 @DATASETS.register_module()
@@ -48,6 +48,10 @@ class ImageDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.data.labels)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """What is known of a sample without its picture: ``gt_label``, as MMPretrain has it."""
+        return {"gt_label": int(self.data.labels[index])}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"inputs": self._images[index], "data_samples": self._samples[index]}

@@ -4,20 +4,27 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import BaseMetric
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS, METRICS, MODELS
 
 from polyfocal.classification.data import SPLITS
 from polyfocal.classification.datasets import ImageDataset
+from polyfocal.classification.metrics import ClassificationMetric
+from polyfocal.classification.models import Classifier
 from polyfocal.errors import UserError
-from polyfocal.mmdet import experiment as mmdet_experiment
+from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.configs import (
+    evaluators,
+    is_a,
+    merge_options,
+    read_config,
+    type_name,
+    walk,
+)
 
-CLASSIFIER = "polyfocal.Classifier"
-
-_LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
-class Experiment(mmdet_experiment.Experiment):
+class Experiment(mmengine_experiment.Experiment):
     """A classification config that is ready to run."""
 
     @property
@@ -26,25 +33,15 @@ class Experiment(mmdet_experiment.Experiment):
 
     def hold_out(self, folder: Path) -> None:
         cfg = self.config
-        cfg.train_dataloader.dataset.held_out = False
-        for loader in ("val", "test"):
-            cfg[_LOADERS[loader]].dataset.update(split="train", held_out=True)
-
-    def draw(self, runner: Runner) -> None:
-        """Nothing: a class is no picture."""
-
-    def keep_detections(self, out: str) -> list[BaseMetric]:
-        raise UserError("--out writes detections, and this config is for a classifier.")
-
-    def draw_all(self, folder: str) -> None:
-        raise UserError("--show-dir draws detections, and this config is for a classifier.")
-
-    def use_tta(self) -> None:
-        raise UserError("--tta is for detectors, and this config is for a classifier.")
+        for dataset in _data_sets(cfg, "train_dataloader"):
+            dataset.held_out = False
+        for loader in ("val_dataloader", "test_dataloader"):
+            for dataset in _data_sets(cfg, loader):
+                dataset.update(split="train", held_out=True)
 
 
 def prepare_experiment(
-    path: str | Path,
+    path: str | Path | Config,
     *,
     data: str | Path | None = None,
     tiny: bool = False,
@@ -60,7 +57,8 @@ def prepare_experiment(
     for them with ``class_counts=None``, are those of the data.
 
     Args:
-        path: The config, of a :class:`polyfocal.classification.Classifier`.
+        path: The config, of a :class:`polyfocal.classification.Classifier`, or what
+            :func:`read_config` read of one.
         data: A folder in the place of ``cfg.data_root``.
         tiny: Use the CPU-sized version, see :func:`use_tiny_classifier`.
         demo: Use scikit-learn's digits and the tiny profile.
@@ -70,11 +68,12 @@ def prepare_experiment(
     Raises:
         UserError: The config, the data or an override are not usable.
     """
-    cfg = mmdet_experiment.read_config(path)
-    if cfg.model.get("type") != CLASSIFIER:
+    cfg = path if isinstance(path, Config) else read_config(path)
+    scope = cfg.get("default_scope")
+    if not is_a(cfg.model, MODELS, scope, Classifier):
         raise UserError(
-            f"{path} has default_scope = {cfg.default_scope!r} and model.type ="
-            f" {cfg.model.get('type')!r}: expected {CLASSIFIER}, or another scope."
+            f"{cfg.filename} has default_scope = {scope!r} and model.type ="
+            f" {type_name(cfg.model)!r}: expected polyfocal.Classifier, or another scope."
         )
     if tiny or demo:
         use_tiny_classifier(cfg)
@@ -83,31 +82,32 @@ def prepare_experiment(
         cfg.model.data_preprocessor.update(padding=1, flip=False)  # a mirrored digit is no digit
     elif data is not None:
         cfg.data_root = str(data)
-    mmdet_experiment.merge_options(cfg, options)
+    merge_options(cfg, options)
     root = cfg.get("data_root")
     if root is not None and not Path(root).is_dir():
         raise UserError(
             f"there is no data set: {cfg.filename} wants {root}; give a folder of CIFAR with "
             "--data DIR, or use the built-in digits with --demo."
         )
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        evaluator.topk = cfg.topk
+    metrics = [
+        node
+        for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test"))
+        if is_a(node, METRICS, scope, ClassificationMetric)
+    ]
+    for node in metrics if "topk" in cfg else ():
+        node.topk = cfg.topk
     variant = cfg.get("variant") or {}
-    for loader in _LOADERS.values():
-        dataset = cfg[loader].dataset
-        if dataset.split not in SPLITS:
-            raise UserError(f"{loader}.dataset.split={dataset.split!r}: expected train, val or ood")
-        dataset.update(root=root, **variant)
+    for loader in _LOADERS:
+        for dataset in _data_sets(cfg, loader):
+            if dataset.split not in SPLITS:
+                raise UserError(
+                    f"{loader}.dataset.split={dataset.split!r}: expected train, val or ood"
+                )
+            dataset.update(root=root, **variant)
     train_split = _train_split(root, variant)
     cfg.model.num_classes = len(train_split.metainfo["classes"])
     loss = cfg.model.loss
-    for node in (
-        loss,
-        loss.get("bias"),
-        loss.get("teacher"),
-        cfg.val_evaluator,
-        cfg.test_evaluator,
-    ):
+    for node in (loss, loss.get("bias"), loss.get("teacher"), *metrics):
         if node and "num_classes" in node:
             node.num_classes = cfg.model.num_classes
         if node and "class_counts" in node and node.class_counts is None:
@@ -123,7 +123,7 @@ def use_tiny_classifier(cfg: Config) -> None:
     """
     cfg.model.backbone = ConfigDict(type="polyfocal.CifarResNet", depth=8, base_channels=16)
     cfg.model.in_channels = 64
-    for loader in _LOADERS.values():
+    for loader in _LOADERS:
         cfg[loader].update(num_workers=0, persistent_workers=False)
     cfg.train_dataloader.batch_size = 64
     cfg.train_cfg = ConfigDict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=12)
@@ -132,6 +132,12 @@ def use_tiny_classifier(cfg: Config) -> None:
         ConfigDict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, eta_min=0),
     ]
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
+
+
+def _data_sets(cfg: Config, loader: str) -> list[ConfigDict]:
+    """The pictures of a loader, inside whatever wrappers a config puts around them."""
+    scope = cfg.get("default_scope")
+    return [node for node in walk(cfg[loader].dataset) if is_a(node, DATASETS, scope, ImageDataset)]
 
 
 def _train_split(root: str | None, variant: dict[str, Any]) -> ImageDataset:

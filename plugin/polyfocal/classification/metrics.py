@@ -9,7 +9,7 @@ from rich.table import Table
 
 from polyfocal.calibration import ClassificationCalibration
 from polyfocal.errors import UserError
-from polyfocal.registry import METRICS
+from polyfocal.mmengine.registry import METRICS
 
 
 @METRICS.register_module()

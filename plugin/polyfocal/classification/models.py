@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyfocal.errors import UserError
 from polyfocal.losses import BiasHead, ClassificationLoss
-from polyfocal.registry import MODELS
+from polyfocal.mmengine.registry import MODELS
 
 
 @MODELS.register_module()

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from polyfocal.errors import UserError
 from polyfocal.losses import BiasHead
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 _TINY = 1e-6
 

@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.runner import Runner
 
 from polyfocal.calibration.posthoc import Calibrator
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 
 @HOOKS.register_module()

@@ -4,7 +4,7 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 
 from polyfocal.data.annotations import forget_annotations, read_annotations
-from polyfocal.registry import DATASETS
+from polyfocal.mmengine.registry import DATASETS
 
 
 def load_coco(file: str) -> COCO:

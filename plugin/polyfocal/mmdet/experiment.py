@@ -1,66 +1,66 @@
 """From a config file and the tools' options to a config that is ready to run."""
 
 import copy
-import json
+import inspect
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
-from mmdet.evaluation import DumpDetResults
+from mmcv.transforms import RandomFlip
+from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.evaluation import DumpDetResults, DumpODVGResults, DumpProposals
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner
-from rich.console import RenderableType
 
 from polyfocal.coco import CocoSplit, hold_out, load_split
+from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
-from polyfocal.mmdet.metrics import CocoMetric
+from polyfocal.mmdet.datasets import CocoDataset
+from polyfocal.mmdet.metrics import (
+    CocoMetric,
+    check_ground_truth,
+    check_names,
+    number_from_one,
+)
 from polyfocal.mmdet.pictures import draw_predictions
-from polyfocal.mmdet.tiny import MAX_SIDE, leaf_datasets, use_tiny_profile, walk
+from polyfocal.mmdet.tiny import MAX_SIDE, use_tiny_profile
+from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.configs import (
+    SCOPE_KEY,
+    class_of,
+    evaluators,
+    is_a,
+    leaf_datasets,
+    merge_options,
+    read_config,
+    set_evaluators,
+    type_name,
+    walk,
+)
 
 DEMO_FOLDER = Path("data/digit_scenes")
 """Where ``--demo`` keeps the digit scenes, below the current directory."""
 
-_USUAL_MAX_DETS = 100
+# They write what a model predicts and compare it with nothing.
+_DUMPS = (DumpDetResults, DumpODVGResults, DumpProposals)
 
 
-@dataclass
-class Experiment:
-    """A config that is ready to run, and what a person should know about how it came to be."""
-
-    config: Config
-    notes: list[str] = field(default_factory=list)
-
-    def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
-        """What an evaluation found, to print; nothing where there was none yet."""
-        own = [metric for metric in metrics if hasattr(metric, "table")]
-        return [table for metric in own if (table := metric.table()) is not None]
-
-    per_cent: ClassVar[float] = 100.0
-    """What makes per cent of the numbers of ``quality``."""
+class Experiment(mmengine_experiment.Experiment):
+    """A detector's config that is ready to run."""
 
     @property
     def quality(self) -> list[str]:
-        """The numbers of an evaluation, by their short names, that say how good a model is.
-
-        The first one is what a search maximises; higher is better, below 0 is none.
-        """
         kinds = reversed(_metrics(self.config))  # masks before boxes
         return [f"{kind}_{number}" for kind in kinds for number in ("mAP", "mAP_50", "mAP_75")]
 
     def hold_out(self, folder: Path) -> None:
-        """Train on four fifths of the training split, and evaluate on the others, not on val.
-
-        Args:
-            folder: Where what tells the two parts apart goes.
-
-        Raises:
-            UserError: The training split cannot be divided.
-        """
         cfg = self.config
         source, *others = leaf_datasets(cfg.train_dataloader.dataset)
         if others:
@@ -76,18 +76,24 @@ class Experiment:
                 dataset.update(
                     data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
                 )
-        for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
-            for node in walk(evaluators):
-                if "ann_file" in node:
-                    node.ann_file = str(out.resolve())
+        for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
+            if "ann_file" in node:
+                node.ann_file = str(out.resolve())
 
     def draw(self, runner: Runner) -> Path | None:
-        """Draw predictions of the trained model beside the ground truth.
-
-        Returns:
-            The folder, None where nothing is drawn.
-        """
         return draw_predictions(runner)
+
+    def check_metrics(self, metrics: list[BaseMetric], dataset: Any) -> None:
+        check_ground_truth(metrics, dataset)
+        check_names(self.config, metrics, dataset.metainfo.get("classes") or ())
+        for metric in metrics:
+            if isinstance(metric, MMDetCocoMetric) and metric._coco_api is not None:
+                number_from_one(metric._coco_api)
+
+    def keep_results(self, metrics: list[BaseMetric], prefix: Path) -> None:
+        for metric in metrics:
+            if isinstance(metric, MMDetCocoMetric) and metric.outfile_prefix is None:
+                metric.outfile_prefix = str(prefix)
 
     def keep_detections(self, out: str) -> list[BaseMetric]:
         """Have a test write its detections; returns metrics to evaluate beside the config's.
@@ -102,13 +108,24 @@ class Experiment:
             return [DumpDetResults(out_file_path=out)]
         if not out.endswith(".json"):
             raise UserError(f"--out takes a name that ends in .json or .pkl, got {out}.")
-        for evaluator in walk(self.config.test_evaluator):
-            evaluator.outfile_prefix = out.removesuffix(".json")
+        cfg = self.config
+        writers = [
+            node
+            for node in evaluators(cfg, "test")
+            if is_a(node, METRICS, cfg.get("default_scope"), MMDetCocoMetric)
+        ]
+        if not writers:
+            raise UserError(
+                f"--out {out}: no metric in the test_evaluator of {cfg.filename} writes COCO "
+                "results; NAME.pkl works with all."
+            )
+        writers[0].outfile_prefix = out.removesuffix(".json")
         return []
 
     def draw_all(self, folder: str) -> None:
-        """Have a test draw every sample, truth and prediction, into a folder below the run's."""
-        self.config.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+        hooks = self.config.default_hooks
+        hooks.setdefault("visualization", ConfigDict(type="mmdet.DetVisualizationHook"))
+        hooks.visualization.update(draw=True, test_out_dir=folder)
 
     def use_tta(self) -> None:
         """Put the model behind MMDetection's test-time augmentation.
@@ -117,27 +134,29 @@ class Experiment:
             UserError: The model predicts masks, which it does not merge.
         """
         cfg = self.config
-        if any("segm" in evaluator.get("metric", ()) for evaluator in walk(cfg.test_evaluator)):
+        if any("segm" in node.get("metric", ()) for node in evaluators(cfg, "test")):
             raise UserError("--tta merges boxes, and this model predicts masks: test it without.")
         wrapper = cfg.get("tta_model") or ConfigDict(
             type="DetTTAModel",
             tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
         )
         for dataset in leaf_datasets(cfg.test_dataloader.dataset):
-            dataset.pipeline = cfg.get("tta_pipeline") or _flipped(dataset.pipeline)
+            own = copy.deepcopy(cfg.get("tta_pipeline"))
+            dataset.pipeline = own or _flipped(dataset.pipeline)
         cfg.model = ConfigDict(**wrapper, module=cfg.model)
 
 
 def _flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     """A test pipeline that yields each picture as it is and mirrored."""
     *steps, pack = copy.deepcopy(pipeline)
-    pack.meta_keys = (*pack.meta_keys, "flip", "flip_direction")
-    flips = [dict(type="RandomFlip", prob=probability) for probability in (0.0, 1.0)]
+    usual = inspect.signature(PackDetInputs).parameters["meta_keys"].default
+    pack.meta_keys = (*pack.get("meta_keys", usual), "flip", "flip_direction")
+    flips = [dict(type="mmdet.RandomFlip", prob=probability) for probability in (0.0, 1.0)]
     return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
 def prepare_experiment(
-    path: str | Path,
+    path: str | Path | Config,
     *,
     data: str | Path | None = None,
     tiny: bool = False,
@@ -148,7 +167,7 @@ def prepare_experiment(
     """Read a config and adapt it to the data set and the machine.
 
     Args:
-        path: An MMDetection 3.x config.
+        path: An MMDetection 3.x config, or what :func:`read_config` read of one.
         data: A COCO-format folder to use in the place of the config's data set, see
             :func:`polyfocal.coco.load_split`.
         tiny: Use the CPU-sized version of the architecture, see
@@ -160,7 +179,7 @@ def prepare_experiment(
     Raises:
         UserError: The config, an override or the data set is not usable.
     """
-    cfg = read_config(path)
+    cfg = path if isinstance(path, Config) else read_config(path)
     experiment = Experiment(cfg)
     if demo:
         data = write_digit_scenes(DEMO_FOLDER)
@@ -171,60 +190,27 @@ def prepare_experiment(
         }
     if demo or tiny:
         use_tiny_profile(cfg, min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE)
+    _use_own_metric(cfg)
     if splits:
         _use_data(experiment, **splits)
     if demo:
         # A mirrored digit is another sign or none.
         for step in walk(cfg.train_dataloader.dataset):
-            if step.get("type") == "RandomFlip":
+            if is_a(step, TRANSFORMS, cfg.get("default_scope"), RandomFlip):
                 step.prob = 0.0
-    _use_own_metric(cfg)
     merge_options(cfg, options)
-    _check_annotations(cfg, path, ("train", "val") if train else ("test",))
+    _check_annotations(cfg, ("train", "val") if train else ("test",))
     return experiment
-
-
-def read_config(path: str | Path) -> Config:
-    """The config of a detector.
-
-    Raises:
-        UserError: There is none, or it cannot be read.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"there is no config {path}.")
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program: it can fail in any way
-        if "mmdet3d is not installed" in str(error):
-            raise UserError(
-                f"{path} is a config of MMDetection3D, which is not installed: run `make setup-3d`."
-            ) from error
-        raise UserError(
-            f"{path} cannot be read as a config: {type(error).__name__}: {error}."
-        ) from error
-    missing = [key for key in ("model", "train_dataloader", "val_dataloader") if key not in cfg]
-    if missing:
-        raise UserError(f"{path} is not the config of a detector: it has no {missing[0]!r}.")
-    return cfg
-
-
-def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Override settings of a config, in place, such as ``{"train_cfg.max_epochs": 10}``.
-
-    Raises:
-        UserError: The config has no place for one of them.
-    """
-    try:
-        cfg.merge_from_dict(options or {})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--cfg-options does not fit {cfg.filename}: {error}.") from error
 
 
 def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = None) -> None:
     cfg = experiment.config
     metrics = _metrics(cfg)
-    for split in (train, val):
-        if split is not None and "segm" in metrics and not split.has_masks:
+    for name, split in (("train", train), ("val", val)):
+        if split is None or split.has_masks:
+            continue
+        loads = any(step.get("with_mask") for step in walk(cfg[f"{name}_dataloader"].dataset))
+        if loads or "segm" in metrics:
             raise UserError(
                 f"{cfg.filename} needs masks: {split.mask_problem} Take a config without masks for "
                 f"it, such as configs/retinanet_poly1.py."
@@ -234,56 +220,153 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             f"{train.annotation_file} and {val.annotation_file} must declare the same categories "
             f"in the same order, got {list(train.classes)} and {list(val.classes)}."
         )
-    classes = tuple(val.classes)
-    # COCO's palette is told apart more easily, but it has 80 colours.
-    colors = get_palette("coco" if len(classes) <= 80 else "random", len(classes))
+    notes: dict[str, None] = {}
     for loader, split in (("train", train), ("val", val), ("test", val)):
-        if split is None:
-            continue
-        dataloader = cfg[f"{loader}_dataloader"]
-        dataset, *others = leaf_datasets(dataloader.dataset)
-        if others:  # data sets side by side: now there is one
-            dataloader.dataset = dataset
-        dataset.update(
-            type="CocoDataset",
-            data_root="",
-            ann_file=str(split.annotation_file.resolve()),
-            data_prefix=dict(img=f"{split.image_dir.resolve()}/"),
-            metainfo=dict(
-                classes=classes,
-                palette=[tuple(map(int, color)) for color in colors[: len(classes)]],
-            ),
-        )
-    _set_num_classes(cfg.model, len(classes))
-    evaluator = ConfigDict(
-        type="CocoMetric", ann_file=str(val.annotation_file.resolve()), metric=metrics
-    )
-    for node in walk(cfg.val_evaluator):
-        if node.get("type") in ("CalibrationMetric", "polyfocal.CalibrationMetric"):
-            evaluator.update({key: node[key] for key in ("type", "iou") if key in node})
-    if val.max_instances > _USUAL_MAX_DETS:
-        limit = -(-val.max_instances // 100) * 100
+        if split is not None:
+            dataloader = cfg[f"{loader}_dataloader"]
+            dataloader.dataset = one_data_set(dataloader.dataset, notes)
+            (dataset,) = leaf_datasets(dataloader.dataset)
+            notes.update(dict.fromkeys(split.notes))
+            _point_to(dataset, split, cfg, notes)
+            _use_local_files(dataloader)
+    _set_num_classes(cfg.model, len(val.classes))
+    limit = detection_limit(val.annotations)
+    if limit > USUAL_LIMIT:
         _raise_max_detections(cfg.model.test_cfg, limit)
-        evaluator.max_dets = limit
-        experiment.notes.append(
+        notes[
             f"a picture of the val split holds up to {val.max_instances} objects: up to {limit} "
-            f"detections a picture are kept and evaluated, not the customary {_USUAL_MAX_DETS}."
+            f"detections a picture are kept and evaluated, not the customary {USUAL_LIMIT}."
+        ] = None
+    for name in ("val", "test"):
+        _evaluate_on(cfg, name, val, metrics, limit, notes)
+    experiment.notes += notes
+
+
+def one_data_set(dataset: ConfigDict, notes: dict[str, None]) -> ConfigDict:
+    """A tree of data sets with the first one wherever several stand side by side."""
+    for node in walk(dataset):
+        if isinstance(node.get("dataset"), dict):
+            node.dataset = one_data_set(node.dataset, notes)
+    side_by_side = dataset.get("datasets")
+    if not isinstance(side_by_side, list | tuple):
+        return dataset
+    notes[
+        f"{len(side_by_side)} data sets stand side by side in the config: the data take the place "
+        "of the first, and the others are left out."
+    ] = None
+    return one_data_set(side_by_side[0], notes)
+
+
+def _point_to(dataset: ConfigDict, split: CocoSplit, cfg: Config, notes: dict[str, None]) -> None:
+    """Have a data set read a split; what the config says of it otherwise stays."""
+    kind = class_of(dataset, DATASETS, cfg.get("default_scope"))
+    # Those of MMDetection but CocoDataset itself read other files than COCO's, or mean other ones.
+    if kind is None or not issubclass(kind, MMDetCocoDataset) or _is_of_mmdet(kind):
+        _become(dataset, CocoDataset, kind, notes)
+    step = next((s for s in walk(dataset.get("pipeline")) if s.get("with_seg")), None)
+    if step is not None:
+        raise UserError(
+            f"{cfg.filename} trains on semantic maps (with_seg of {type_name(step)}), which a "
+            "COCO-format folder does not hold: take another config."
         )
-    cfg.val_evaluator = evaluator
-    cfg.test_evaluator = copy.deepcopy(evaluator)
+    classes = tuple(split.classes)
+    stated = (dataset.get("metainfo") or {}).get("classes")
+    if stated is not None and tuple(stated) != classes:
+        notes[
+            f"the config's classes ({', '.join(map(str, stated))}) give way to those of "
+            f"{split.annotation_file}."
+        ] = None
+    metainfo: dict[str, Any] = {"classes": classes}
+    if stated is None or tuple(stated) != classes or "palette" not in dataset.metainfo:
+        # COCO's palette is told apart more easily, but it has 80 colours.
+        colors = get_palette("coco" if len(classes) <= 80 else "random", len(classes))
+        metainfo["palette"] = [tuple(map(int, color)) for color in colors[: len(classes)]]
+    dataset.update(
+        data_root="",
+        ann_file=str(split.annotation_file.resolve()),
+        data_prefix=dict(img=f"{split.image_dir.resolve()}/"),
+        metainfo=metainfo,
+    )
+
+
+def _become(node: ConfigDict, kind: type, was: type | None, notes: dict[str, None]) -> None:
+    """Make a dictionary one of a class of ours, without the settings that only the old one has."""
+    gone = [key for key in node if key not in _keywords(kind)]
+    old = type_name(node)
+    for key in gone:
+        node.pop(key)
+    node.type = f"polyfocal.{kind.__name__}"
+    if was is None or not issubclass(kind, was):
+        without = f", without its {', '.join(gone)}" if gone else ""
+        notes[f"the data are in COCO's format: {old} becomes {kind.__name__}{without}."] = None
+
+
+def _is_of_mmdet(kind: type) -> bool:
+    return kind.__module__.startswith("mmdet.")
+
+
+def _keywords(kind: type) -> set[str]:
+    """The keys of a class's dictionary, with the settings that it hands on to its parents."""
+    names = {"type", SCOPE_KEY}
+    for base in kind.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        names.update(one.name for one in parameters if one.kind is not one.VAR_KEYWORD)
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            break
+    return names
+
+
+def _use_local_files(node: ConfigDict) -> None:
+    """Take away how a config reaches files on a server: those of ``--data`` are on a disk."""
+    for one in walk(node):
+        if one.get("backend_args") is not None:
+            one.backend_args = None
+
+
+def _evaluate_on(
+    cfg: Config, name: str, val: CocoSplit, kinds: list[str], limit: int, notes: dict[str, None]
+) -> None:
+    """Have the metrics of a config compare with the val split; their other settings stay."""
+    kept, has_coco, scope = [], False, cfg.get("default_scope")
+    for node in evaluators(cfg, name):
+        kind = class_of(node, METRICS, scope)
+        own = kind is None or not _is_of_mmdet(kind)
+        if kind is MMDetCocoMetric or (kind and own and issubclass(kind, MMDetCocoMetric)):
+            has_coco = True
+        elif not own and kind not in _DUMPS:  # it reads another format than COCO's
+            if has_coco:
+                notes[f"{type_name(node)} of the config is left out: the data are COCO's."] = None
+                continue
+            _become(node, CocoMetric, kind, notes)
+            node.metric, has_coco = kinds, True
+        elif "ann_file" not in node:
+            kept.append(node)
+            continue
+        node.ann_file = str(val.annotation_file.resolve())
+        if node.get("backend_args") is not None:
+            node.backend_args = None
+        kept.append(node)
+    if not has_coco:
+        kept.insert(0, ConfigDict(type="polyfocal.CocoMetric", metric=kinds))
+        kept[0].ann_file = str(val.annotation_file.resolve())
+    for node in kept:
+        if limit > USUAL_LIMIT and is_a(node, METRICS, scope, CocoMetric):
+            node.max_dets = max(limit, node.get("max_dets", limit))
+    set_evaluators(cfg, name, kept)
 
 
 def _use_own_metric(cfg: Config) -> None:
-    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
-        for node in walk(evaluators):
-            if node.get("type") in ("CocoMetric", "mmdet.CocoMetric"):
-                node.type = f"polyfocal.{CocoMetric.__name__}"
+    """Measure with our metric in the place of MMDetection's, where it knows all its settings."""
+    for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
+        kind = class_of(node, METRICS, cfg.get("default_scope"))
+        if kind is MMDetCocoMetric and set(node) <= _keywords(CocoMetric):
+            node.type = f"polyfocal.{CocoMetric.__name__}"
 
 
 def _metrics(cfg: Config) -> list[str]:
     """The kinds of evaluation that the config asks for."""
     kinds: list[str] = []
-    for evaluator in walk(cfg.val_evaluator):
+    for evaluator in evaluators(cfg, "val"):
         metric = evaluator.get("metric", [])
         kinds += [metric] if isinstance(metric, str) else metric
     return [kind for kind in ("bbox", "segm") if kind in kinds] or ["bbox"]
@@ -299,22 +382,21 @@ def _set_num_classes(model: ConfigDict, count: int) -> None:
 
 def _raise_max_detections(test_cfg: ConfigDict, limit: int) -> None:
     for node in (test_cfg, test_cfg.get("rcnn"), test_cfg.get("rpn")):
-        if node is not None and "max_per_img" in node:
-            node.max_per_img = max(node.max_per_img, limit)
+        if node is not None and 0 <= node.get("max_per_img", -1) < limit:  # below 0: no limit
+            node.max_per_img = limit
 
 
 def _usual_side(split: CocoSplit) -> int:
     """Median of the longer sides of a split's pictures, in pixels."""
-    images = json.loads(Path(split.annotation_file).read_text(encoding="utf-8"))["images"]
-    return round(median(max(image["width"], image["height"]) for image in images))
+    return round(median(max(size) for size in split.annotations.sizes.values()))
 
 
-def _check_annotations(cfg: Config, path: str | Path, splits: tuple[str, ...]) -> None:
+def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
             file = os.path.join(dataset.get("data_root") or "", dataset.ann_file)
             if "://" not in file and not os.path.isfile(file):
                 raise UserError(
-                    f"there is no data set: {path} wants {file}; give a COCO-format folder with "
-                    f"--data DIR, or use the built-in pictures with --demo."
+                    f"there is no data set: {cfg.filename} wants {file}; give a COCO-format folder "
+                    "with --data DIR, or use the built-in pictures with --demo."
                 )

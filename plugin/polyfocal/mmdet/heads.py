@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
-from polyfocal.registry import MODELS
+from polyfocal.mmengine.registry import MODELS
 
 
 def build_inner(adapter: str, loss: dict[str, Any]) -> ClassificationLoss:

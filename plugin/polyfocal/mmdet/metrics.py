@@ -1,15 +1,23 @@
 """COCO evaluation with average recall, any number of detections a picture, and results to print."""
 
+import contextlib
+import copy
+import io
 import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmengine.config import Config
+from mmengine.fileio import get_local_path
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import MessageHub
+from mmengine.registry import HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.visualization import Visualizer
 from pycocotools.coco import COCO
@@ -19,7 +27,15 @@ from polyfocal.calibration import DetectionCalibration, DetectionResult
 from polyfocal.calibration.diagram import DIAGRAMS, pixels
 from polyfocal.coco import CocoResult, evaluate, format_table
 from polyfocal.errors import UserError
-from polyfocal.registry import METRICS
+from polyfocal.mmdet.datasets import load_coco
+from polyfocal.mmengine.configs import is_a
+from polyfocal.mmengine.registry import METRICS
+
+_USUAL = [100, 300, 1000]  # MMDetection's own proposal_nums, of which AP takes the first
+_NO_TRUTH = (
+    "CocoMetric has no ann_file and the samples bring no ground truth: give it one, or add "
+    "'instances' to the meta_keys of PackDetInputs in the evaluation's pipeline."
+)
 
 
 @METRICS.register_module()
@@ -31,10 +47,13 @@ class CocoMetric(MMDetCocoMetric):
     ``coco_results`` holds everything by kind, the mAP of each class too.
 
     Args:
-        ann_file: Annotation file of the split; None takes the ground truth from the data samples.
+        ann_file: Annotation file of the split; None takes the ground truth from the data samples,
+            whose ``PackDetInputs`` must have ``"instances"`` among its ``meta_keys``.
         metric: ``"bbox"``, ``"segm"`` or a list of them.
         classwise: Add the mAP of each class to the returned numbers, as ``bbox_{class}_precision``.
-        max_dets: Most detections of a category in a picture that count.
+        max_dets: Most detections of a category in a picture that count, everywhere but in AR@1 and
+            AR@10.
+        proposal_nums: MMDetection's setting, of which only what means 100 detections is taken.
         format_only: Write the detections to ``outfile_prefix`` without evaluating them.
         outfile_prefix: Where to write the detections, as ``{prefix}.bbox.json`` and
             ``{prefix}.segm.json``, compact and with six digits a number; None keeps no file.
@@ -49,6 +68,7 @@ class CocoMetric(MMDetCocoMetric):
         metric: str | list[str] = "bbox",
         classwise: bool = False,
         max_dets: int = 100,
+        proposal_nums: Sequence[int] | None = None,
         format_only: bool = False,
         outfile_prefix: str | None = None,
         backend_args: dict[str, Any] | None = None,
@@ -56,7 +76,7 @@ class CocoMetric(MMDetCocoMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(
-            ann_file=ann_file,
+            ann_file=ann_file if format_only else None,
             metric=metric,
             classwise=classwise,
             format_only=format_only,
@@ -65,15 +85,33 @@ class CocoMetric(MMDetCocoMetric):
             collect_device=collect_device,
             prefix=prefix,
         )
+        if ann_file is not None and not format_only:  # a file to predict for may hold no objects
+            with get_local_path(ann_file, backend_args=backend_args) as file:
+                self._coco_api = load_coco(file)
+        if proposal_nums and sorted(proposal_nums) not in (_USUAL, [1, 10, 100]):
+            raise UserError(
+                f"CocoMetric has proposal_nums={proposal_nums}: write max_dets={max(proposal_nums)}"
+                " for the most detections of a picture, or take type='mmdet.CocoMetric'."
+            )
         self.max_dets = max_dets
         self.coco_results: dict[str, CocoResult] = {}
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep what is predicted for a batch, and the ground truth where there is no file of it.
+
+        Raises:
+            UserError: There is none in the samples either.
+        """
+        if self._coco_api is None and any("instances" not in one for one in data_samples):
+            raise UserError(_NO_TRUTH)
+        super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
         """Write the detections of all pictures as COCO results and evaluate them."""
         ground_truth, detections = zip(*results, strict=True)
         with tempfile.TemporaryDirectory() as folder:
             prefix = str(Path(folder) / "results")
-            coco = self._coco_api or self.gt_to_coco_json(ground_truth, prefix)
+            coco = self._coco_api or self._from_samples(ground_truth, prefix)
             classes = self.dataset_meta["classes"]
             self.cat_ids = (
                 self._coco_api.get_cat_ids(cat_names=classes)
@@ -94,25 +132,57 @@ class CocoMetric(MMDetCocoMetric):
                     )
                 result = self.measure(coco, files[kind], kind)
                 self.coco_results[kind] = result
-                metrics.update({f"{kind}_{name}": value for name, value in result.stats.items()})
-                if self.classwise:
-                    for name, value in result.per_class.items():
-                        metrics[f"{kind}_{name}_precision"] = value
+                metrics.update(self._named(kind, result))
         return {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
 
     def table(self) -> RenderableType | None:
         """What was measured last, for a terminal; None where nothing was."""
         return format_table(self.coco_results) if self.coco_results else None
 
-    def measure(self, coco: COCO, file: str, kind: Literal["bbox", "segm"]) -> CocoResult:
+    def names(self, classes: Sequence[str]) -> list[str]:
+        """The names of the numbers that an evaluation gives, known before there is one."""
+        if self.format_only:
+            return []
+        probe, nothing = copy.copy(self), COCO()
+        nothing.dataset = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(classes)],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            nothing.createIndex()
+        probe.cat_ids = list(range(len(classes)))
+        return [
+            f"{self.prefix}/{name}"
+            for kind in self.metrics
+            for name in self._named(kind, probe.measure(nothing, [], kind))
+        ]
+
+    def measure(
+        self, coco: COCO, found: str | list[dict[str, Any]], kind: Literal["bbox", "segm"]
+    ) -> CocoResult:
         """The numbers of one kind.
 
         Args:
             coco: The ground truth.
-            file: The detections, in COCO's results format.
+            found: The detections in COCO's results format, or a file of them.
             kind: What to compare.
         """
-        return evaluate(coco, file, kind, self.max_dets, list(self.cat_ids))
+        return evaluate(coco, found, kind, self.max_dets, list(self.cat_ids))
+
+    def _named(self, kind: str, result: CocoResult) -> dict[str, float]:
+        named = {f"{kind}_{name}": value for name, value in result.stats.items()}
+        if self.classwise:
+            for name, value in result.per_class.items():
+                named[f"{kind}_{name}_precision"] = value
+        return named
+
+    def _from_samples(self, ground_truth: Sequence[dict], prefix: str) -> COCO:
+        """The ground truth that came with the samples, as MMDetection makes COCO's format of it."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(self.gt_to_coco_json(ground_truth, prefix))
+        coco.dataset.setdefault("annotations", [])
+        return coco
 
 
 @METRICS.register_module()
@@ -140,14 +210,22 @@ class CalibrationMetric(CocoMetric):
         self.iou = iou
         self.calibration: dict[str, DetectionResult] = {}
 
-    def measure(self, coco: COCO, file: str, kind: Literal["bbox", "segm"]) -> CocoResult:
+    def compute_metrics(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
+        """Evaluate the detections of all pictures, and draw their reliability."""
+        metrics = super().compute_metrics(results)
+        for kind, calibration in self.calibration.items():
+            self._draw(kind, calibration)
+        return metrics
+
+    def measure(
+        self, coco: COCO, found: str | list[dict[str, Any]], kind: Literal["bbox", "segm"]
+    ) -> CocoResult:
         """Average precision and recall, and calibration."""
-        result = super().measure(coco, file, kind)
+        result = super().measure(coco, found, kind)
         metric = DetectionCalibration(self.iou)
-        metric.update(coco, file, kind, self.max_dets, list(self.cat_ids))
+        metric.update(coco, found, kind, self.max_dets, list(self.cat_ids))
         calibration = metric.compute()
-        self.calibration[kind] = calibration
-        self._draw(kind, calibration)
+        self.calibration = {**self.calibration, kind: calibration}
         return replace(result, stats={**result.stats, **calibration.stats})
 
     @staticmethod
@@ -156,6 +234,52 @@ class CalibrationMetric(CocoMetric):
         step = MessageHub.get_current_instance().get_info("iter", 0)
         for name, draw in DIAGRAMS.items():
             visualizer.add_image(f"{kind}_{name}", pixels(draw(calibration)), step)
+
+
+def check_ground_truth(metrics: Sequence[Any], dataset: Any) -> None:
+    """Look whether metrics without an annotation file get the ground truth with the samples.
+
+    Raises:
+        UserError: They do not, which MMDetection finds out after the first epoch.
+    """
+    if any(isinstance(one, MMDetCocoMetric) and one._coco_api is None for one in metrics):
+        sample = dataset[0]["data_samples"]
+        if "instances" not in sample:
+            raise UserError(_NO_TRUTH)
+
+
+def number_from_one(coco: COCO) -> None:
+    """Give annotations other ids where one is 0, which pycocotools takes for "no match".
+
+    Args:
+        coco: The ground truth of MMDetection's own metric; ours numbers by itself.
+    """
+    if 0 in coco.anns:
+        for number, annotation in enumerate(coco.anns.values(), start=1):
+            annotation["id"] = number
+        coco.anns = {annotation["id"]: annotation for annotation in coco.anns.values()}
+
+
+def check_names(cfg: Config, metrics: Sequence[Any], classes: Sequence[str]) -> None:
+    """Look whether the numbers that hooks wait for will be measured.
+
+    Raises:
+        UserError: One will not, which MMEngine finds out after the first epoch.
+    """
+    if not metrics or not all(isinstance(metric, CocoMetric) for metric in metrics):
+        return  # what others measure is known afterwards
+    measured = [name for metric in metrics for name in metric.names(classes)]
+    best = cfg.default_hooks.get("checkpoint", {}).get("save_best")
+    wanted = [("save_best", name) for name in ([best] if isinstance(best, str) else best or [])]
+    for hook in cfg.get("custom_hooks") or []:
+        if is_a(hook, HOOKS, cfg.get("default_scope"), EarlyStoppingHook):
+            wanted.append(("monitor", hook.get("monitor")))
+    for setting, name in wanted:
+        if name not in ("auto", "loss") and name not in measured:
+            raise UserError(
+                f"{setting}={name!r} of {cfg.filename} is not measured: expected one of "
+                f"{', '.join(sorted(measured))}."
+            )
 
 
 def _keep(file: Path, place: Path) -> None:

@@ -28,17 +28,19 @@ def draw_predictions(runner: Runner) -> Path:
     taken: set[str] = set()  # pictures in two folders may have one name
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):
         (sample,) = model.test_step(pseudo_collate([dataset[index]]))
-        image = mmcv.imread(sample.img_path, channel_order="rgb")
+        path = dataset.get_data_info(index)["img_path"]  # a pipeline need not pack it
+        image = mmcv.imread(path, channel_order="rgb")
         # The names of the classes need room.
         factor = max(1, _DRAWN_SIDE // max(image.shape[:2]))
         for instances in (sample.gt_instances, sample.pred_instances):
-            _enlarge(instances, factor)
+            if "bboxes" in instances:  # a pipeline may leave the ground truth out
+                _enlarge(instances, factor)
         runner.visualizer.add_datasample(
             name=str(index),
             image=mmcv.imrescale(image, factor),
             data_sample=sample,
             pred_score_thr=_SCORE_THRESHOLD,
-            out_file=str(folder / f"{free_name(Path(sample.img_path).stem, taken)}.png"),
+            out_file=str(folder / f"{free_name(Path(path).stem, taken)}.png"),
         )
     return folder
 

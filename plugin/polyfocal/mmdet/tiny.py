@@ -10,10 +10,24 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmdet.registry import MODELS
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile, RandomFlip
+from mmdet.datasets import MultiImageMixDataset
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import InfiniteSampler
+from mmengine.model import PretrainedInit
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    MODELS,
+    TRANSFORMS,
+    WEIGHT_INITIALIZERS,
+)
 
 from polyfocal.errors import UserError
+from polyfocal.mmengine.configs import class_of, is_a, leaf_datasets, type_name, walk
 
 MAX_SIDE = 320
 """Longest side of a picture in pixels where the data set's own pictures are larger."""
@@ -53,13 +67,21 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     Raises:
         UserError: The model has no backbone whose stages ResNet-18 could take over.
     """
-    _shrink_model(cfg.model)
+    scope = cfg.get("default_scope")
+    _shrink_model(cfg.model, scope)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         # Small batches: from scratch, the number of steps counts.
         batch = _BATCH if loader.startswith("train") else 8
         cfg[loader].update(batch_size=batch, num_workers=1)
+        if is_a(cfg[loader].dataset, DATASETS, scope, MultiImageMixDataset):
+            cfg[loader].dataset = cfg[loader].dataset.dataset  # mixing is augmentation
         for dataset in leaf_datasets(cfg[loader].dataset):
-            dataset.pipeline = _pipeline(dataset.pipeline, side, train=loader.startswith("train"))
+            train = loader.startswith("train")
+            dataset.pipeline = _pipeline(dataset.pipeline, side, scope, train=train)
+    # They would put the config's own pipeline in the place of the profile's.
+    switches = (PipelineSwitchHook, YOLOXModeSwitchHook)
+    hooks = cfg.get("custom_hooks") or []
+    cfg.custom_hooks = [hook for hook in hooks if not is_a(hook, HOOKS, scope, switches)]
     use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=1e-3)
     for key in ("tta_model", "tta_pipeline"):
         cfg.pop(key, None)
@@ -90,32 +112,22 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
     # Scaling the rate means scaling it from this recipe's batch, not from the original's.
     cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=batch)
     # Two, so that a run killed while it writes one can resume from the other.
-    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2)
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2, by_epoch=True)
     cfg.default_hooks.logger.interval = 10
+    # An epoch is what the recipe counts in: of a config that counts in iterations it has an end.
+    sampler = cfg.train_dataloader.get("sampler")
+    if is_a(sampler, DATA_SAMPLERS, cfg.get("default_scope"), InfiniteSampler):
+        cfg.train_dataloader.sampler = ConfigDict(type="DefaultSampler", shuffle=True)
+    if "log_processor" in cfg:
+        cfg.log_processor.by_epoch = True
 
 
-def walk(node: Any) -> Iterator[ConfigDict]:
-    """Every dictionary in a config tree, the outermost first."""
-    if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from walk(value)
-
-
-def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets that read annotations, inside whatever wrappers a config puts around them."""
-    return (node for node in walk(dataset) if "ann_file" in node)
-
-
-def _shrink_model(model: ConfigDict) -> None:
+def _shrink_model(model: ConfigDict, scope: str | None) -> None:
     backbone = model.get("backbone")
     if backbone is None or "out_indices" not in backbone:
         raise UserError(
             f"the tiny profile puts a ResNet-18 in the place of the backbone; the model "
-            f"{model.get('type')!r} has no backbone with out_indices."
+            f"{type_name(model)!r} has no backbone with out_indices."
         )
     stages = tuple(backbone.out_indices)
     if "encoder" in model:
@@ -130,13 +142,16 @@ def _shrink_model(model: ConfigDict) -> None:
                 node[key] = min(value, _MAX_DEPTH)
         if "sampling_ratio" in node:
             node.sampling_ratio = 1  # the adaptive number of samples costs most on a CPU
-        if isinstance(node.get("init_cfg"), dict) and node.init_cfg.type == "Pretrained":
+        inits = node.get("init_cfg")
+        if isinstance(inits, list | tuple):
+            node.init_cfg = [one for one in inits if not _is_pretrained(one, scope)]
+        elif _is_pretrained(inits, scope):
             node.init_cfg = None
-        if "norm_cfg" in _parameters(node):
+        if "norm_cfg" in _parameters(node, scope):
             node.norm_cfg = ConfigDict(_NORM)
     model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
     model.backbone = ConfigDict(
-        type="ResNet",
+        type="mmdet.ResNet",
         depth=18,
         base_channels=_BASE_CHANNELS,
         num_stages=4,
@@ -161,9 +176,13 @@ def _shrink_model(model: ConfigDict) -> None:
                 node.nms_pre //= _FEWER
 
 
-def _parameters(node: ConfigDict) -> set[str]:
+def _is_pretrained(init: Any, scope: str | None) -> bool:
+    return is_a(init, WEIGHT_INITIALIZERS, scope, PretrainedInit)
+
+
+def _parameters(node: ConfigDict, scope: str | None) -> set[str]:
     """The keywords of the module that a dictionary describes."""
-    module = MODELS.get(node["type"]) if isinstance(node.get("type"), str) else None
+    module = class_of(node, MODELS, scope)
     return set(inspect.signature(module).parameters) if module else set()
 
 
@@ -175,14 +194,24 @@ def _items(node: Any) -> Iterator[tuple[str, ConfigDict]]:
                 yield key, value
 
 
-def _pipeline(pipeline: list[ConfigDict], side: int, *, train: bool) -> list[ConfigDict]:
+def _pipeline(
+    pipeline: list[ConfigDict], side: int, scope: str | None, *, train: bool
+) -> list[ConfigDict]:
     """Load, resize, flip (train only), pack: what the config loads, at the profile's size."""
-    steps = {step["type"]: step for step in walk(pipeline) if "type" in step}
-    load = steps.get("LoadImageFromFile", ConfigDict(type="LoadImageFromFile"))
-    annotations = steps.get("LoadAnnotations", ConfigDict(type="LoadAnnotations", with_bbox=True))
-    resize = ConfigDict(type="Resize", scale=(side, side), keep_ratio=True)
+    steps = [step for step in walk(pipeline) if "type" in step]
+
+    def of(kind: type) -> list[ConfigDict]:
+        return [step for step in steps if is_a(step, TRANSFORMS, scope, kind)]
+
+    annotations = of(LoadAnnotations)[:1]
+    # Whatever comes from files, such as proposals, by a reader of the user's own too.
+    load = [
+        step for step in steps if type_name(step).startswith("Load") and step not in annotations
+    ]
+    load = load or of(LoadImageFromFile) or [ConfigDict(type="LoadImageFromFile")]
+    annotations = annotations or [ConfigDict(type="mmdet.LoadAnnotations", with_bbox=True)]
+    resize = ConfigDict(type="mmdet.Resize", scale=(side, side), keep_ratio=True)
+    pack = of(PackDetInputs)[:1] or [ConfigDict(type="mmdet.PackDetInputs")]
     if train:
-        flip = [steps["RandomFlip"]] if "RandomFlip" in steps else []
-        return [load, annotations, resize, *flip, ConfigDict(type="PackDetInputs")]
-    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    return [load, resize, annotations, ConfigDict(type="PackDetInputs", meta_keys=meta_keys)]
+        return [*load, *annotations, resize, *of(RandomFlip)[:1], *pack]
+    return [*load, resize, *annotations, *pack]

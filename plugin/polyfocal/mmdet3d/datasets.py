@@ -7,7 +7,7 @@ from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
 from mmdet3d.datasets.transforms import ObjectNameFilter, ObjectRangeFilter
 
 from polyfocal.data import kitti
-from polyfocal.registry import DATASETS
+from polyfocal.mmengine.registry import DATASETS
 
 
 @DATASETS.register_module()

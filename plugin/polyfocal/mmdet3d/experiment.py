@@ -1,25 +1,41 @@
 """From a 3D config file and the tools' options to a config that is ready to run."""
 
-import copy
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
+from mmdet3d.datasets.transforms import ObjectSample
+from mmdet3d.evaluation import KittiMetric as MMDet3DKittiMetric
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner
 from rich.console import RenderableType
 
 from polyfocal.data import kitti
 from polyfocal.demo import lidar_scenes
 from polyfocal.errors import UserError
-from polyfocal.mmdet import experiment as mmdet_experiment
-from polyfocal.mmdet.experiment import merge_options, read_config
-from polyfocal.mmdet.tiny import leaf_datasets, walk
+from polyfocal.mmdet.experiment import one_data_set
+from polyfocal.mmdet3d.datasets import KittiDataset
 from polyfocal.mmdet3d.metrics import KittiMetric
 from polyfocal.mmdet3d.pictures import DrawFromAboveHook, draw_predictions
 from polyfocal.mmdet3d.tiny import use_tiny_profile
+from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.configs import (
+    SCOPE_KEY,
+    class_of,
+    evaluators,
+    is_a,
+    leaf_datasets,
+    merge_options,
+    read_config,
+    set_evaluators,
+    type_name,
+    walk,
+)
 
 DEMO_FOLDER = Path("data/lidar_scenes")
 """Where ``--demo`` keeps the simulated scans, below the current directory."""
@@ -35,7 +51,7 @@ _CUDA_ONLY = {
 }
 
 
-class Experiment(mmdet_experiment.Experiment):
+class Experiment(mmengine_experiment.Experiment):
     """A 3D config that is ready to run."""
 
     def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
@@ -51,8 +67,9 @@ class Experiment(mmdet_experiment.Experiment):
     def hold_out(self, folder: Path) -> None:
         cfg = self.config
         loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+        scope = cfg.get("default_scope")
         trees = [
-            [node for node in walk(loader.dataset) if node.get("type") == "polyfocal.KittiDataset"]
+            [node for node in walk(loader.dataset) if is_a(node, DATASETS, scope, KittiDataset)]
             for loader in loaders
         ]
         if not trees[0]:
@@ -61,18 +78,21 @@ class Experiment(mmdet_experiment.Experiment):
                 "be held out: give one with --data DIR, or use the simulated scans with --demo."
             )
         root = str(kitti.hold_out(trees[0][0].data_root, folder).resolve())
-        for node in (*(node for tree in trees for node in tree), *walk(cfg.val_evaluator)):
+        for node in (node for tree in trees for node in tree):
             node.data_root = root
-        cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
+        for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
+            if is_a(node, METRICS, scope, KittiMetric):
+                node.data_root = root
 
     def draw(self, runner: Runner) -> Path:
         return draw_predictions(runner)
 
     def keep_detections(self, out: str) -> list[BaseMetric]:
         """Have a test write its detections as KITTI label files into the folder ``out``."""
-        for evaluator in walk(self.config.test_evaluator):
-            if evaluator.get("type") == "polyfocal.KittiMetric":
-                evaluator.submission_prefix = out
+        cfg = self.config
+        for node in evaluators(cfg, "test"):
+            if is_a(node, METRICS, cfg.get("default_scope"), KittiMetric):
+                node.submission_prefix = out
                 return []
         raise UserError("--out writes the label files of KITTI, and this config evaluates others.")
 
@@ -85,7 +105,7 @@ class Experiment(mmdet_experiment.Experiment):
 
 
 def prepare_experiment(
-    path: str | Path,
+    path: str | Path | Config,
     *,
     data: str | Path | None = None,
     tiny: bool = False,
@@ -96,7 +116,7 @@ def prepare_experiment(
     """Read a 3D config and adapt it to the data set and the machine.
 
     Args:
-        path: An MMDetection3D 1.x config.
+        path: An MMDetection3D 1.x config, or what :func:`read_config` read of one.
         data: A folder in KITTI's layout to use in the place of the config's data set, see
             :mod:`polyfocal.kitti`.
         tiny: Use the CPU-sized version of the architecture, see
@@ -108,7 +128,7 @@ def prepare_experiment(
     Raises:
         UserError: The config, an override, the data set or the machine does not fit.
     """
-    cfg = read_config(path)
+    cfg = path if isinstance(path, Config) else read_config(path)
     experiment = Experiment(cfg)
     _check_device(cfg)
     if data is not None or demo:
@@ -132,9 +152,10 @@ def _check_device(cfg: Config) -> None:
     if torch.cuda.is_available():
         return
     for node in walk(cfg.model):
-        if operation := _CUDA_ONLY.get(node.get("type")):
+        name = type_name(node)
+        if operation := _CUDA_ONLY.get(name):
             raise UserError(
-                f"{cfg.filename} needs a GPU, and torch finds none: its {node.type} runs mmcv's "
+                f"{cfg.filename} needs a GPU, and torch finds none: its {name} runs mmcv's "
                 f"{operation}, which have no CPU version; configs on pillars, such as "
                 "configs/pointpillars_poly1_kitti.py, have one."
             )
@@ -142,46 +163,78 @@ def _check_device(cfg: Config) -> None:
 
 def _check_reads_kitti(cfg: Config) -> None:
     for dataset in leaf_datasets(cfg.train_dataloader.dataset):
-        if not _is_kitti(dataset):
+        if not _is_kitti(cfg, dataset):
             raise UserError(
                 f"--data and --demo are data in KITTI's layout, and {cfg.filename} is for "
-                f"{dataset.type}: take a config for KITTI, such as "
+                f"{type_name(dataset)}: take a config for KITTI, such as "
                 "configs/pointpillars_poly1_kitti.py."
             )
 
 
-def _is_kitti(dataset: ConfigDict) -> bool:
-    return dataset.type in ("KittiDataset", "mmdet3d.KittiDataset")
+def _is_kitti(cfg: Config, dataset: ConfigDict) -> bool:
+    kind = class_of(dataset, DATASETS, cfg.get("default_scope"))
+    if kind is None or not issubclass(kind, MMDet3DKittiDataset):
+        return False
+    # MMDetection3D's own heirs of it, such as that for Waymo, read other layouts.
+    return kind is MMDet3DKittiDataset or not kind.__module__.startswith("mmdet3d.")
 
 
 def _usual_tree(cfg: Config) -> Path | None:
     """The folder of a config for KITTI, where it is there: the tree says all that infos do."""
     datasets = list(leaf_datasets(cfg.train_dataloader.dataset))
     root = Path(datasets[0].get("data_root") or "")
-    found = all(map(_is_kitti, datasets)) and (root / "ImageSets").is_dir()
+    found = all(_is_kitti(cfg, one) for one in datasets) and (root / "ImageSets").is_dir()
     return root if found else None
 
 
 def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...]) -> None:
     cfg = experiment.config
+    scope = cfg.get("default_scope")
     root = str(Path(data).resolve())
+    notes: dict[str, None] = {}
     for split in splits:
         experiment.notes += kitti.load_split(root, split).notes
     for loader, split in (("train", "train"), ("val", "val"), ("test", "val")):
-        (dataset,) = leaf_datasets(cfg[f"{loader}_dataloader"].dataset)
+        dataloader = cfg[f"{loader}_dataloader"]
+        dataloader.dataset = one_data_set(dataloader.dataset, notes)
+        (dataset,) = leaf_datasets(dataloader.dataset)
         for key in ("ann_file", "data_prefix", "backend_args"):
             dataset.pop(key, None)
         dataset.update(type="polyfocal.KittiDataset", data_root=root, split=split)
-        steps = [step for step in dataset.pipeline if step.type != "ObjectSample"]
+        steps = [
+            step for step in dataset.pipeline if not is_a(step, TRANSFORMS, scope, ObjectSample)
+        ]
         if len(steps) < len(dataset.pipeline):
-            experiment.notes.append(
+            notes[
                 "ObjectSample, which pastes in objects of other scans, is left out: it reads a "
                 "database that MMDetection3D's tools make."
-            )
+            ] = None
         dataset.pipeline = steps
-    evaluator = ConfigDict(type="polyfocal.KittiMetric", data_root=root, split="val")
-    cfg.val_evaluator = evaluator
-    cfg.test_evaluator = copy.deepcopy(evaluator)
+    for name in ("val", "test"):
+        kept = [one for one in map(partial(_our_metric, cfg, notes), evaluators(cfg, name)) if one]
+        if not any(is_a(node, METRICS, scope, KittiMetric) for node in kept):
+            kept.insert(0, ConfigDict(type="polyfocal.KittiMetric"))
+        for node in kept:
+            if is_a(node, METRICS, scope, KittiMetric):
+                node.update(data_root=root, split="val")
+        set_evaluators(cfg, name, kept)
+    experiment.notes += notes
+
+
+def _our_metric(cfg: Config, notes: dict[str, None], node: ConfigDict) -> ConfigDict | None:
+    """A metric of a config as one of ours; as it is where it is the user's, None for others."""
+    kind = class_of(node, METRICS, cfg.get("default_scope"))
+    if kind is None or not kind.__module__.startswith("mmdet3d."):
+        return node
+    if not issubclass(kind, MMDet3DKittiMetric):
+        notes[f"{kind.__name__} of the config is left out: the data are in KITTI's layout."] = None
+        return None
+    usual = {"type", SCOPE_KEY, "ann_file", "metric", "backend_args"}
+    kept = {"prefix", "collect_device", "submission_prefix"}
+    if gone := [key for key in node if key not in usual | kept]:
+        notes[f"the metric for KITTI trees has no {', '.join(gone)}: left out."] = None
+    ours = {key: node[key] for key in node if key in kept}
+    return ConfigDict(type="polyfocal.KittiMetric", **ours)
 
 
 def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -191,7 +244,7 @@ def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
             if "://" in file or os.path.isfile(file):
                 continue
             advice = "make it with MMDetection3D's tools/create_data.py"
-            if _is_kitti(dataset):
+            if _is_kitti(cfg, dataset):
                 advice = (
                     "give a folder in KITTI's layout with --data DIR, or use the simulated scans "
                     "with --demo"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.heads import build_inner
-from polyfocal.registry import MODELS
+from polyfocal.mmengine.registry import MODELS
 
 
 @MODELS.register_module()

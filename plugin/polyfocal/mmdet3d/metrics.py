@@ -21,7 +21,7 @@ from polyfocal.mmdet3d.evaluation import (
     kitti_ap,
     waymo_ap,
 )
-from polyfocal.registry import METRICS
+from polyfocal.mmengine.registry import METRICS
 
 _CAMERA = "CAM2"
 # Of the corners that are projected into the picture, metres: those behind the camera have no place.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyfocal.data.files import free_name
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 _NUM_PICTURES = 12
 _SCORE_THRESHOLD = 0.3  # of the drawn detections

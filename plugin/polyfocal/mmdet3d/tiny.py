@@ -5,10 +5,14 @@ most two deep. Voxels, anchors and the losses stay those of the config, so that 
 the same kind of problem.
 """
 
+from mmdet3d.models.middle_encoders import PointPillarsScatter
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import RepeatDataset
+from mmengine.registry import DATASETS, MODELS
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet.tiny import leaf_datasets, use_tiny_recipe, walk
+from polyfocal.mmdet.tiny import use_tiny_recipe
+from polyfocal.mmengine.configs import is_a, leaf_datasets, type_name, walk
 
 RANGE = (51.2, 20.48)
 """How far the scans reach, in metres: ahead (and behind, where a config looks there) and aside."""
@@ -31,25 +35,26 @@ def use_tiny_profile(cfg: Config) -> None:
     Raises:
         UserError: The model has no pillars.
     """
-    limits = _shrink_model(cfg.model)
+    scope = cfg.get("default_scope")
+    limits = _shrink_model(cfg.model, scope)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         train = loader.startswith("train")
         cfg[loader].update(batch_size=_BATCH if train else 1, num_workers=1)
         for dataset in leaf_datasets(cfg[loader].dataset):
             dataset.pipeline = _pipeline(dataset.pipeline, limits, train=train)
-    if cfg.train_dataloader.dataset.type == "RepeatDataset":
+    if is_a(cfg.train_dataloader.dataset, DATASETS, scope, RepeatDataset):
         cfg.train_dataloader.dataset = cfg.train_dataloader.dataset.dataset
     use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=4e-3)
 
 
-def _shrink_model(model: ConfigDict) -> list[float]:
+def _shrink_model(model: ConfigDict, scope: str | None) -> list[float]:
     """Shrinks the model; returns the range of its points, (x, y, z low, x, y, z high) in metres."""
     voxels = model.get("data_preprocessor", {}).get("voxel_layer")
-    scatter = [node for node in walk(model) if node.get("type") == "PointPillarsScatter"]
-    if voxels is None or not scatter:
+    scatter = (is_a(node, MODELS, scope, PointPillarsScatter) for node in walk(model))
+    if voxels is None or not any(scatter):
         raise UserError(
             f"the tiny profile is for detectors on pillars (PointPillars, CenterPoint); the model "
-            f"{model.get('type')!r} has no PointPillarsScatter."
+            f"{type_name(model)!r} has no PointPillarsScatter."
         )
     # What goes into it are the points themselves.
     encoder = model.get("voxel_encoder") or model.get("pts_voxel_encoder")
@@ -79,9 +84,9 @@ def _shrink_model(model: ConfigDict) -> list[float]:
                 node[key] = [height, width]
             elif key == "grid_size":
                 node[key] = [width, height, 1]
-            elif key == "norm_cfg" and "naiveSync" in value.get("type", ""):
-                # Statistics over several devices; the rest of the name says which norm it is.
-                value.type = value.type.replace("naiveSync", "")
+            elif key == "norm_cfg" and "aiveSync" in type_name(value):
+                # Statistics over several devices; without them it is the usual norm.
+                value.type = "BN1d" if "1d" in type_name(value) else "BN2d"
     voxels.max_num_points = min(voxels.max_num_points, _MAX_POINTS)
     return limits
 
@@ -102,11 +107,14 @@ def _pipeline(pipeline: list[ConfigDict], limits: list[float], *, train: bool) -
     if train:
         kept |= {"RandomFlip3D", "ObjectRangeFilter", "ObjectNameFilter", "PointShuffle"}
     flat = [inner for step in pipeline for inner in step.get("transforms", [step])]
-    steps = [step for step in flat[:-1] if step.type in kept or step.type.startswith("Load")]
-    seen = {step.type for step in steps}
-    if "PointsRangeFilter" not in seen:
-        steps.append(ConfigDict(type="PointsRangeFilter"))
+    steps = [step for step in flat[:-1] if _is_kept(type_name(step), kept)]
+    if "PointsRangeFilter" not in map(type_name, steps):
+        steps.append(ConfigDict(type="mmdet3d.PointsRangeFilter"))
     for step in steps:
-        if step.type in ("PointsRangeFilter", "ObjectRangeFilter"):
+        if type_name(step) in ("PointsRangeFilter", "ObjectRangeFilter"):
             step.point_cloud_range = limits
     return [*steps, pipeline[-1]]
+
+
+def _is_kept(name: str, kept: set[str]) -> bool:
+    return name in kept or name.startswith("Load")

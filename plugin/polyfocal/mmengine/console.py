@@ -153,6 +153,7 @@ class ProgressBarHook(Hook):
             TimeRemainingColumn(),
         )
         self._losses = Text(no_wrap=True, overflow="ellipsis", style="dim")
+        self.evaluated = False  # whether there was an evaluation
         self._live = Live(Group(self._bar, self._losses))
 
     def before_train(self, runner: Runner) -> None:
@@ -190,6 +191,7 @@ class ProgressBarHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Leave a line with the mean average precision or the accuracy above the bar."""
+        self.evaluated = True
         shown = [
             f"{k.split('/')[-1]} {v:.3f}"
             for k, v in (metrics or {}).items()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from polyfocal import curvature
 from polyfocal.errors import UserError
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 _PENALTY = "loss_trace"
 

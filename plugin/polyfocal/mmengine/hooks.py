@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from polyfocal.errors import UserError
 from polyfocal.losses import AdaFocalLoss, NoisedTopKLoss, StoredScores
 from polyfocal.losses.bias import write_scores
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 
 def _sample_ids(batch: Any, key: str) -> list[Hashable]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from polyfocal import losses
 from polyfocal.errors import UserError
-from polyfocal.registry import MODELS
+from polyfocal.mmengine.registry import MODELS
 
 
 class RunnerProgress:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
-from polyfocal.registry import HOOKS
+from polyfocal.mmengine.registry import HOOKS
 
 
 @HOOKS.register_module()

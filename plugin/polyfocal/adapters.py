@@ -1,0 +1,37 @@
+"""The floor above the adapters: which of them a config is for. The tools plug it in."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from polyfocal.experiments.request import Request
+
+
+def prepare(request: Request) -> Any:
+    """The experiment of any config of MMEngine's frameworks: 2D, 3D or classification.
+
+    Only the adapter that the config is for is imported, and with it its framework.
+
+    Raises:
+        UserError: The config, an option or the data set is not usable.
+    """
+    from polyfocal.mmengine.configs import framework_of, read_config
+
+    cfg = read_config(request.config)
+    framework = framework_of(cfg)
+    prepare_experiment: Callable[..., Any]
+    if framework == "classification":
+        from polyfocal.classification.experiment import prepare_experiment
+    elif framework == "mmdet3d":
+        from polyfocal.mmdet3d.experiment import prepare_experiment
+    else:
+        from polyfocal.mmdet.experiment import prepare_experiment
+    return prepare_experiment(
+        cfg,
+        data=request.data,
+        tiny=request.tiny,
+        demo=request.demo,
+        # MMEngine writes one option into the value of another: they stay the request's.
+        options=copy.deepcopy(dict(request.options)),
+        train=request.train,
+    )

@@ -1,0 +1,212 @@
+"""What the command lines of the tools share: options, errors in one sentence, quiet packages."""
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polyfocal.errors import UserError
+from polyfocal.experiments.request import Adapter, Request
+
+# News about the packages below us are not for the person who trains.
+_NEWS = (
+    r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
+    r"|Warning: The (bbox|polygon) is out of bounds|`torch\.jit\.script` is deprecated"
+)
+
+
+def parser_of(description: str | None, examples: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows a tool's description and its examples as they are written."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a data set, a size, a place and overrides."""
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a COCO-format folder: annotations/{train,val}.json (or COCO 2017's names) and "
+        "pictures; classes, paths and evaluation are taken from it. For a LiDAR detector a folder "
+        "in KITTI's layout",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=["tiny"],
+        help="tiny: a CPU-sized version of the same architecture, from scratch, no download",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="the built-in pictures or LiDAR scans (written to data/) with the tiny profile",
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="where logs, checkpoints and pictures go (default: work_dirs/CONFIG's name)",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_KeyValues,
+        metavar="KEY=VALUE",
+        help="override settings of the config, for instance train_cfg.max_epochs=10; a list is "
+        'KEY="[a,b]"',
+    )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`add_experiment_options` and those of a run on several devices."""
+    add_experiment_options(parser)
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how a run on several devices was started (torchrun: pytorch)",
+    )
+    # Set by torch.distributed.launch; torchrun sets the variable of the environment instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True) -> Request:
+    """What the options of :func:`add_experiment_options` ask for.
+
+    Args:
+        args: The command line.
+        adapter: See :class:`polyfocal.experiments.request.Request`.
+        train: Whether the training data are needed.
+
+    Raises:
+        UserError: The options contradict each other.
+    """
+    if args.demo and args.data:
+        raise UserError("--demo is the built-in data set and --data another one: give one of them.")
+    return Request(
+        adapter,
+        args.config,
+        data=args.data,
+        tiny=args.profile == "tiny",
+        demo=args.demo,
+        options=args.cfg_options or {},
+        train=train,
+    )
+
+
+def run_tool(
+    job: Callable[[argparse.Namespace], None],
+    args: argparse.Namespace,
+    *,
+    goes_on_with: str = "--resume",
+) -> int:
+    """Do a tool's job; the user's errors are one line on standard error.
+
+    So are those of the machine: a full disk, a directory or a picture that is not there any more.
+
+    Args:
+        job: The tool's.
+        args: Its command line.
+        goes_on_with: What to give after an interruption.
+
+    Returns:
+        The exit status: 0, 2 for an error that is said, 130 for an interruption from the keyboard.
+    """
+    warnings.filterwarnings("ignore", message=_NEWS)
+    logging.raiseExceptions = False  # a log that cannot be written does not end a run, a file does
+    try:
+        job(args)
+    except (UserError, OSError, AssertionError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with {goes_on_with}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a person is told of an error; None where it is a program's, not theirs."""
+    text = str(error).strip()
+    if "DataLoader worker" in text:  # which hands on its traceback; the last line is "Type: text"
+        text = text.splitlines()[-1].partition(": ")[2]
+    picture = re.search("failed to load image: (.+)", text)  # MMCV's assertion
+    if picture:
+        return f"{picture[1]} cannot be read as a picture: put it right, then go on with --resume."
+    if isinstance(error, AssertionError):
+        return None
+    if isinstance(error, UserError):
+        return text
+    found = re.fullmatch(r"\[Errno -?\d+\] (.+?)(: '(.+)')?", text)
+    if found is None:
+        return f"{text}."
+    return f"{found[3]}: {found[1]}." if found[3] else f"{found[1]}."
+
+
+class _KeyValues(argparse.Action):
+    """KEY=VALUE options, with MMEngine's values: numbers, true, false, None, lists and tuples."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        found = dict(getattr(namespace, self.dest, None) or {})
+        try:
+            for pair in values or ():
+                key, text = pair.split("=", maxsplit=1)
+                found[key] = value_of(text)
+        except ValueError:
+            given = " ".join(values or ())
+            parser.error(f"{self.option_strings[0]} takes KEY=VALUE, got {given}")
+        setattr(namespace, self.dest, found)
+
+
+def value_of(text: str) -> Any:
+    """The value that a person means by a text such as ``0.5``, ``None``, ``a,b`` or ``[(1,2),c]``.
+
+    Raises:
+        ValueError: Its brackets do not match.
+    """
+    text = text.strip("'\"").replace(" ", "")
+    if text[:1] + text[-1:] in ("()", "[]"):
+        items = [value_of(item) for item in _items(text[1:-1])]
+        return tuple(items) if text[0] == "(" else items
+    if "," in text:
+        return [value_of(item) for item in _items(text)]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return None if text == "None" else text
+
+
+def _items(text: str) -> list[str]:
+    """The parts between the commas that are in no brackets."""
+    items, open_brackets = [""], ""
+    for character in text:
+        if character == "," and not open_brackets:
+            items.append("")
+            continue
+        if character in "([":
+            open_brackets += character
+        elif character in ")]":
+            if not open_brackets or open_brackets[-1] + character not in ("()", "[]"):
+                raise ValueError(text)
+            open_brackets = open_brackets[:-1]
+        items[-1] += character
+    if open_brackets:
+        raise ValueError(text)
+    return items if items[-1] else items[:-1]

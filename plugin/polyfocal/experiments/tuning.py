@@ -1,0 +1,269 @@
+"""A search for the settings of a config's loss, with Optuna.
+
+A trial is a short training on four fifths of the training split, judged by the rest of it; the val
+split is not evaluated. The loss itself says which of its settings are worth a search, and where
+(:meth:`polyfocal.losses.ClassificationLoss.tunable`).
+"""
+
+import contextlib
+import copy
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from polyfocal.errors import UserError
+from polyfocal.experiments.request import Experiment, Request, Setting
+
+STORAGE_FILE = "search.db"
+"""The SQLite file of a search, in its folder."""
+
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+"""States of the trials that tell something of their settings."""
+
+_PATIENCE = 120  # seconds
+_HEARTBEAT = 30  # seconds; a trial that misses two was killed, and is done again
+
+
+class OutOfTime(Exception):
+    """The time of the search is over in the middle of a trial."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned, and how.
+
+    Attributes:
+        request: The config, the data and the rest.
+        folder: Of the search.
+        epochs: Of a trial; None for a third of the config's, rounded up.
+        only: Names of settings, the only ones to search; None for all that the loss declares and
+            the config does not switch off.
+    """
+
+    request: Request
+    folder: Path
+    epochs: int | None = None
+    only: Sequence[str] | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Setting]:
+        """What is searched, by name.
+
+        Raises:
+            UserError: The main loss is none of this package, or has no such setting.
+        """
+        found = self.request.prepare().settings()
+        for name in self.only or ():
+            if name not in found:
+                raise UserError(
+                    f"--only {name}: {self.request.config} has {', '.join(found)} to search."
+                )
+        return {name: found[name] for name in found if self.only is None or name in self.only}
+
+    @cached_property
+    def trial_epochs(self) -> int:
+        """How many epochs a trial has.
+
+        Raises:
+            UserError: More than the config has, or it does not count in epochs.
+        """
+        whole = self.request.prepare().epochs
+        epochs = -(-whole // 3) if self.epochs is None else self.epochs
+        if not 1 <= epochs <= whole:
+            raise UserError(f"--epochs {epochs}: expected 1 to {whole}, the config's.")
+        return epochs
+
+    def search(
+        self,
+        study: optuna.Study,
+        *,
+        seed: int,
+        minutes: float | None,
+        trials: int | None,
+        report: Callable[[FrozenTrial], None],
+    ) -> None:
+        """Do trials until the budget is used up; trials of earlier starts count.
+
+        Args:
+            study: From :func:`open_study`.
+            seed: Of every trial, so that they differ by their settings only.
+            minutes: Of searching. A trial that is under way then is ended; it counts for nothing
+                and comes first when the search goes on.
+            trials: Finished or pruned ones.
+            report: Gets each trial that has ended.
+
+        Raises:
+            UserError: The config or the data does not fit.
+        """
+        epochs = self.trial_epochs
+        deadline = None
+        if minutes is not None:
+            left = 60 * minutes - searched_seconds(study)
+            if left <= 0 or study.user_attrs.get("searched_minutes", 0) >= minutes:
+                return
+            deadline = time.monotonic() + left
+        if trials is not None and len(study.get_trials(deepcopy=False, states=DONE)) >= trials:
+            return
+        short: Experiment = self.request.prepare()
+        short.hold_out(self.folder / "split")
+        short.use_epochs(epochs)
+        best = short.quality[0]
+
+        def objective(trial: Trial) -> float:
+            start = time.monotonic()
+            # No two trials draw the same numbers: not those of a search that goes on, which would
+            # begin again, nor those of processes that search together.
+            study.sampler = optuna.samplers.TPESampler(seed=1000 * seed + trial.number)
+            values = {
+                name: trial.suggest_float(name, s.range.low, s.range.high, log=s.range.log)
+                for name, s in self.settings.items()
+            }
+            place = self.folder / "trials" / f"trial_{trial.number}"
+            experiment = copy.deepcopy(short)
+            experiment.use_values(rounded(values))
+            try:
+                watcher = _TrialWatcher(trial, best, epochs, deadline)
+                measured = experiment.measure(place, seed=seed, watchers=[watcher])
+            except (OutOfTime, KeyboardInterrupt):
+                study.enqueue_trial(values)
+                study.stop()
+                raise
+            finally:
+                trial.set_user_attr("seconds", time.monotonic() - start)
+                shutil.rmtree(place / "run", ignore_errors=True)
+            return measured[best]
+
+        def ended(study: optuna.Study, trial: FrozenTrial) -> None:
+            report(trial)
+            if deadline is not None and time.monotonic() >= deadline:
+                study.stop()
+
+        # What a pruned trial needs to be compared with; the warm-up of the rate says nothing.
+        study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=-(-epochs // 3))
+        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [ended]
+        if trials is not None:
+            callbacks.append(optuna.study.MaxTrialsCallback(trials, states=DONE))
+        study.optimize(objective, catch=(OutOfTime,), callbacks=callbacks, gc_after_trial=True)
+        if deadline is not None and time.monotonic() >= deadline:
+            study.set_user_attr("searched_minutes", minutes)
+
+
+class _TrialWatcher:
+    """Tells the trial what each evaluation found, and ends it where it is hopeless or late."""
+
+    def __init__(self, trial: Trial, metric: str, epochs: int, deadline: float | None) -> None:
+        self.trial = trial
+        self.metric = metric
+        self.epochs = epochs
+        self.deadline = deadline
+
+    def step(self) -> None:
+        """Look at the clock."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise OutOfTime
+
+    def evaluated(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """Report, and prune before another epoch where the median of the others is ahead."""
+        if not measured.get(self.metric, -1) >= 0:
+            raise UserError(
+                f"the held-out fifth of the training split gives no {self.metric}, by which trials "
+                "are compared: it is too small, or has no objects that it counts."
+            )
+        self.trial.report(measured[self.metric], epoch)
+        if epoch < self.epochs and self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def open_study(folder: Path, settings: Mapping[str, Setting], identity: dict[str, Any]) -> Any:
+    """The search of a folder; a new one begins with the config's own values.
+
+    Args:
+        folder: Made as needed.
+        settings: Of :class:`Tuning`.
+        identity: What the trials depend on beside the settings, of JSON's kinds.
+
+    Raises:
+        UserError: The folder holds another search, or its file cannot be used.
+    """
+    file = folder / STORAGE_FILE
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # The heartbeat, by which killed trials are found, is called experimental.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    identity = {
+        **identity,
+        "settings": {
+            name: [s.value, s.range.low, s.range.high, s.range.log] for name, s in settings.items()
+        },
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{file}",
+            # SQLite has one writer at a time: the dashboard and other workers are waited for.
+            engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
+            heartbeat_interval=_HEARTBEAT,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+        study = optuna.create_study(
+            storage=storage, study_name="tune", direction="maximize", load_if_exists=True
+        )
+    except Exception as error:  # SQLAlchemy's errors are of many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} cannot be used as the file of a search: {reason}.") from error
+    found = study.user_attrs.get("identity")
+    if found is None:
+        study.set_user_attr("identity", identity)
+        study.enqueue_trial({name: s.value for name, s in settings.items()})
+    elif found != identity:
+        changed = sorted(
+            key for key in found.keys() | identity.keys() if found.get(key) != identity.get(key)
+        )
+        raise UserError(
+            f"{file} is a search with other {', '.join(changed)}: give another --work-dir, or"
+            " remove the file to search anew."
+        )
+    return study
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Make a sentence of it when the file of a search cannot be read or written any more.
+
+    Raises:
+        UserError: Such as where another program keeps it locked.
+    """
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{folder / STORAGE_FILE} cannot be used: {reason}. Another program may keep it locked "
+            f"for more than {_PATIENCE} s; the same command goes on."
+        ) from error
+
+
+def searched_seconds(study: optuna.Study) -> float:
+    """How long somebody was searching: trials side by side count once, killed ones not at all."""
+    spans = []
+    for trial in study.get_trials(deepcopy=False):
+        if "seconds" in trial.user_attrs and trial.datetime_start is not None:
+            begin = trial.datetime_start.timestamp()
+            spans.append((begin, begin + trial.user_attrs["seconds"]))
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """To three digits that count, more than any search can tell apart."""
+    return {name: float(f"{value:.3g}") for name, value in values.items()}

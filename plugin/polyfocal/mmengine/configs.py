@@ -1,0 +1,168 @@
+"""A config's dictionaries: walked through, and asked which class they would build.
+
+A ``type`` is a name, with or without its scope, a dotted path, or, in configs of the new style, the
+class itself. :func:`class_of` is the one place that knows this; everything else compares classes.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyObject
+from mmengine.registry import MODELS, Registry
+
+from polyfocal import losses
+from polyfocal.errors import UserError
+
+SCOPE_KEY = "_scope_"
+
+
+def class_of(node: Mapping[str, Any], registry: Registry, scope: str | None) -> type | None:
+    """The class that a dictionary of a config would build.
+
+    Args:
+        node: With a ``type``, or without one.
+        registry: MMEngine's, where the names of that kind of thing are looked up.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        None where there is no such class, or the type is none.
+    """
+    kind = node.get("type")
+    if isinstance(kind, str):
+        # A base of another package (mmdet::...) leaves its scope in each dictionary.
+        with registry.switch_scope_and_registry(node.get(SCOPE_KEY, scope)) as own:
+            kind = own.get(kind)
+    return kind if isinstance(kind, type) else None
+
+
+def is_a(node: Any, registry: Registry, scope: str | None, bases: type | tuple[type, ...]) -> bool:
+    """Whether a dictionary of a config would build one of some classes; see :func:`class_of`."""
+    kind = class_of(node, registry, scope) if isinstance(node, dict) else None
+    return kind is not None and issubclass(kind, bases)
+
+
+def type_name(node: Mapping[str, Any]) -> str:
+    """What a dictionary's ``type`` is called in a sentence: the name of the class, no scope."""
+    kind: Any = node.get("type")
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+
+
+def walk(node: Any) -> Iterator[ConfigDict]:
+    """Every dictionary in a config tree, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        for value in list(node.values()):
+            yield from walk(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from walk(value)
+
+
+def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets that read annotations, inside whatever wrappers a config puts around them."""
+    return (node for node in walk(dataset) if "ann_file" in node)
+
+
+def evaluators(cfg: Config, split: str) -> list[ConfigDict]:
+    """The metrics of ``"val"`` or ``"test"``: a config has one or a list of them, or none."""
+    found = cfg.get(f"{split}_evaluator") or []
+    if not isinstance(found, list | tuple):
+        # MMEngine's Evaluator may be written out, around its metrics.
+        found = found.get("metrics", found)
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def set_evaluators(cfg: Config, split: str, metrics: list[ConfigDict]) -> None:
+    """Give a config other metrics, in the form in which it has them."""
+    found = cfg.get(f"{split}_evaluator")
+    if isinstance(found, dict) and "metrics" in found:
+        found["metrics"] = metrics
+    else:
+        cfg[f"{split}_evaluator"] = metrics[0] if len(metrics) == 1 else metrics
+
+
+def read_config(path: str | Path) -> Config:
+    """A config, of the old style or the new one, all of whose types can be imported.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no config {path}.")
+    try:
+        cfg = Config.fromfile(path)
+        # To look at a dictionary imports the classes that it names.
+        for node in walk([cfg[key] for key in cfg if key not in _imported(cfg)]):
+            _settle_type(node)
+    except Exception as error:  # a config is a program: it can fail in any way
+        if "mmdet3d is not installed" in str(error):
+            raise UserError(
+                f"{path} is a config of MMDetection3D, which is not installed: run `make setup-3d`."
+            ) from error
+        raise UserError(
+            f"{path} cannot be read as a config: {type(error).__name__}: {error}."
+        ) from error
+    missing = [key for key in ("model", "train_dataloader", "val_dataloader") if key not in cfg]
+    if missing:
+        raise UserError(f"{path} is not the config of a detector: it has no {missing[0]!r}.")
+    return cfg
+
+
+def framework_of(cfg: Config) -> str:
+    """What a config is for: ``"mmdet3d"``, ``"classification"`` or ``"mmdet"``."""
+    scope = cfg.get("default_scope")
+    if scope in ("mmdet3d", "mmengine"):
+        return "mmdet3d" if scope == "mmdet3d" else "classification"
+    # A config of the new style says by its model's class what it is for.
+    model = class_of(cfg.model, MODELS, scope)
+    for base in model.__mro__ if model else ():
+        for module, framework in (
+            ("polyfocal.classification.", "classification"),
+            ("mmdet3d.", "mmdet3d"),
+        ):
+            if base.__module__.startswith(module):
+                return framework
+    return "mmdet"
+
+
+def is_new_style(cfg: Config) -> bool:
+    """Whether a config was written with imports in the place of names."""
+    return bool(_imported(cfg))
+
+
+def _imported(cfg: Config) -> set[str]:
+    return getattr(cfg, "_imported_names", set())
+
+
+def _settle_type(node: ConfigDict) -> None:
+    """Have a type mean the same however it is written.
+
+    A loss that is imported from ``polyfocal`` becomes what its name stands for in the registry: the
+    class that follows the Runner's progress and builds bias models. A dotted path, as MMEngine
+    writes classes into the config of a run, becomes an import: MMEngine itself follows attributes,
+    and ``mmdet.models.losses.smooth_l1_loss`` is a function there.
+    """
+    kind = node.get("type")
+    if isinstance(kind, type) and getattr(losses, type_name(node), None) is kind:
+        node.type = f"polyfocal.{type_name(node)}"
+    elif isinstance(kind, str) and kind.count(".") > 1:
+        module, _, name = kind.rpartition(".")
+        with contextlib.suppress(ImportError):
+            if hasattr(importlib.import_module(module), name):
+                node.type = LazyObject(module, name)
+
+
+def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Override settings of a config, in place, such as ``{"train_cfg.max_epochs": 10}``.
+
+    Raises:
+        UserError: The config has no place for one of them.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"--cfg-options does not fit {cfg.filename}: {error}.") from error

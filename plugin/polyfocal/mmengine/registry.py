@@ -1,0 +1,31 @@
+"""Child registries of MMEngine's, in which the adapters enter their classes as ``polyfocal.X``."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+
+class _Registry(Registry):
+    """A registry that has the adapters brought in before it is asked for a name."""
+
+    doors: ClassVar[list[Callable[[], None]]] = []
+
+    def import_from_location(self) -> None:
+        for door in self.doors:
+            door()
+
+
+def before_a_look(door: Callable[[], None]) -> None:
+    """Have something done before a name is looked up; it imports the adapters that are there."""
+    _Registry.doors.append(door)
+
+
+MODELS = _Registry("model", parent=MMENGINE_MODELS, scope="polyfocal")
+DATASETS = _Registry("dataset", parent=MMENGINE_DATASETS, scope="polyfocal")
+HOOKS = _Registry("hook", parent=MMENGINE_HOOKS, scope="polyfocal")
+METRICS = _Registry("metric", parent=MMENGINE_METRICS, scope="polyfocal")
