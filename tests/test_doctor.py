@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polyfocal import doctor
+from polyfocal.distributions import DISTRIBUTIONS
 from polyfocal.doctor import Found, Look, problems, report, stack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -338,9 +338,7 @@ def test_the_set_up_knows_the_same():
     setup_env = importlib.util.module_from_spec(spec)
     sys.modules["setup_env"] = setup_env
     spec.loader.exec_module(setup_env)
-    assert tuple(doctor.PROVIDERS[name] for name in ("mmengine", "mmcv", "mmdet")) == (
-        setup_env.RIVALS
-    )
+    assert tuple(DISTRIBUTIONS.values()) == setup_env.RIVALS
     for name, known in setup_env.STACKS.items():
         versions = {**known.pins, "polyfocal": "0.1.0", "setuptools": "80.0", "ninja": "1"}
         versions.setdefault("numpy", "2.2.0")

@@ -3,8 +3,8 @@
 It says which stack this is and which path each loss takes, and for everything that does not fit one
 command that mends it. It ends with status 1 where there is such a thing.
 
-Nothing but Python's own library is imported: what is looked at is imported by processes of its own,
-so that a broken torch, or one that ends its process, is reported like anything else.
+Nothing but Python's own library is imported here. What is looked at is imported by processes of its
+own, so that a broken torch, or one that ends its process, is reported like anything else.
 """
 
 import argparse
@@ -24,20 +24,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-# Import names, and the distributions that bring them: two of one line overwrite each other's files.
+from polyfocal.distributions import DISTRIBUTIONS
+
+# Import names, and the distributions that bring them.
 PROVIDERS = {
-    "torch": ("torch",),
-    "torchvision": ("torchvision",),
-    "numpy": ("numpy",),
-    "mmengine": ("mmengine", "mmengine-lite", "onedl-mmengine", "onedl-mmengine-lite"),
-    "mmcv": ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv", "onedl-mmcv-lite"),
-    "mmdet": ("mmdet", "onedl-mmdetection"),
-    "mmdet3d": ("mmdet3d",),
-    "detectron2": ("detectron2",),
-    "pycocotools": ("pycocotools",),
-    "polyfocal": ("polyfocal",),
+    **{name: (name,) for name in ("torch", "torchvision", "numpy")},
+    **DISTRIBUTIONS,
+    **{name: (name,) for name in ("mmdet3d", "detectron2", "pycocotools", "polyfocal")},
 }
-_OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 # What must work before it is worth looking at a name.
 _NEEDS = {
     "torchvision": ("torch",),
@@ -204,7 +198,7 @@ def look_around() -> Found:
         there = {name for name, by in PROVIDERS.items() if any(one in versions for one in by)}
         there -= {"torch", "mmengine"} if "mmdet" in there else {"torch"}  # which imports it
         rest = [name for name in _LOOK_AT if name in {*there, "losses"}]
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             looks.update(zip(rest, pool.map(_look, rest), strict=True))
     names = (os.environ.get("CXX"), "g++", "clang++", "cl")
     compiler = next((path for name in names if name and (path := shutil.which(name))), "")
@@ -282,7 +276,7 @@ def _rivals(found: Found, blamed: set[str]) -> Iterable[Problem]:
     """Distributions of one import name, of two lines, and those without operators."""
     line = _line(found)
     wrong, names = [], []
-    for name in _OPENMMLAB:
+    for name in DISTRIBUTIONS:
         there = [one for one in PROVIDERS[name] if one in found.versions]
         shown = " and ".join(f"{one} {found.versions[one]}" for one in there)
         if len(there) > 1:
@@ -316,7 +310,7 @@ def _ranges(found: Found, blamed: set[str]) -> Iterable[Problem]:
     line = _line(found)
     beside = f"{framework} {found.version('mmdet')}"
     for wanted, range_ in _asked(found, line).items():
-        name = next(name for name in _OPENMMLAB if wanted in PROVIDERS[name])
+        name = next(name for name in DISTRIBUTIONS if wanted in PROVIDERS[name])
         version = found.version(name)
         if name in blamed or (version and _fits(version, range_)):
             continue
@@ -587,7 +581,7 @@ def _asked(found: Found, line: str) -> dict[str, str]:
     """What a line consists of, by distribution, with the versions that polyfocal asks for."""
     asked = found.asks_for(line)
     start = "onedl" if line == "onedl" else "mm"
-    names = [one for name in _OPENMMLAB for one in PROVIDERS[name] if one.startswith(start)]
+    names = [one for name in DISTRIBUTIONS for one in PROVIDERS[name] if one.startswith(start)]
     return {one: asked.get(one, "") for one in names if not one.endswith(("-lite", "-full"))}
 
 
