@@ -7,11 +7,14 @@ import pytest
 
 pytest.importorskip("mmdet")
 
+from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import DATASETS
 from PIL import Image
 
 import polyfocal.mmdet  # noqa: F401
 from polyfocal.coco import load_split
+from polyfocal.data.pictures import check_pictures
+from polyfocal.mmdet.datasets import picture_loader
 
 
 @pytest.fixture
@@ -69,3 +72,35 @@ def test_what_is_missing_is_what_mmdetection_would_make_of_the_whole_file(folder
     split = load_split(folder, "train")
     assert len(split.notes) == 4  # no iscrowd, no area, an id of 0, an object outside
     assert samples(folder, "polyfocal.CocoDataset") == whole
+
+
+def turned(path: Path) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 80), "red").save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, (80, 60)),
+        ({"backend_args": {"backend": "petrel"}}, (80, 60)),  # where the pictures were
+        ({"imdecode_backend": "pillow"}, (80, 60)),
+        ({"color_type": "color_ignore_orientation"}, (60, 80)),
+        ({"imdecode_backend": "pillow", "color_type": "unchanged"}, (60, 80)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["LoadImageFromFile", LoadImageFromFile])
+def test_pictures_are_checked_as_a_config_loads_them(
+    folder: Path, settings: dict, size: tuple[int, int], kind: object
+) -> None:
+    path = turned(folder / "images" / "0.jpg")
+    load = picture_loader({"type": kind, **settings})
+    found = check_pictures([path, path], [(80, 60), (60, 80)], load)
+    assert [not one.problem for one in found] == [size == (80, 60), size == (60, 80)]
+    (folder / "images" / "broken.png").write_bytes(b"GIF89a")
+    for ignore_empty in (False, True):
+        load = picture_loader({"type": kind, "ignore_empty": ignore_empty})
+        (found,) = check_pictures([folder / "images" / "broken.png"], [(8, 6)], load)
+        assert "cannot be read: it is not a picture of a known format" in found.problem

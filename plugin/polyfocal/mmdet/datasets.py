@@ -1,9 +1,14 @@
 """MMDetection's COCO data set on annotations that have been read and checked already."""
 
+from pathlib import Path
+from typing import Any
+
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmengine.registry import TRANSFORMS, DefaultScope
 
 from polyfocal.data.annotations import forget_annotations, read_annotations
+from polyfocal.data.pictures import Loader, PictureError
 from polyfocal.mmengine.registry import DATASETS
 
 
@@ -13,6 +18,25 @@ def load_coco(file: str) -> COCO:
     # Set in the constructor to what was empty then.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco
+
+
+def picture_loader(step: dict[str, Any]) -> Loader:
+    """What a ``LoadImageFromFile`` of a config makes of a picture, whatever its settings are.
+
+    Args:
+        step: Of the pipeline.
+    """
+    settings = {key: value for key, value in step.items() if key != "backend_args"}
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        transform = TRANSFORMS.build(settings)
+
+    def load(path: Path) -> Any:
+        found = transform({"img_path": str(path)})
+        if found is None:  # what ignore_empty makes of it
+            raise PictureError(f"{type(transform).__name__} does not read it")
+        return found["img"]
+
+    return load
 
 
 @DATASETS.register_module()
