@@ -1,13 +1,17 @@
 """A config meets a data set: classes, paths, evaluation and limits, and what is refused."""
 
+import os
+import sys
+
 import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
 from cells import CLASSES as CELLS
 from cells import cells as drawn_cells
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import DefaultScope
+from PIL import Image
 
 from polyfocal.errors import UserError
 from polyfocal.mmdet.experiment import prepare_experiment
@@ -210,3 +214,37 @@ def test_tiny_needs_a_backbone_with_stages(tmp_path):
     path = config(tmp_path, "retinanet", "model = dict(backbone=dict(_delete_=True, type='Mine'))")
     with pytest.raises(UserError, match="'RetinaNet' has no backbone with out_indices"):
         prepare_experiment(path, tiny=True)
+
+
+OPENED = []
+sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+
+
+def test_each_annotation_file_is_opened_once(tmp_path):
+    root = cells(tmp_path, masks=True)
+    files = [str(root / "annotations" / f"{split}.json") for split in ("train", "val")]
+    for file in files:
+        os.utime(file, ns=(10**18, 10**18))  # one that was just written may change unseen
+    OPENED.clear()
+    cfg = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, tiny=True).config
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        for loader in ("train", "val", "test"):
+            DATASETS.build(cfg[f"{loader}_dataloader"].dataset)
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            METRICS.build(evaluator)
+    assert [OPENED.count(file) for file in files] == [1, 1]
+
+
+def test_pictures_are_checked_as_the_config_loads_them(tmp_path):
+    root = cells(tmp_path)
+    path = next((root / "images" / "train").iterdir())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).convert("RGB").rotate(90, expand=True).save(path, exif=exif)
+    prepare_experiment(config(tmp_path, "retinanet"), data=root)
+    raw = "train_dataloader = dict(dataset=dict(pipeline=[" + (
+        "dict(type='LoadImageFromFile', color_type='color_ignore_orientation'), "
+        "dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]))"
+    )
+    with pytest.raises(UserError, match="pixels as it is loaded, with its EXIF orientation 6"):
+        prepare_experiment(config(tmp_path, "retinanet", raw), data=root)

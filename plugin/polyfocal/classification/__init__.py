@@ -1,10 +1,10 @@
 """Classification with MMEngine's Runner: data, a classifier, its metric and its experiments."""
 
 import polyfocal.mmengine  # noqa: F401
-from polyfocal.classification.data import LabelledImages, Variant, load_images
 from polyfocal.classification.datasets import ImageDataset
 from polyfocal.classification.metrics import ClassificationMetric
 from polyfocal.classification.models import CifarResNet, Classifier, ImagePreprocessor
+from polyfocal.data.cifar import LabelledImages, Variant, load_images
 
 __all__ = [
     "CifarResNet",

@@ -7,7 +7,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
-from polyfocal.classification.data import Variant, load_images
+from polyfocal.data.cifar import Variant, load_images
 from polyfocal.data.splits import held_out as choose_held_out
 from polyfocal.mmengine.registry import DATASETS
 
@@ -20,14 +20,14 @@ class ImageDataset(Dataset):
     and ``sample_idx``, its place in the whole split, whatever part of it a variant takes.
 
     Args:
-        root: folder, see :func:`polyfocal.classification.data.load_images`; None for the digits.
+        root: folder, see :func:`polyfocal.data.cifar.load_images`; None for the digits.
         split: ``"train"``, ``"val"`` or ``"ood"``.
         held_out: True for the fifth of the split's variant that
             :func:`polyfocal.data.splits.held_out` chooses, False for the rest, None for all.
-        variant: the keywords of :class:`polyfocal.classification.data.Variant`.
+        variant: the keywords of :class:`polyfocal.data.cifar.Variant`.
 
     Attributes:
-        data: the :class:`~polyfocal.classification.data.LabelledImages`.
+        data: the :class:`~polyfocal.data.cifar.LabelledImages`.
         metainfo: ``classes``.
     """
 

@@ -6,10 +6,10 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, METRICS, MODELS
 
-from polyfocal.classification.data import SPLITS
 from polyfocal.classification.datasets import ImageDataset
 from polyfocal.classification.metrics import ClassificationMetric
 from polyfocal.classification.models import Classifier
+from polyfocal.data.cifar import SPLITS
 from polyfocal.errors import UserError
 from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.configs import (

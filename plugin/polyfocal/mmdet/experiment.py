@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mmcv.transforms import RandomFlip
+from mmcv.transforms import LoadImageFromFile, RandomFlip
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
-from mmdet.datasets.transforms import PackDetInputs
+from mmdet.datasets.transforms import LoadImageFromNDArray, PackDetInputs
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import DumpDetResults, DumpODVGResults, DumpProposals
 from mmdet.visualization.palette import get_palette
@@ -20,9 +20,10 @@ from mmengine.runner import Runner
 
 from polyfocal.coco import CocoSplit, hold_out, load_split
 from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit
+from polyfocal.data.pictures import Loader
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
-from polyfocal.mmdet.datasets import CocoDataset
+from polyfocal.mmdet.datasets import CocoDataset, picture_loader
 from polyfocal.mmdet.metrics import (
     CocoMetric,
     check_ground_truth,
@@ -186,7 +187,8 @@ def prepare_experiment(
     splits = {}
     if data is not None:
         splits = {
-            name: load_split(data, name) for name in (("train", "val") if train else ("val",))
+            name: load_split(data, name, _loader(cfg, name))
+            for name in (("train", "val") if train else ("val",))
         }
     if demo or tiny:
         use_tiny_profile(cfg, min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE)
@@ -384,6 +386,16 @@ def _raise_max_detections(test_cfg: ConfigDict, limit: int) -> None:
     for node in (test_cfg, test_cfg.get("rcnn"), test_cfg.get("rpn")):
         if node is not None and 0 <= node.get("max_per_img", -1) < limit:  # below 0: no limit
             node.max_per_img = limit
+
+
+def _loader(cfg: Config, split: str) -> Loader | None:
+    """What the config loads the pictures of a split with; None where it has no step that does."""
+    for step in walk(cfg[f"{split}_dataloader"].dataset):
+        kind = class_of(step, TRANSFORMS, cfg.get("default_scope"))
+        if kind is not None and issubclass(kind, LoadImageFromFile):
+            # Some derive from it and load something else.
+            return None if issubclass(kind, LoadImageFromNDArray) else picture_loader(step)
+    return None
 
 
 def _usual_side(split: CocoSplit) -> int:
