@@ -26,6 +26,7 @@ from rich.text import Text
 from polyfocal.data.coco import CocoSplit, load_split
 from polyfocal.data.pictures import usual_loader
 from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 
 DESCRIPTION = """\
 Look at a COCO-format data set before training on it: check its files, print how many objects of
@@ -68,13 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    args = parse_args(argv)
-    try:
-        browse(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(browse, parse_args(argv), goes_on_with=None)
 
 
 def browse(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from polyfocal.data.evaluation import (
 )
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 
 DESCRIPTION = """\
 Print the calibration of detections beside their average precision: D-ECE, LaECE, LaECE_0,
@@ -192,13 +193,7 @@ def class_table(calibration: DetectionResult) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(run, parse_args(argv), goes_on_with=None)
 
 
 if __name__ == "__main__":

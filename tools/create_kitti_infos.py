@@ -9,6 +9,7 @@ from pathlib import Path
 
 from polyfocal.data.kitti import DONT_CARE, KittiError, load_split
 from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 
 DESCRIPTION = """\
 Check every file of a folder in KITTI's layout and write MMDetection3D's info files (version 2) for
@@ -47,13 +48,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    args = parse_args(argv)
-    try:
-        create(args.root, args.out or args.root)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(
+        lambda args: create(args.root, args.out or args.root), parse_args(argv), goes_on_with=None
+    )
 
 
 def create(root: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
-from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 
 DESCRIPTION = """\
 Write digit scenes: handwritten digits, enlarged, rotated, coloured and partly hiding one another,
@@ -60,23 +60,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
-    options = vars(parse_args(argv))
+def make(args: argparse.Namespace) -> None:
+    """Write the scenes and say where they are."""
+    options = vars(args)
     out, overwrite = options.pop("out"), options.pop("overwrite")
     for name in ("digits", "digit_size"):
         options[name] = tuple(options[name])
     start = time.perf_counter()
-    try:
-        scenes = DigitScenes(**options)
-        write_digit_scenes(out, scenes, overwrite=overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    scenes = DigitScenes(**options)
+    write_digit_scenes(out, scenes, overwrite=overwrite)
     counts = ", ".join(f"{split} {count}" for split, count in scenes.splits.items())
     print(f"{out}: digit scenes ({counts} pictures), ready in {time.perf_counter() - start:.1f} s")
     print(f"look at them: python tools/browse_dataset.py {out}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    return run_tool(make, parse_args(argv), goes_on_with=None)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import polyfocal.losses
 from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 from polyfocal.losses import (
     ClassificationLoss,
     CyclicalFocalLoss,
@@ -396,12 +397,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    try:
-        run(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(run, parse_args(argv), goes_on_with=None)
 
 
 if __name__ == "__main__":

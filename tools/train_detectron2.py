@@ -7,13 +7,13 @@ pictures.
 
 import argparse
 import sys
-import warnings
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import run_tool
 
 EXAMPLES = """\
 examples:
@@ -129,29 +129,21 @@ def check(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
-    args = parse_args(argv)
-    # News about the packages below us are not for the person who trains.
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    try:
-        engine = import_detectron2()
-        check(args)
-        engine.launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
-        return 130
-    return 0
+    return run_tool(launch, parse_args(argv))
+
+
+def launch(args: argparse.Namespace) -> None:
+    """Start the processes that train."""
+    engine = import_detectron2()
+    check(args)
+    engine.launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
 
 
 def import_detectron2() -> Any:

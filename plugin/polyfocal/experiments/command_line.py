@@ -15,6 +15,7 @@ from polyfocal.experiments.request import Adapter, Request
 _NEWS = (
     r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
     r"|Warning: The (bbox|polygon) is out of bounds|`torch\.jit\.script` is deprecated"
+    r"|The given NumPy array is not writable"
 )
 
 
@@ -102,7 +103,7 @@ def run_tool(
     job: Callable[[argparse.Namespace], None],
     args: argparse.Namespace,
     *,
-    goes_on_with: str = "--resume",
+    goes_on_with: str | None = "--resume",
 ) -> int:
     """Do a tool's job; the user's errors are one line on standard error.
 
@@ -111,7 +112,7 @@ def run_tool(
     Args:
         job: The tool's.
         args: Its command line.
-        goes_on_with: What to give after an interruption.
+        goes_on_with: What to give after an interruption; None where nothing goes on.
 
     Returns:
         The exit status: 0, 2 for an error that is said, 130 for an interruption from the keyboard.
@@ -127,7 +128,10 @@ def run_tool(
         print(f"error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted; go on with {goes_on_with}", file=sys.stderr)
+        print(
+            "interrupted" + (f"; go on with {goes_on_with}" if goes_on_with else ""),
+            file=sys.stderr,
+        )
         return 130
     return 0
 

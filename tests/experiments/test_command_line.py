@@ -1,0 +1,79 @@
+"""KEY=VALUE options mean what they mean to MMEngine; packages' news stay off the console."""
+
+import argparse
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import add_experiment_options, run_tool, value_of
+
+TEXTS = (
+    "1", "-3", "0.5", "1e-3", "true", "False", "None", "none", "adam", "a,b", "1,2.5,x", "[a,b]",
+    "(1, 2)", "[(1,2),(3,4)]", "[[1,2],[3]]", "'quoted'", '"[1, 2]"', "[]", "()", "1,", "a,,b",
+    "data/x y", "http://a/b", "1_000", "nan", "inf", "[(a,b),c,(1,)]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_values_are_mmengines(text):
+    config = pytest.importorskip("mmengine.config")
+    right = config.DictAction._parse_iterable(text)
+    found = value_of(text)
+    assert repr(found) == repr(right)
+
+
+@pytest.mark.parametrize("text", ["[1,2", "1,2)", "[(1,2]", "a,(b", "novalue"])
+def test_a_mistake_is_a_usage_error(text, capsys):
+    parser = argparse.ArgumentParser()
+    add_experiment_options(parser)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--cfg-options", text if text == "novalue" else f"key={text}"])
+    assert stopped.value.code == 2
+    assert "--cfg-options takes KEY=VALUE, got" in capsys.readouterr().err
+
+
+def test_exit_status_and_sentence(capsys):
+    def job(error):
+        raise error
+
+    for error, status, said in (
+        (UserError("no such thing."), 2, "error: no such thing.\n"),
+        (FileNotFoundError(2, "No such file", "away"), 2, "error: away: No such file.\n"),
+        (KeyboardInterrupt(), 130, "interrupted; go on with --resume\n"),
+    ):
+        assert run_tool(job, error) == status
+        assert capsys.readouterr().err == said
+    assert run_tool(job, KeyboardInterrupt(), goes_on_with=None) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(AssertionError):
+        run_tool(job, AssertionError("a mistake of the program"))
+
+
+def test_news_of_packages_are_not_shown(recwarn):
+    def job(_):
+        for kind, text in (
+            (FutureWarning, "`torch.jit.script` is deprecated. Please switch to `torch.compile`"),
+            (UserWarning, "pkg_resources is deprecated as an API."),
+            (UserWarning, "the learning rate is 0"),
+        ):
+            warnings.warn(text, kind, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert run_tool(job, None) == 0
+    assert [str(one.message) for one in shown] == ["the learning rate is 0"]
+
+
+def test_help_needs_no_framework():
+    """The options are there before a framework is imported, which takes seconds."""
+    program = (
+        "import sys\n"
+        "from polyfocal.experiments import command_line, request\n"
+        "import polyfocal.adapters\n"
+        "print([name for name in ('mmengine', 'mmcv', 'mmdet') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout == "[]\n", found.stderr
