@@ -219,7 +219,7 @@ def test_troubleshooting_quotes_what_is_said(mistake):
 
 
 def test_commands_name_files_and_options_that_exist():
-    command_line = ROOT / "plugin" / "polyfocal" / "mmdet" / "command_line.py"
+    command_line = ROOT / "plugin" / "polyfocal" / "experiments" / "command_line.py"
     shared = command_line.read_text(encoding="utf-8") + '"--help"'
     # tools/make_demo_data.py has an option for each setting of the pictures.
     shared += "".join(f'"--{field.name.replace("_", "-")}"' for field in fields(DigitScenes))

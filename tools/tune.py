@@ -13,12 +13,7 @@ import sys
 from pathlib import Path
 
 from polyfocal.adapters import prepare
-from polyfocal.experiments.command_line import (
-    add_experiment_options,
-    parser_of,
-    request_of,
-    run_tool,
-)
+from polyfocal.experiments import command_line
 from polyfocal.experiments.tuned import Budget, tune
 from polyfocal.experiments.tuning import Tuning
 
@@ -46,16 +41,16 @@ def run(args: argparse.Namespace) -> None:
     """Search, train the best, and write what was found."""
     budget = Budget(args.minutes, args.trials, args.seeds, args.workers)
     folder = Path(args.work_dir or Path("work_dirs") / "tune" / Path(args.config).stem)
-    tuning = Tuning(request_of(args, prepare), folder, args.epochs, args.only)
+    tuning = Tuning(command_line.request_of(args, prepare), folder, args.epochs, args.only)
     tune(tuning, budget, against=args.against, worker=[sys.executable, __file__, *args.argv])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    parser = parser_of(__doc__, EXAMPLES)
+    parser = command_line.parser_of(__doc__, EXAMPLES)
     add = parser.add_argument
     add("config", help="for instance configs/retinanet_poly1.py")
-    add_experiment_options(parser)
+    command_line.add_experiment_options(parser)
     add(
         "--minutes",
         type=float,
@@ -76,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=int, default=1, metavar="N", help=text)
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
-    return run_tool(run, args, goes_on_with="the same command")
+    return command_line.run_tool(run, args, goes_on_with="the same command")
 
 
 if __name__ == "__main__":
