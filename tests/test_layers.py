@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "plugin" / "polyfocal"
 
 # From the top. Rooms of one floor do not import each other.
 FLOORS = (
-    ("registry", "adapters"),  # the doors of MMEngine and of the tools, above all adapters
+    ("registry", "adapters", "doctor"),  # the doors of MMEngine and of the tools; what looks at all
     ("mmdet3d",),
     ("mmdet", "classification", "detectron2", "swapping"),
     ("mmengine",),
