@@ -34,6 +34,12 @@ NAMES = {
         "cascade_mask_rcnn": ("poly1",),
         "atss": ("poly1",),
         "deformable_detr": ("poly1",),
+        "rtmdet_s": ("poly1", "quality"),
+        "rtmdet_ins_s": ("poly1", "quality"),
+        "gfl": ("poly1", "quality"),
+        "tood": ("poly1", "quality"),
+        "vfnet": ("poly1", "varifocal"),
+        "dino": ("poly1", "quality"),
     }.items()
     for loss in losses
 }
@@ -75,10 +81,15 @@ def test_reads_well(path):
     cfg = Config.fromfile(path)
     assert all("use_sigmoid" in loss for loss in losses_of(cfg))
     kinds = {loss.type for loss in losses_of(cfg) if loss.type.startswith("polyfocal.")}
+    poly1 = "Poly1CrossEntropyLoss" if "mask" in path.stem else "Poly1FocalLoss"
+    if "vfnet" in path.stem:
+        poly1 = "Poly1VarifocalLoss"
+    elif path.stem.startswith(("rtmdet", "gfl", "tood", "dino")):
+        poly1 = "Poly1QualityFocalLoss"
     expected = {
-        "poly1": {"polyfocal.Poly1CrossEntropyLoss"}
-        if "mask" in path.stem
-        else {"polyfocal.Poly1FocalLoss"},
+        "poly1": {f"polyfocal.{poly1}"},
+        "quality": set(),
+        "varifocal": set(),
         "cyclical": {"polyfocal.CyclicalFocalLoss"},
         "focal": {"polyfocal.FocalLoss"} if "mask" in path.stem else set(),
         "ce": set(),
@@ -146,5 +157,5 @@ def test_tiny_profile_trains_and_predicts(path, scenes):
     assert found.bboxes.shape == (len(found), 4) and found.bboxes.isfinite().all()
     assert ((found.labels >= 0) & (found.labels < 10)).all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
-    if "mask" in path.stem:
+    if "mask" in path.stem or "ins" in path.stem:
         assert found.masks.shape == (len(found), 64, 64)

@@ -34,6 +34,7 @@ MAX_SIDE = 320
 
 _BATCH = 4
 _SHRINK = 4  # of widths
+_QUERIES = 64  # that a two-stage transformer chooses among the cells of a small picture
 _FEWER = 8  # of proposals and samples, whose pooling takes a third of the time on a CPU otherwise
 _WIDTHS = frozenset(
     {
@@ -124,19 +125,23 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
 
 def _shrink_model(model: ConfigDict, scope: str | None) -> None:
     backbone = model.get("backbone")
-    if backbone is None or "out_indices" not in backbone:
+    stages = _stages(backbone, scope)
+    if not stages:
         raise UserError(
             f"the tiny profile puts a ResNet-18 in the place of the backbone; the model "
             f"{type_name(model)!r} has no backbone with out_indices."
         )
-    stages = tuple(backbone.out_indices)
     if "encoder" in model:
         # The detection transformers leave their head's width to its default.
         model.bbox_head.setdefault("embed_dims", 256)
+        if model.get("as_two_stage"):
+            model.num_queries = min(model.num_queries, _QUERIES)
+    # DINO's decoder encodes a coordinate in 128 numbers, whatever its width.
+    widths = _WIDTHS if "dn_cfg" not in model else {"feedforward_channels"}
     del model.backbone
     for node in walk(model):
         for key, value in node.items():
-            if key in _WIDTHS and isinstance(value, int):
+            if key in widths and isinstance(value, int):
                 node[key] = value // _SHRINK
             elif key in _DEPTHS:
                 node[key] = min(value, _MAX_DEPTH)
@@ -178,6 +183,20 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> None:
 
 def _is_pretrained(init: Any, scope: str | None) -> bool:
     return is_a(init, WEIGHT_INITIALIZERS, scope, PretrainedInit)
+
+
+def _stages(backbone: ConfigDict | None, scope: str | None) -> tuple[int, ...]:
+    """The stages of ResNet-18 that take over those of a backbone; none if it has no such list."""
+    if backbone is None:
+        return ()
+    stages = backbone.get("out_indices")
+    if stages is None:
+        module = class_of(backbone, MODELS, scope)
+        parameter = inspect.signature(module).parameters.get("out_indices") if module else None
+        stages = () if parameter is None else parameter.default
+    # CSPNeXt counts its stem: its last stage is 4.
+    beyond = max(0, max(stages, default=0) - (len(_RESNET18_CHANNELS) - 1))
+    return tuple(stage - beyond for stage in stages)
 
 
 def _parameters(node: ConfigDict, scope: str | None) -> set[str]:

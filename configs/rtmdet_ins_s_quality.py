@@ -1,0 +1,2 @@
+# The baseline: RTMDet-Ins-s with its quality focal loss (beta 2; use_sigmoid=True), untouched.
+_base_ = "mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py"
