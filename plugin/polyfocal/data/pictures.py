@@ -148,10 +148,12 @@ def _look(path: Path, said: tuple[int, int], load: Loader) -> Finding:
         return Finding(f"picture {path} cannot be read: {reason}")
     try:
         loaded = load(path)
+    except Image.DecompressionBombError as error:
+        return Finding(f"picture {path} cannot be read: {_reason(error)}; make it smaller")
     except Exception as error:  # a loader may fail in any way
-        reason = f"{_reason(error)} ({kind}), convert it to PNG or JPEG of 8 bits"
-        if not kind and not isinstance(error, Image.DecompressionBombError):
-            reason = "it is not a picture of a known format"
+        reason = "it is not a picture of a known format"
+        if kind:
+            reason = f"{_reason(error)} ({kind}), convert it to PNG or JPEG of 8 bits"
         return Finding(f"picture {path} cannot be read: {reason}")
     if loaded.ndim != 3:
         return Finding(
