@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from polyfocal import doctor
 from polyfocal.distributions import DISTRIBUTIONS
 from polyfocal.doctor import Found, Look, problems, report, stack
 
@@ -242,6 +243,17 @@ def test_what_is_broken(name):
 def test_two_causes_are_two_problems():
     wrong = problems(found({**UPSTREAM, "mmcv": "2.2.0", "torch": "2.1.2"}, compiler=""))
     assert [problem.what.split()[0] for problem in wrong] == ["mmcv", "torch", "there"]
+
+
+def test_without_metadata_of_the_package():
+    """On the path and not installed: what MMDetection itself refuses is known all the same."""
+    (problem,) = problems(Found({**UPSTREAM, "mmcv": "2.2.0"}, compiler="g++", environ={}))
+    assert "mmcv 2.2.0 does not fit mmdet 3.3.0, which needs >=2.0.0rc4,<2.2.0" in problem.what
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'"mmcv{doctor._MMDET_TAKES["mmcv"]}"' in pyproject
+    lines = report(Found(UPSTREAM, compiler="g++", environ={}))
+    assert "GPU         unknown, since torch does not work" in lines
+    assert any(line.startswith("polyfocal") and "not installed" in line for line in lines)
 
 
 def test_report_names_everything():

@@ -50,6 +50,8 @@ _DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "pkg_resources": "setuptools<81",
 }
+# Beside MMDetection 3.3, whatever polyfocal's metadata says; it may be on the path without any.
+_MMDET_TAKES = {"mmcv": ">=2.0.0rc4,<2.2.0"}
 _WHEELS = "https://download.openmmlab.com/mmcv/dist/{}/torch{}/index.html"
 _DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git"
 
@@ -222,14 +224,18 @@ def report(found: Found) -> list[str]:
     for name in PROVIDERS:
         provider = found.provider(name)
         by = f" ({provider})" if provider not in ("", name) else ""
-        shown = found.version(name).replace("?", "found, of an unknown version")
+        shown = found.version(name)
+        if shown == "?":
+            shown = "found on the path, of an unknown version"
+        if name == "polyfocal" and not found.requires:
+            shown += "; which versions of others it needs is not known: it is not installed"
         lines.append(f"{name:12}{shown or 'not installed'}{by}")
-    torch = found.looks.get("torch", Look()).found or {"cuda": None, "gpus": []}
-    lines += [
-        f"{'compiler':12}{found.compiler or 'none'}",
-        f"{'GPU':12}{', '.join(torch['gpus']) or 'none that torch can use'}"
-        f" (torch built for {'CUDA ' + torch['cuda'] if torch['cuda'] else 'CPUs'})",
-    ]
+    torch = found.looks.get("torch", Look()).found
+    gpu = "unknown, since torch does not work"
+    if torch:
+        built = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPUs"
+        gpu = f"{', '.join(torch['gpus']) or 'none that torch can use'} (torch built for {built})"
+    lines += [f"{'compiler':12}{found.compiler or 'none'}", f"{'GPU':12}{gpu}"]
     paths = found.looks.get("losses", Look()).found or {}
     if paths:
         lines += ["", "which path each loss takes", *(f"  {n:30}{p}" for n, p in paths.items())]
@@ -582,7 +588,8 @@ def _asked(found: Found, line: str) -> dict[str, str]:
     asked = found.asks_for(line)
     start = "onedl" if line == "onedl" else "mm"
     names = [one for name in DISTRIBUTIONS for one in PROVIDERS[name] if one.startswith(start)]
-    return {one: asked.get(one, "") for one in names if not one.endswith(("-lite", "-full"))}
+    whole = (one for one in names if not one.endswith(("-lite", "-full")))
+    return {one: asked.get(one, _MMDET_TAKES.get(one, "")) for one in whole}
 
 
 def _build(found: Found, wanted: Mapping[str, str], again: bool = False) -> str:
