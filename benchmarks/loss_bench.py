@@ -47,7 +47,7 @@ from polyfocal.losses import (
     Poly1FocalLoss,
     functional,
 )
-from polyfocal.ops import keep_for_backward, use_path
+from polyfocal.ops import use_path
 
 
 class Shape(NamedTuple):
@@ -79,7 +79,6 @@ class Candidate(NamedTuple):
 
     loss: Loss
     path: str = "auto"
-    kept: str = "logits"
 
 
 def _one_hot(target: Tensor, columns: int) -> Tensor:
@@ -131,9 +130,6 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Candidate]:
     for path in ("blocked", "composed"):
         for kind in ("focal", "poly-1"):
             candidates[f"polyfocal {kind}, {path}"] = Candidate(found[f"polyfocal {kind}"], path)
-    for path, note in (("auto", ""), ("blocked", ", blocked")):
-        candidate = Candidate(found["polyfocal focal"], path, "gradient")
-        candidates[f"polyfocal focal, gradient kept{note}"] = candidate
     return candidates
 
 
@@ -163,7 +159,6 @@ def softmax_candidates(shape: Shape) -> dict[str, Candidate]:
     candidates = {name: Candidate(loss) for name, loss in found.items()}
     poly_1 = found["polyfocal poly-1"]
     candidates["polyfocal poly-1, composed"] = Candidate(poly_1, "composed")
-    candidates["polyfocal poly-1, gradient kept"] = Candidate(poly_1, kept="gradient")
     return candidates
 
 
@@ -176,12 +171,11 @@ def _import(name: str) -> Any:
 
 @contextmanager
 def _told(candidate: Candidate) -> Iterator[None]:
-    before, kept_before = use_path(candidate.path), keep_for_backward(candidate.kept)
+    before = use_path(candidate.path)
     try:
         yield
     finally:
         use_path(before)
-        keep_for_backward(kept_before)
 
 
 def run(candidate: Candidate, logits: Tensor, target: Tensor) -> float:

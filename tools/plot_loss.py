@@ -51,10 +51,8 @@ examples:
 FORMATS = (".png", ".svg")
 LOSSES: dict[str, type[ClassificationLoss]] = {
     name: loss
-    for name, loss in vars(polyfocal.losses).items()
-    if isinstance(loss, type)
-    and issubclass(loss, ClassificationLoss)
-    and not inspect.isabstract(loss)
+    for name, loss in sorted(polyfocal.losses.LOSSES.items())
+    if issubclass(loss, ClassificationLoss)
 }
 # Okabe and Ito's colours, told apart by colour-blind people too, without the yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")

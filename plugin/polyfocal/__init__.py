@@ -5,54 +5,23 @@ Importing this package imports torch and nothing of the detection frameworks; th
 """
 
 import sys
-
-# The doctor looks at environments whose torch may be missing or broken.
-if not (sys.argv[:1] == ["-m"] and "polyfocal.doctor" in sys.orig_argv):
-    from polyfocal.losses import (
-        AdaFocalLoss,
-        ConfidenceRegularizationLoss,
-        CyclicalFocalLoss,
-        DebiasedFocalLoss,
-        DualFocalLoss,
-        FocalLoss,
-        GaussianPoly1FocalLoss,
-        ImbalancedNoisedTopKLoss,
-        NoisedTopKLoss,
-        Poly1CrossEntropyLoss,
-        Poly1FocalLoss,
-        Poly1IoUAwareBCELoss,
-        Poly1MatchabilityAwareLoss,
-        Poly1QualityFocalLoss,
-        Poly1VarifocalLoss,
-        PolyNLoss,
-        ProductOfExpertsLoss,
-        ReweightedCrossEntropyLoss,
-        SampleDependentFocalLoss,
-    )
-    from polyfocal.swapping import swap
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AdaFocalLoss",
-    "ConfidenceRegularizationLoss",
-    "CyclicalFocalLoss",
-    "DebiasedFocalLoss",
-    "DualFocalLoss",
-    "FocalLoss",
-    "GaussianPoly1FocalLoss",
-    "ImbalancedNoisedTopKLoss",
-    "NoisedTopKLoss",
-    "Poly1CrossEntropyLoss",
-    "Poly1FocalLoss",
-    "Poly1IoUAwareBCELoss",
-    "Poly1MatchabilityAwareLoss",
-    "Poly1QualityFocalLoss",
-    "Poly1VarifocalLoss",
-    "PolyNLoss",
-    "ProductOfExpertsLoss",
-    "ReweightedCrossEntropyLoss",
-    "SampleDependentFocalLoss",
-    "__version__",
-    "swap",
-]
+__all__ = ["__version__", "swap"]
+
+# The doctor looks at environments whose torch may be missing or broken.
+if not (sys.argv[:1] == ["-m"] and "polyfocal.doctor" in sys.orig_argv):
+    from polyfocal import losses
+    from polyfocal.losses import *  # noqa: F403
+    from polyfocal.swapping import swap
+
+    __all__ += sorted(losses.LOSSES)
+
+    def __getattr__(name: str) -> Any:
+        """A loss that was defined elsewhere, since."""
+        try:
+            return losses.LOSSES[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

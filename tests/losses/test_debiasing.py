@@ -348,3 +348,40 @@ def test_a_bad_file_of_scores_is_one_sentence(tmp_path):
         write_scores(file, [1, 1], torch.zeros(2, 2))
     with pytest.raises(ValueError, match="ends in .npz"):
         write_scores(tmp_path / "scores.pkl", [1], torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_class_that_the_bias_model_excludes(name):
+    """log 0 = -inf: with theta it counts for nothing at 0, and the loss stays finite at 1."""
+    logits, _, _ = batch(n=2, c=3)
+    logits.requires_grad_()
+    labels, even = torch.tensor([0, 2]), torch.zeros(2, 3, dtype=torch.float64)
+    bias = torch.log_softmax(torch.tensor([[1.0, 0.5, -math.inf]], dtype=torch.float64), dim=1)
+    args = dict(use_sigmoid=False, theta=0.0)
+    found = FUNCTIONS[name](logits, labels, bias_logits=bias.expand(2, 3), **args)
+    if name in ("debiased focal", "product of experts"):
+        torch.testing.assert_close(found, FUNCTIONS[name](logits, labels, bias_logits=even, **args))
+    assert found.isfinite() and torch.autograd.grad(found, logits)[0].isfinite().all()
+    whole = FUNCTIONS[name](logits[:1], labels[:1], bias_logits=bias, use_sigmoid=False, theta=1.0)
+    assert whole.isfinite() and torch.autograd.grad(whole, logits)[0].isfinite().all()
+
+
+def test_confidence_regularization_divides_by_the_rows_that_are_kept():
+    logits, bias, labels = batch(n=5)
+    labels[3] = 1
+    labels[labels == 1] = 2
+    labels[3] = 1
+    keep, args = labels != 1, dict(use_sigmoid=False)
+    found = L.confidence_regularization(
+        logits, labels, bias_logits=bias, teacher_logits=bias / 2, ignore_index=1, **args
+    )
+    expected = L.confidence_regularization(
+        logits[keep], labels[keep], bias_logits=bias[keep], teacher_logits=bias[keep] / 2, **args
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    junk = bias.masked_fill(~keep[:, None], math.nan)
+    for function in FUNCTIONS.values():
+        call = dict(ignore_index=1, **args)
+        same = function(logits, labels, bias_logits=bias, **call)
+        if function is not FUNCTIONS["confidence"]:
+            torch.testing.assert_close(function(logits, labels, bias_logits=junk, **call), same)

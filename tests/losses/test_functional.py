@@ -395,7 +395,7 @@ BAD = [
     (dict(alpha=[0.5, 0.5]), "alpha has 2 values: expected 5"),
     (dict(class_weight=[1.0] * 4), "class_weight has 4 values: expected 5"),
     (dict(class_weight=[-1.0] * 5), "class_weight holds -1.0"),
-    (dict(class_weight=2.0), "class_weight=2.0: expected one number a class"),
+    (dict(class_weight=2.0), "class_weight=2.0: expected one number per class"),
     (dict(reduction="average"), "reduction='average': expected one of none, mean, sum"),
     (dict(reduction="sum", avg_factor=3), "avg_factor is given with reduction='sum'"),
     (dict(avg_factor=torch.ones(2)), r"avg_factor has shape \(2,\)"),
@@ -443,3 +443,116 @@ def test_a_column_of_logits_never_broadcasts_over_a_row_of_targets():
     for target in (torch.zeros(7), torch.zeros(1, 7), torch.zeros(7, 7)):
         with pytest.raises(ValueError, match="expected"):
             L.focal_loss(logits, target, use_sigmoid=True)
+
+
+def test_integers_of_the_logits_shape_are_soft_targets_unless_they_could_be_labels():
+    logits = torch.tensor([[4.0]])
+    # As a label 0 is the class, as a soft target it is the negative: 0.018 or 4.02.
+    focal = dict(use_sigmoid=True, gamma=0.0, alpha=None, reduction="sum")
+    assert L.focal_loss(logits, torch.tensor([0]), **focal).item() == pytest.approx(
+        math.log1p(math.exp(-4))
+    )
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        with pytest.raises(ValueError, match=r"expected int64 labels \(N,\), or floating-point"):
+            L.focal_loss(logits, torch.zeros(1, 1, dtype=dtype), **focal)
+    negative = math.log1p(math.exp(4))
+    for target in (torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)):
+        assert L.focal_loss(logits, target, **focal).item() == pytest.approx(negative)
+    two = torch.tensor([[4.0, -4.0]])
+    multi_hot = torch.tensor([[1, 1]])
+    assert L.focal_loss(two, multi_hot, **focal).item() == pytest.approx(
+        negative + math.log1p(math.exp(-4)), rel=1e-6
+    )
+    with pytest.raises(ValueError, match="soft targets range from 0 to 3: expected 0 to 1"):
+        L.focal_loss(two, torch.tensor([[0, 3]]), **focal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_rounding_adds_to_a_soft_target_is_taken_off(dtype):
+    logits = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
+    over = torch.tensor([[1.0 + 1.2e-7, -1e-8, 0.5]], dtype=torch.float64)
+    if dtype.itemsize < 4:
+        over[0, 0] = torch.nextafter(torch.ones((), dtype=torch.float16), 2 * torch.ones(()).half())
+    exact = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.float64)
+    form = dict(use_sigmoid=True, reduction="none")
+    expected = L.focal_loss(logits, exact, **form)
+    torch.testing.assert_close(L.focal_loss(logits, over.to(dtype), **form), expected)
+    compiled = torch.compile(lambda x, y: L.focal_loss(x, y, **form), backend="eager")
+    torch.testing.assert_close(compiled(logits, over.to(dtype)), expected)
+    # What rounding does not explain stays visible where nothing can be refused.
+    assert compiled(logits, torch.tensor([[1.2, 0.0, 0.5]], dtype=dtype))[0, 0].isnan()
+
+
+def test_rows_of_soft_targets_sum_to_one_in_the_softmax_form():
+    logits = torch.zeros(2, 2)
+    good = torch.tensor([[0.3, 0.7], [0.5, 0.5]])
+    expected = pytest.approx(math.log(2))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        loss = L.poly1_cross_entropy(logits, good.to(dtype), epsilon=0.0)
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-2)
+    assert L.poly1_cross_entropy(logits, good, epsilon=0.0).item() == expected
+    for bad in (good * 0.9, good * 1.1, torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="rows of soft targets sum to between .* expected 1"):
+            L.poly1_cross_entropy(logits, bad, epsilon=0.0)
+    assert L.focal_loss(logits, good * 0.9, use_sigmoid=True).isfinite()
+
+
+def test_a_soft_target_has_no_gradient():
+    logits = torch.zeros(2, 2, requires_grad=True)
+    target = torch.full((2, 2), 0.5, requires_grad=True)
+    for use_sigmoid in (True, False):
+        loss = L.focal_loss(logits, target, use_sigmoid=use_sigmoid)
+        _, gradient = torch.autograd.grad(loss, (logits, target), allow_unused=True)
+        assert gradient is None
+
+
+@pytest.mark.parametrize("use_sigmoid", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+def test_ignored_rows_may_hold_anything(junk, reduction, use_sigmoid):
+    logits = torch.tensor([[1.0, 2.0], [0.3, -0.5], [0.0, 1.0]], requires_grad=True)
+    labels, weight = torch.tensor([0, 255, 1]), torch.tensor([1.0, junk, 2.0])
+    form = dict(use_sigmoid=use_sigmoid, reduction=reduction)
+    for w in (None, weight):
+        held = torch.where(torch.tensor([[0], [1], [0]]) == 1, junk, logits)
+        kept = L.poly1_focal_loss(
+            logits[[0, 2]], labels[[0, 2]], None if w is None else w[[0, 2]], epsilon=1.0, **form
+        )
+        loss = L.poly1_focal_loss(held, labels, w, epsilon=1.0, ignore_index=255, **form)
+        if reduction == "none":
+            assert (loss[1] == 0).all()
+            loss = loss[[0, 2]]
+        torch.testing.assert_close(loss, kept)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        (expected,) = torch.autograd.grad(kept.sum(), logits)
+        torch.testing.assert_close(gradient, expected)
+        assert (gradient[1] == 0).all()
+
+
+@pytest.mark.parametrize("use_sigmoid", [True, False])
+def test_numbers_of_numpy_are_numbers(use_sigmoid):
+    logits, labels = inputs(c=3, softmax=not use_sigmoid)
+    settings = dict(use_sigmoid=use_sigmoid, epsilon=0.5, gamma=1.5)
+    expected = L.poly1_focal_loss(
+        logits, labels, alpha=[0.25, 0.5, 0.75], class_weight=[1.0, 2.0, 0.5], **settings
+    )
+    for dtype in (np.float32, np.float64):
+        found = L.poly1_focal_loss(
+            logits,
+            labels,
+            use_sigmoid=use_sigmoid,
+            epsilon=dtype(0.5),
+            gamma=np.array(1.5, dtype),
+            alpha=np.array([0.25, 0.5, 0.75], dtype),
+            class_weight=[dtype(1), dtype(2), dtype(0.5)],
+        )
+        torch.testing.assert_close(found, expected)
+    # -1/3 in float32 is below -1/3, and a sum of tenths is above 1.
+    poly = L.poly_n_loss(
+        logits, labels, use_sigmoid=use_sigmoid, epsilons=np.float32([0, 0, -1 / 3])
+    )
+    expected = L.poly_n_loss(logits, labels, use_sigmoid=use_sigmoid, epsilons=(0, 0, -1 / 3))
+    torch.testing.assert_close(poly, expected)
+    L.focal_loss(logits, labels, use_sigmoid=use_sigmoid, alpha=np.float32(0.1) * 10)
+    with pytest.raises(ValueError, match="gamma=-1.0: expected a finite number >= 0"):
+        L.focal_loss(logits, labels, use_sigmoid=use_sigmoid, gamma=np.float32(-1))

@@ -1,7 +1,10 @@
 """The modules: the call contract, their constructors' errors, what a checkpoint holds of them."""
 
 import copy
+import inspect
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +145,64 @@ def test_a_model_that_calls_the_loss_is_scripted_saved_and_serves(loss, tmp_path
     served = torch.jit.load(tmp_path / "model.pt")
     x, target = torch.randn(5, 3), torch.zeros(5, 4)
     torch.testing.assert_close(served(x, target), model(x, target))
+
+
+def test_a_subclass_hands_its_keywords_on():
+    class Mine(polyfocal.FocalLoss, table=False):
+        def __init__(self, extra, **kwargs):
+            super().__init__(**kwargs)
+            self.extra = extra
+
+    loss = Mine(3, gamma=1.5, use_sigmoid=True, class_weight=[1.0, 2.0])
+    assert (loss.extra, loss.gamma) == (3, 1.5)
+    with pytest.raises(TypeError, match="Mine has no keyword 'gama': it takes extra, gamma, alpha"):
+        Mine(3, gama=1.5, use_sigmoid=True)
+
+    class Open(polyfocal.FocalLoss, table=False):
+        def __init__(self, **options):
+            super().__init__(use_sigmoid=True)
+            self.options = options
+
+    assert Open(anything=1).options == {"anything": 1}
+
+
+def test_signatures_are_spelled_out():
+    names = list(inspect.signature(polyfocal.FocalLoss).parameters)
+    shared = ["reduction", "loss_weight", "class_weight", "ignore_index"]
+    assert names == ["gamma", "alpha", "use_sigmoid", *shared]
+    assert inspect.signature(polyfocal.FocalLoss).parameters["loss_weight"].default == 1.0
+    names = list(inspect.signature(functional.focal_loss).parameters)
+    assert names[:6] == ["logits", "target", "weight", "use_sigmoid", "gamma", "alpha"]
+    assert names[6:] == ["class_weight", "ignore_index", "reduction", "avg_factor"]
+
+
+def test_a_setting_is_checked_when_it_is_set():
+    loss = polyfocal.FocalLoss(use_sigmoid=True)
+    for name, value in (("gamma", -1.0), ("alpha", [0.1, 2.0]), ("reduction", "avg")):
+        before = getattr(loss, name)
+        with pytest.raises(ValueError, match=name):
+            setattr(loss, name, value)
+        assert getattr(loss, name) == before
+    loss.alpha = [0.1, 0.4]
+    assert loss.state_dict() == {}
+    logits, labels = torch.zeros(1, 2), torch.tensor([1])
+    each = torch.tensor([[0.9, 0.4]]) * 0.25 * math.log(2)
+    torch.testing.assert_close(loss(logits, labels, reduction_override="none"), each)
+    loss.alpha = None
+    torch.testing.assert_close(loss(logits, labels), torch.tensor(0.25 * math.log(2)))
+
+
+def test_numbers_per_class_are_shown_and_keep_their_precision():
+    loss = polyfocal.FocalLoss(
+        use_sigmoid=True, class_weight=np.array([1.0, 2.5]), alpha=(0.3, 0.7)
+    )
+    assert "alpha=(0.3, 0.7)" in repr(loss) and "class_weight=(1, 2.5)" in repr(loss)
+    many = polyfocal.LDAMLoss([16.0] * 1203 + [1.0])
+    assert "margins=(0.25, 0.25, 0.25, ..., 0.5, 1204 numbers)" in repr(many)
+    ada, priors = polyfocal.AdaFocalLoss(num_bins=3, gamma=1.1), ClassPriors([1.0, 2.0])
+    for module in (loss, many, ada, priors):
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        assert before
+        for halved in (module.bfloat16(), module.half(), module.float(), module.to(torch.float16)):
+            for name, buffer in halved.named_buffers():
+                assert buffer.dtype == torch.float32 and buffer.equal(before[name])

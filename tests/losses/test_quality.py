@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from polyfocal import losses, ops
 from polyfocal.errors import UserError
 from polyfocal.losses import functional
-from polyfocal.losses import quality as Q
+from polyfocal.losses import functional as Q
 
 # 3 rows of 2 classes, float64: a positive of class 1, one of class 0, a background.
 LOGITS = [[-1.0, 0.5], [2.0, -0.3], [0.7, -2.0]]

@@ -230,7 +230,7 @@ def test_large_inputs_keep_no_tensor_of_all_copies():
             "k=5 with logits of 5 columns: the noised top-K loss needs at least 6",
         ),
         (
-            lambda: polyfocal.NoisedTopKLoss(1, 1.0)(torch.zeros(2, 5), torch.zeros(2, 5)),
+            lambda: polyfocal.NoisedTopKLoss(1, 1.0)(torch.zeros(2, 5), torch.full((2, 5), 0.2)),
             "the noised top-K loss takes integer labels",
         ),
         (

@@ -1,136 +1,298 @@
-"""The module behind every loss: the call contract that MMDetection's heads use."""
+"""The modules behind every loss, and the table that a loss enters by being defined."""
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, Union
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from polyfocal._torch import autocast_off
 from polyfocal.errors import UserError
-from polyfocal.losses.functional import (
-    PerClass,
-    check_alpha,
-    check_class_weight,
-    check_nonnegative,
+from polyfocal.losses.rows import labels_only, prepare, weighed
+from polyfocal.losses.settings import (
+    CLASS_WEIGHT,
+    LOSS_WEIGHT,
+    REDUCTION,
+    ExactBuffers,
+    Form,
+    Range,
+    Whole,
+    spelled_out,
 )
-from polyfocal.losses.reduction import check_reduction
+from polyfocal.ops.poly_focal import compute_dtype
+
+# A longer list of numbers is shown by its ends.
+_SHOWN = 16
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values of a setting that are worth a search.
+class Table(Mapping[str, "type[Loss]"]):
+    """The losses by name, in the order in which they were defined.
 
-    Attributes:
-        low, high: Both are among them.
-        log: Whether factors count and not differences.
+    Exports, the registries of the frameworks, the tools and the tests read it. A class whose name
+    another class has already is left out, unless it is that class defined anew.
     """
 
-    low: float
-    high: float
-    log: bool = False
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Loss]] = {}
+        self._told: list[Callable[[type[Loss]], None]] = []
+
+    def __getitem__(self, name: str) -> "type[Loss]":
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def enter(self, cls: "type[Loss]") -> None:
+        """Puts a class in the table and tells those who asked."""
+        there = self._classes.setdefault(cls.__name__, cls)
+        if (there.__module__, there.__qualname__) == (cls.__module__, cls.__qualname__):
+            self._classes[cls.__name__] = cls
+            for told in self._told:
+                told(cls)
+
+    def follow(self, told: "Callable[[type[Loss]], None]") -> None:
+        """Calls ``told`` with every loss that is there, and with every one that comes."""
+        self._told.append(told)
+        for cls in list(self._classes.values()):
+            told(cls)
 
 
-# Where the papers looked: gamma in RetinaNet's table 1b, alpha where its table 1a has an AP at all.
-# epsilon begins at PolyLoss's bound, and its best ones, -1 and 2, lie well inside.
-EPSILON = Range(-1.0, 5.0)
-GAMMA = Range(0.0, 5.0)
-ALPHA = Range(0.1, 0.9)
-# No paper searches it. Two doublings either way change its share beside the loss of the boxes.
-LOSS_WEIGHT = Range(0.25, 4.0, log=True)
+LOSSES = Table()
 
 
-class ClassificationLoss(nn.Module, ABC):
-    """A loss of logits and targets: ``loss(pred, target, weight, avg_factor)``.
+class Loss(ExactBuffers):
+    """A loss that is called as MMDetection calls one: ``loss(pred, target, weight, avg_factor)``.
 
-    A subclass gives its hyper-parameters to its function in :meth:`compute`.
+    A subclass enters :data:`LOSSES` by being defined, unless it is defined with ``table=False``.
+
+    Attributes:
+        settings: what each setting may be; a subclass names its own, and inherits the others and
+            those of its ``function``; None takes one out. A setting is checked whenever it is set.
+        function: the loss function of the module, made by
+            :func:`~polyfocal.losses.settings.loss_function`, if it has one.
+        monotone: whether the loss of an entry falls as the probability of its target grows.
 
     Args:
-        use_sigmoid: one binary problem a class, or one softmax over the classes. Heads choose
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: factor on the result, >= 0.
+        settings: those of the subclass, by keyword.
+
+    Raises:
+        UserError: a value that a setting may not have.
+        TypeError: a keyword that the loss does not have.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"reduction": REDUCTION, "loss_weight": LOSS_WEIGHT}
+    function: ClassVar[Any] = None
+    monotone: ClassVar[bool] = True
+    _arguments: ClassVar[tuple[str, ...]] = ()
+
+    reduction: str
+    loss_weight: float
+
+    if TYPE_CHECKING:  # the settings
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init_subclass__(cls, table: bool = True, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        own = vars(cls)
+        function = own.get("function")
+        new = {**getattr(function, "settings", {}), **own.get("settings", {})}
+        inherited: dict[str, Any] = next(
+            vars(base)["settings"] for base in cls.__mro__[1:] if "settings" in vars(base)
+        )
+        every = {**new, **{k: v for k, v in inherited.items() if k not in new}}
+        # A function's setting that the module computes, such as theta, is none of the module's.
+        cls.settings = {
+            k: v for k, v in every.items() if v is not None and not callable(getattr(cls, k, None))
+        }
+        if function is not None:
+            cls._arguments = tuple(name for name in function.settings if name in cls.settings)
+        if "__init__" in own:
+            own["__init__"].__signature__ = spelled_out(own["__init__"])
+        if table:
+            LOSSES.enter(cls)
+
+    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, **settings: Any) -> None:
+        super().__init__()
+        for name in settings:
+            if name not in self.settings:
+                raise TypeError(
+                    f"{type(self).__name__} has no keyword {name!r}: it takes"
+                    f" {', '.join(keywords_of(type(self)))}"
+                )
+        for name, value in {**settings, "reduction": reduction, "loss_weight": loss_weight}.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setting = type(self).settings.get(name)
+        if setting is None:
+            super().__setattr__(name, value)
+            return
+        value = setting.checked(name, value, type(self).__name__)
+        for held in (self.__dict__, self._buffers):
+            held.pop(name, None)
+        if isinstance(value, Tensor):
+            # Not persistent: a checkpoint trained with this loss loads in a model with another.
+            self.register_buffer(name, value.detach().float(), persistent=False)
+        else:
+            self.__dict__[name] = value
+
+    def tunable(self) -> dict[str, Range]:
+        """The settings that a search may change, by keyword; ``epsilons.0`` is an entry of one."""
+        found: dict[str, Range] = {}
+        for name, setting in self.settings.items():
+            if hasattr(self, name):
+                found.update(setting.tunable(name, getattr(self, name)))
+        return found
+
+    def extra_repr(self) -> str:
+        """The settings, in the order of the constructor's keywords."""
+        held = {**self.__dict__, **self._buffers}
+        names = dict.fromkeys([*keywords_of(type(self)), *self.settings])
+        return ", ".join(f"{name}={_shown(held[name])}" for name in names if name in held)
+
+    def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
+        """The weighted and reduced loss, without ``loss_weight``.
+
+        By default that of :attr:`function` with the settings of the module.
+
+        Args:
+            pred, target, weight: as in :meth:`forward`.
+            common: what else the function takes: ``reduction``, ``avg_factor``, and what a
+                subclass or :meth:`forward` adds.
+        """
+        own = {name: getattr(self, name) for name in self._arguments}
+        return type(self).function.unchecked(pred, target, weight, **{**own, **common})
+
+    # What else the loss is computed from: the names of the last argument of _weighed.
+    _inputs: ClassVar[tuple[str, ...]] = ()
+
+    # Written so that torch.jit.script of torch 2.1 can read it: every argument by name, no ** and
+    # no | in a type, here and in the overrides.
+    def forward(
+        self,
+        pred: Tensor,
+        target: Any,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+    ) -> Tensor:
+        """The weighted and reduced loss times ``loss_weight``.
+
+        A model that holds or calls the loss can be scripted by ``torch.jit.script``; the scripted
+        model serves without the loss, which it does not compute.
+
+        Args:
+            pred: what the loss is of.
+            target: what it should be.
+            weight, avg_factor: see :mod:`polyfocal.losses.rows`.
+            reduction_override: takes the place of ``reduction`` for this call.
+        """
+        return self._weighed(pred, target, weight, avg_factor, reduction_override, None, ())
+
+    @torch.jit.unused
+    def _weighed(
+        self,
+        pred: Tensor,
+        target: Any,
+        weight: Optional[Tensor],
+        avg_factor: Optional[Union[Tensor, float]],
+        reduction_override: Optional[str],
+        ignore_index: Optional[int],
+        inputs: Any,
+    ) -> Tensor:
+        """:meth:`forward` with what else a loss is computed from."""
+        with autocast_off(pred.device.type):
+            loss = self.compute(
+                pred,
+                target,
+                weight,
+                reduction=self.reduction if reduction_override is None else reduction_override,
+                avg_factor=avg_factor,
+                **self._shared(ignore_index),
+                **{name: inputs[i] for i, name in enumerate(self._inputs)},
+            )
+        return loss if self.loss_weight == 1.0 else self.loss_weight * loss
+
+    def _shared(self, ignore_index: int | None) -> dict[str, Any]:
+        return {}
+
+
+class ClassificationLoss(Loss, table=False):
+    """A loss of logits and labels.
+
+    Args:
+        use_sigmoid: one binary problem per class, or one softmax over the classes. Heads choose
             their number of outputs and their activation by it, and MMDetection's dense heads
             read it from the config and not from the loss, so it must be written there.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: factor on the result, >= 0.
-        alpha, class_weight, ignore_index: see :mod:`polyfocal.losses.functional`.
+        class_weight, ignore_index: see :mod:`polyfocal.losses.rows`.
+        settings: those of the subclass, by keyword.
+
+    Attributes:
+        soft_targets: whether the loss takes targets of the logits' shape.
 
     Raises:
         UserError: a value out of its range, or no ``use_sigmoid``.
         TypeError: a keyword that the loss does not have.
     """
 
-    alpha: Optional[Union[Tensor, float]]
-    class_weight: Optional[Tensor]
+    settings: ClassVar[dict[str, Any]] = {
+        "use_sigmoid": Form(),
+        "class_weight": CLASS_WEIGHT,
+        "ignore_index": Whole(optional=True),
+    }
+    soft_targets: ClassVar[bool] = True
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "ClassificationLoss":
-        """Refuses a misspelt keyword of a config with the list of the right ones."""
-        known = list(inspect.signature(cls.__init__).parameters)[1:]
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(
-                    f"{cls.__name__} has no keyword {name!r}: it takes {', '.join(known)}"
-                )
-        return super().__new__(cls)
+    use_sigmoid: bool
+    class_weight: Optional[Tensor]
+    ignore_index: Optional[int]
 
     def __init__(
         self,
         use_sigmoid: bool | None,
         reduction: str = "mean",
         loss_weight: float = 1.0,
-        alpha: PerClass | None = None,
-        class_weight: Sequence[float] | Tensor | None = None,
+        class_weight: Any = None,
         ignore_index: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        if not isinstance(use_sigmoid, bool):
-            raise UserError(
-                f"{type(self).__name__} has use_sigmoid={use_sigmoid}: write use_sigmoid=True (one"
-                " binary problem a class, as in dense heads) or use_sigmoid=False (softmax) beside"
-                " its type, because heads read that key"
-            )
-        check_reduction(reduction)
-        check_nonnegative("loss_weight", loss_weight)
-        check_alpha(alpha)
-        check_class_weight(class_weight)
-        self.use_sigmoid = use_sigmoid
-        self.reduction = reduction
-        self.loss_weight = loss_weight
-        self.ignore_index = ignore_index
-        # Not persistent: a checkpoint trained with this loss loads in a model that has another.
-        self._per_class("class_weight", class_weight)
-        self._per_class("alpha", alpha)
+        super().__init__(
+            reduction,
+            loss_weight,
+            use_sigmoid=use_sigmoid,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            **settings,
+        )
 
-    def _per_class(self, name: str, value: PerClass | None) -> None:
-        if value is None or isinstance(value, int | float):
-            setattr(self, name, value)
-        else:
-            value = torch.as_tensor(value, dtype=torch.float32)
-            self.register_buffer(name, value, persistent=False)
+    def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
+        if self.function is not None:
+            return super().compute(pred, target, weight, **common)
+        rows = prepare(pred, target, weight, **common)
+        if not self.soft_targets:
+            labels_only(rows, type(self).__name__)
+        return weighed(rows, self.unreduced(rows.logits.to(compute_dtype(pred)), rows.target))
 
-    def tunable(self) -> dict[str, Range]:
-        """The settings that a search may change, by keyword; ``epsilons.0`` is an entry of one."""
-        return {"loss_weight": LOSS_WEIGHT}
-
-    def extra_repr(self) -> str:
-        """The settings, in the order of the constructor's keywords."""
-        settings = {
-            k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"
-        }
-        return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-    @abstractmethod
-    def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
-        """The loss function of this module with its hyper-parameters.
+    def unreduced(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of a class without a :attr:`function`, before it is weighed and reduced.
 
         Args:
-            pred, target, weight: as in :meth:`forward`.
-            common: ``use_sigmoid``, ``class_weight``, ``ignore_index``, ``reduction`` and
-                ``avg_factor``, to hand on; and what else :meth:`forward` was given.
-        """
+            logits: (N, C), float32 or float64.
+            target: labels (N,); or soft targets of the logits' shape, if the loss takes them.
 
-    # Written so that torch.jit.script of torch 2.1 can read it: every argument by name, no ** and
-    # no | in a type, here and in the overrides.
+        Returns:
+            (N, C) in the sigmoid form, (N,) in the softmax form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a function, or a method unreduced")
+
     def forward(
         self,
         pred: Tensor,
@@ -148,41 +310,21 @@ class ClassificationLoss(nn.Module, ABC):
         Args:
             pred: logits, (N, C) or (N, K).
             target: labels (N,) or soft targets of the logits' shape; what a loss says beside.
-            weight, avg_factor: see :mod:`polyfocal.losses.reduction`.
+            weight, avg_factor: see :mod:`polyfocal.losses.rows`.
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.
         """
         return self._weighed(pred, target, weight, avg_factor, reduction_override, ignore_index, ())
 
-    # What else the loss is computed from: the names of the last argument of _weighed.
-    _inputs: ClassVar[tuple[str, ...]] = ()
-
-    @torch.jit.unused
-    def _weighed(
-        self,
-        pred: Tensor,
-        target: Any,
-        weight: Optional[Tensor],
-        avg_factor: Optional[Union[Tensor, float]],
-        reduction_override: Optional[str],
-        ignore_index: Optional[int],
-        inputs: Any,
-    ) -> Tensor:
-        loss = self.compute(
-            pred,
-            target,
-            weight,
-            use_sigmoid=self.use_sigmoid,
-            class_weight=self.class_weight,
-            ignore_index=self.ignore_index if ignore_index is None else ignore_index,
-            reduction=self.reduction if reduction_override is None else reduction_override,
-            avg_factor=avg_factor,
-            **{name: inputs[i] for i, name in enumerate(self._inputs)},
-        )
-        return loss if self.loss_weight == 1.0 else self.loss_weight * loss
+    def _shared(self, ignore_index: int | None) -> dict[str, Any]:
+        return {
+            "use_sigmoid": self.use_sigmoid,
+            "class_weight": self.class_weight,
+            "ignore_index": self.ignore_index if ignore_index is None else ignore_index,
+        }
 
 
-class ScheduledLoss(ClassificationLoss):
+class ScheduledLoss(ClassificationLoss, table=False):
     """A loss that changes while the model is trained.
 
     It needs to know how much of the training is done. An adapter of a framework reads that from
@@ -190,7 +332,7 @@ class ScheduledLoss(ClassificationLoss):
     :meth:`set_progress` says it.
     """
 
-    _progress: float | None = None
+    _progress: Optional[float] = None
 
     def set_progress(self, progress: float) -> None:
         """Says what part of the training is done, in [0, 1]; values outside are clamped."""
@@ -210,3 +352,28 @@ class ScheduledLoss(ClassificationLoss):
                 " polyfocal.detectron2.ProgressHook() with Detectron2's trainer"
             )
         return self._progress
+
+
+def keywords_of(cls: type[Loss]) -> list[str]:
+    """The keywords of a constructor, with those that its ``**`` hands to the next one."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and issubclass(base, Loss):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names.update(
+                {p.name: None for p in list(parameters)[1:] if p.kind is not p.VAR_KEYWORD}
+            )
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return list(names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        value = tuple(value.tolist()) if value.device.type == "cpu" else f"{tuple(value.shape)}"
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        entries = [f"{entry:g}" for entry in value]
+        if len(entries) > _SHOWN:
+            entries = [*entries[:3], "...", *entries[-1:], f"{len(entries)} numbers"]
+        return f"({', '.join(entries)})"
+    return str(value)

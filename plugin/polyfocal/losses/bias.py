@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
+from polyfocal.losses.settings import ExactBuffers
 
 
-class BiasSource(nn.Module, ABC):
+class BiasSource(ExactBuffers, ABC):
     """What a debiasing loss asks for the bias model's logits of a batch."""
 
     @abstractmethod

@@ -1,14 +1,24 @@
 """LDAM, the usual baseline for long tails."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from polyfocal.errors import UserError
-from polyfocal.losses import functional
-from polyfocal.losses.base import ClassificationLoss, Range
+from polyfocal.losses.base import ClassificationLoss
+from polyfocal.losses.imbalanced_noised_topk import topk_margins
+from polyfocal.losses.poly1_cross_entropy import poly1_cross_entropy
+from polyfocal.losses.rows import positives
+from polyfocal.losses.settings import (
+    Form,
+    Number,
+    Numbers,
+    PerClass,
+    Range,
+    Shared,
+    Unpack,
+)
 
 
 class LDAMLoss(ClassificationLoss):
@@ -19,7 +29,7 @@ class LDAMLoss(ClassificationLoss):
         m_y = C / n_y^{1/4}, \; \max_y m_y = M
 
     Args:
-        class_counts: n, training samples of each class, one a column of the logits; from a config
+        class_counts: n, training samples of each class, one per column of the logits; from a config
             it may also be the path of a COCO annotation file.
         max_margin: M > 0; the authors' is 0.5.
         scale: S > 0. 30, the authors', is for scores that are cosines; with others write 1.
@@ -31,48 +41,41 @@ class LDAMLoss(ClassificationLoss):
         (2019), equations 12 and 13.
     """
 
+    settings: ClassVar[dict[str, Any]] = {
+        "max_margin": Number(Range(0.1, 0.8), without="low"),  # the authors': 0.5
+        "scale": Number(Range(1.0, 100.0, log=True), without="low"),
+        "margins": Numbers(),
+        "use_sigmoid": Form(only=False, what="LDAM loss"),
+    }
+    soft_targets = False
     margins: Tensor
+    max_margin: float
+    scale: float
 
     def __init__(
         self,
-        class_counts: Sequence[float] | Tensor,
+        class_counts: PerClass,
         max_margin: float = 0.5,
         scale: float = 30.0,
         use_sigmoid: bool = False,
-        reduction: str = "mean",
-        loss_weight: float = 1.0,
-        class_weight: Sequence[float] | Tensor | None = None,
-        ignore_index: int | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(use_sigmoid, reduction, loss_weight, None, class_weight, ignore_index)
-        functional.check_form("LDAM loss", use_sigmoid, False)
-        functional.check_topk(1, 0.0, 1, scale)
-        margins = functional.topk_margins(class_counts, max_margin)
-        self.register_buffer("margins", margins, persistent=False)
-        self.max_margin = max_margin
-        self.scale = scale
+        super().__init__(use_sigmoid, max_margin=max_margin, scale=scale, **shared)
+        self.margins = topk_margins(class_counts, self.max_margin)
 
     def activation(self, pred: Tensor) -> Tensor:
         """Scores (N, C): the softmax that the loss trains, without margins."""
         return torch.softmax(self.scale * pred.float(), dim=1)
 
-    def tunable(self) -> dict[str, Range]:
-        return {
-            "max_margin": Range(0.1, 0.8),  # the authors': 0.5
-            "scale": Range(1.0, 100.0, log=True),
-            **super().tunable(),
-        }
-
-    def compute(self, pred: Tensor, target: Tensor, weight: Tensor | None, **common: Any) -> Tensor:
+    def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
         if pred.dim() != 2 or pred.shape[1] != len(self.margins) or target.dim() != 1:
             raise UserError(
                 f"LDAMLoss has {len(self.margins)} class counts for logits {tuple(pred.shape)} and"
-                f" a target {tuple(target.shape)}: expected a column a count and labels (N,)"
+                f" a target {tuple(target.shape)}: expected a column per count and labels (N,)"
             )
         # Not in a half's precision: the scale would take its logits beyond its range.
         pred = pred if pred.dtype == torch.float64 else pred.float()
-        columns = torch.arange(pred.shape[1], device=pred.device)
-        margins = self.margins.to(pred.device, pred.dtype) * (target.unsqueeze(1) == columns)
-        return functional.poly1_cross_entropy(
+        margins = self.margins.to(pred.device, pred.dtype) * positives(target, pred.shape[1])
+        return poly1_cross_entropy.unchecked(  # type: ignore[attr-defined]
             self.scale * (pred - margins), target, weight, epsilon=0.0, **common
         )

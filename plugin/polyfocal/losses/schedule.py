@@ -2,13 +2,11 @@
 
 import math
 
+from polyfocal._torch import is_compiling
 from polyfocal.errors import UserError
+from polyfocal.losses.settings import Number, Range
 
-
-def check_factor(factor: float) -> None:
-    """Raises UserError unless ``factor`` is a finite number >= 1."""
-    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 1):
-        raise UserError(f"factor={factor}: expected a finite number >= 1")
+FACTOR = Number(Range(1.0, 8.0, log=True), low=1.0)  # the author's are 2 and 4
 
 
 def cyclical_weight(progress: float, factor: float) -> float:
@@ -34,9 +32,12 @@ def cyclical_weight(progress: float, factor: float) -> float:
 
     Source: Smith, Cyclical Focal Loss (2022).
     """
-    check_factor(factor)
-    if math.isnan(progress):
-        raise UserError("progress is NaN: expected the part of the training that is done, 0 to 1")
+    if not is_compiling():  # to which a number may be a symbol
+        factor = FACTOR.checked("factor", factor, "cyclical_weight") or 1.0
+        if math.isnan(progress):
+            raise UserError(
+                "progress is NaN: expected the part of the training that is done, 0 to 1"
+            )
     cycles = factor * min(max(progress, 0.0), 1.0)
     if cycles < 1:
         return 1.0 - cycles

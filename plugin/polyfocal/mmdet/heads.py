@@ -1,6 +1,6 @@
 """What MMDetection's heads need around a loss: adapters, and the class that they ask for."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmdet.models.losses import QualityFocalLoss, accuracy
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
+from polyfocal.losses.settings import Number
 from polyfocal.mmengine.registry import MODELS
 
 
@@ -124,7 +125,7 @@ class MaskLoss(nn.Module):
 
 @MODELS.register_module(force=True)
 @MMENGINE_MODELS.register_module(force=True)
-class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss):
+class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss, table=False):
     """Poly-1 Gaussian focal loss, also for CenterNetUpdateHead, which names the positives.
 
     Args:
@@ -133,6 +134,8 @@ class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss):
         pos_weight, neg_weight: factors on the peaks, or the positives that a head names, and on
             the rest, >= 0.
     """
+
+    settings: ClassVar[dict[str, Any]] = {"pos_weight": Number(), "neg_weight": Number()}
 
     def __init__(
         self,
@@ -145,14 +148,8 @@ class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss):
         neg_weight: float = 1.0,
     ) -> None:
         super().__init__(epsilon, alpha, gamma, reduction, loss_weight)
-        losses.functional.check_nonnegative("pos_weight", pos_weight)
-        losses.functional.check_nonnegative("neg_weight", neg_weight)
         self.pos_weight = pos_weight
         self.neg_weight = neg_weight
-
-    def extra_repr(self) -> str:
-        settings = f"pos_weight={self.pos_weight}, neg_weight={self.neg_weight}"
-        return f"{super().extra_repr()}, {settings}"
 
     def forward(
         self,

@@ -1,6 +1,8 @@
 """The losses as MMEngine knows them."""
 
 import functools
+import inspect
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +45,6 @@ class RunnerProgress:
                 " 1)) on the loss before each step"
             )
         return iteration / max(1, max_iters - 1)
-
-
-class CyclicalFocalLoss(RunnerProgress, losses.CyclicalFocalLoss):
-    """:class:`polyfocal.losses.CyclicalFocalLoss` that follows MMEngine's Runner by itself."""
 
 
 def class_counts(source: Any) -> list[int]:
@@ -98,44 +96,27 @@ def _configurable(cls: type[nn.Module]) -> Any:
 
     bases = (RunnerProgress, cls) if issubclass(cls, losses.ScheduledLoss) else (cls,)
     described = {"__doc__": cls.__doc__, "__module__": __name__, "__init__": __init__}
-    return type(cls.__name__, bases, described)
+    keywords = {"table": False} if issubclass(cls, losses.Loss) else {}
+    return types.new_class(cls.__name__, bases, keywords, lambda body: body.update(described))
 
 
-ClassPriors = _configurable(losses.ClassPriors)
-LDAMLoss = _configurable(losses.LDAMLoss)
-ImbalancedNoisedTopKLoss = _configurable(losses.ImbalancedNoisedTopKLoss)
-DebiasedFocalLoss = _configurable(losses.DebiasedFocalLoss)
-ProductOfExpertsLoss = _configurable(losses.ProductOfExpertsLoss)
-ReweightedCrossEntropyLoss = _configurable(losses.ReweightedCrossEntropyLoss)
-ConfidenceRegularizationLoss = _configurable(losses.ConfidenceRegularizationLoss)
+def _register(cls: type[nn.Module]) -> None:
+    """Puts a loss or a source of bias scores in the registries.
 
-# In the root registry too: with custom_imports=dict(imports=['polyfocal.mmdet']) the bare name is
-# found from every OpenMMLab scope. A framework's own class of that name, such as mmdet's
-# FocalLoss, comes first there; polyfocal.FocalLoss always means ours.
-for _module in (
-    losses.FocalLoss,
-    losses.Poly1FocalLoss,
-    losses.Poly1CrossEntropyLoss,
-    losses.Poly1IoUAwareBCELoss,
-    losses.Poly1MatchabilityAwareLoss,
-    losses.Poly1QualityFocalLoss,
-    losses.Poly1VarifocalLoss,
-    losses.PolyNLoss,
-    losses.GaussianPoly1FocalLoss,
-    CyclicalFocalLoss,
-    LDAMLoss,
-    losses.NoisedTopKLoss,
-    ImbalancedNoisedTopKLoss,
-    DebiasedFocalLoss,
-    ProductOfExpertsLoss,
-    ReweightedCrossEntropyLoss,
-    ConfidenceRegularizationLoss,
-    losses.DualFocalLoss,
-    losses.SampleDependentFocalLoss,
-    losses.AdaFocalLoss,
-    ClassPriors,
-    losses.BiasHead,
-    losses.StoredScores,
-):
-    MODELS.register_module(module=_module)
-    MMENGINE_MODELS.register_module(module=_module)
+    Ours go in the root registry too: with custom_imports=dict(imports=['polyfocal.mmdet']) the bare
+    name is found from every OpenMMLab scope. A framework's own class of that name, such as mmdet's
+    FocalLoss, comes first there; polyfocal.FocalLoss always means ours. A loss that was defined
+    elsewhere is polyfocal.NAME; its bare name is left to whoever defined it.
+    """
+    keywords = inspect.signature(cls).parameters
+    needs = {"bias", "teacher", "class_counts"} & keywords.keys()
+    module = _configurable(cls) if needs or issubclass(cls, losses.ScheduledLoss) else cls
+    MODELS.register_module(name=cls.__name__, module=module, force=True)
+    if cls.__module__.startswith("polyfocal."):
+        MMENGINE_MODELS.register_module(name=cls.__name__, module=module)
+
+
+for _source in (losses.ClassPriors, losses.BiasHead, losses.StoredScores):
+    _register(_source)
+losses.LOSSES.follow(_register)
+CyclicalFocalLoss = MODELS.module_dict["CyclicalFocalLoss"]

@@ -4,18 +4,12 @@ Everything above this layer (shapes, labels, what weights and reductions mean) i
 ``polyfocal.losses``; everything here assumes inputs that are already checked.
 """
 
-from polyfocal.ops.fused import (
-    keep_for_backward,
-    sigmoid_poly_focal,
-    softmax_poly_focal,
-    use_path,
-)
+from polyfocal.ops.fused import sigmoid_poly_focal, softmax_poly_focal, use_path
 from polyfocal.ops.noised_topk import noised_gap
 from polyfocal.ops.poly_focal import PolyFocal
 
 __all__ = [
     "PolyFocal",
-    "keep_for_backward",
     "noised_gap",
     "sigmoid_poly_focal",
     "softmax_poly_focal",

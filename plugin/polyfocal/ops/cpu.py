@@ -1,20 +1,15 @@
 """Losses and gradients in one pass over the logits, on a CPU.
 
-The sigmoid form takes every entry as a negative, of which one formula in q = sigmoid(x) and
-CE = softplus(x) gives the loss and the gradient, with s_j = epsilon_j:
+The sigmoid form takes every entry as a negative, z = -x, and then puts the few positives in their
+places. The formula is that of ``poly_focal``, in two forms of one pass:
 
-    l = q^gamma (CE + sum_j s_j q^j)
-    dl/dx = q^gamma (q + (1 - q) (gamma CE + sum_j s_j (gamma + j) q^j))
-
-and then puts the few positives in their places. Two forms of that pass:
-
-- *blocked* needs no compiler: a few in-place operations on blocks of rows that stay in cache, so
-  that memory is read once and written once.
+- *blocked* needs no compiler: a few operations on blocks of rows that stay in cache, so that memory
+  is read once and written once.
 - *compiled* is one loop made by torch.compile, for large inputs where a C++ compiler is there. The
   shapes and the coefficients are arguments of it, so that it is compiled once for each gamma.
 
-Both give the same result run after run. The softmax form is blocked: its pass is one exponential
-an entry, and the rest happens on one number a row.
+Both give the same result run after run. The softmax form is blocked: its pass is torch's softmax,
+and the rest happens on one number per row.
 """
 
 import functools
@@ -28,7 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfocal.ops.poly_focal import PolyFocal, at_class, compute_dtype, margin_loss, softplus
+from polyfocal.ops.poly_focal import (
+    PolyFocal,
+    at_class,
+    compute_dtype,
+    loss_of,
+    margin_loss,
+    slope_of,
+    softplus,
+)
 
 # Elements a thread in one block: 256 KB in float32, so that a block's four buffers fit its L2.
 _BLOCK = 65_536
@@ -87,25 +90,24 @@ def sigmoid(
         wanted = (sums if want_loss else None, gradient)
         done = _run_compiled(wanted, poly, logits.contiguous(), negative, weight, factor)
     if not done:
+        as_negatives = PolyFocal(poly.gamma, poly.epsilons)
         by_class, number = (negative, 1.0) if isinstance(negative, Tensor) else (1.0, negative)
-        half = logits.dtype != dtype
-        for part, (q, ce, power, value) in _blocks(logits, 4):
-            modulator = _terms(logits[part], poly, q, ce, power, want_loss)
+        for part in _blocks(logits):
+            q, ce, power = _terms(as_negatives, logits[part].to(dtype), want_loss)
             if want_loss:
-                # The last use of ce may overwrite it.
-                out = value if gradient is not None else ce
-                _negative_loss(poly, q, ce, modulator, out)
-                _scale(out, by_class, None if by_entry is None else by_entry[part])
+                loss = loss_of(as_negatives, ce, q, power)
+                # Where the loss is CE itself the slope does not need it any more.
+                _scale(loss, by_class, None if by_entry is None else by_entry[part])
                 if reduce:
-                    torch.sum(out, dim=1, out=sums[part])
+                    torch.sum(loss, dim=1, out=sums[part])
                 else:
-                    torch.mul(out, number, out=each[part])
+                    torch.mul(loss, number, out=each[part])
             if gradient is not None:
-                out = value if half else gradient[part]
-                _negative_gradient(poly, number * factor, q, ce, modulator, out)
-                _scale(out, by_class, *(s[part] for s in scales))
-                if half:
-                    gradient[part] = out
+                out = gradient[part] if gradient.dtype == dtype else None
+                slope = slope_of(as_negatives, ce, q, power, factor=number * factor, out=out)
+                _scale(slope, by_class, *(s[part] for s in scales))
+                if slope is not out:
+                    gradient[part] = slope
         sums.mul_(number)
 
     for index, labels in _foreground(logits, target):
@@ -145,60 +147,70 @@ def _row_sums(
     They are taken again and not corrected by a difference, which would cancel where a confident
     positive was taken as a negative.
     """
-    q, ce, power = x.new_empty((3, *x.shape)).unbind()
-    _negative_loss(poly, q, ce, _terms(x, poly, q, ce, power, True), ce)
-    _scale(ce, negative).scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
-    return _scale(ce, 1.0, weight).sum(dim=1)
+    as_negatives = PolyFocal(poly.gamma, poly.epsilons)
+    q, ce, power = _terms(as_negatives, x, True)
+    each = _scale(loss_of(as_negatives, ce, q, power), negative)
+    each.scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
+    return _scale(each, 1.0, weight).sum(dim=1)
 
 
 def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
 ) -> tuple[Tensor, Tensor]:
-    """The weighted losses of the rows or their sum, and the margins z of the rows, (N,)."""
-    margin = logits.new_empty(len(logits), dtype=compute_dtype(logits))
-    for part, (others, log_share) in _blocks(logits, 2):
-        column = target[part].unsqueeze(1)
-        _without_label(logits[part], column, others)
-        torch.log_softmax(others, dim=1, out=log_share)
-        # The greatest of them, x_k - rest, gives rest without rounding away what matters.
-        rest = others.amax(dim=1) - log_share.amax(dim=1)
-        torch.sub(logits[part].gather(1, column).squeeze(1), rest, out=margin[part])
-    loss, _ = margin_loss(poly, margin)
+    """The weighted losses of the rows or their sum, and what the gradient is made of, (2, N).
+
+    With P the softmax, the label's p = P_y and q = 1 - p, added up from the others so that it is
+    exact next to 0: CE = log1p(q / p), and the gradient is -slope for the label and
+    slope P_k / q for the others.
+    """
+    dtype = compute_dtype(logits)
+    p, q = logits.new_empty((2, len(logits)), dtype=dtype).unbind()
+    column = target.unsqueeze(1)
+    for part in _blocks(logits):
+        share = torch.softmax(logits[part], dim=1, dtype=dtype)
+        torch.gather(share, 1, column[part], out=p[part].unsqueeze(1))
+        torch.sum(share.scatter_(1, column[part], 0.0), dim=1, out=q[part])
+    ce = torch.log1p(q / p)
+    tiny = torch.finfo(dtype).tiny
+    # A label far below the others: p is rounded to 0 there, and log p is not.
+    if len(p) and not p.amin().item() >= tiny * 1e8:
+        far = (p < tiny * 1e8).nonzero().squeeze(1)
+        x = logits[far].to(dtype)
+        ce[far] = torch.logsumexp(x, dim=1) - x.gather(1, column[far]).squeeze(1)
+    power = q.pow(poly.gamma) if poly.gamma > 0 else None
+    loss = loss_of(poly, ce, q, power, p)
+    kept = logits.new_empty((2, len(logits)), dtype=dtype)
+    slope = torch.neg(slope_of(poly, ce, q, power, p), out=kept[0])
+    torch.div(slope, q.clamp_min(tiny), out=kept[1])
     if weight is not None:
         loss = loss * weight
-    return (loss.sum() if reduce else loss), margin
+        kept.mul_(weight)
+    return (loss.sum() if reduce else loss), kept
 
 
 def softmax_gradient(
     upstream: Tensor,
-    margin: Tensor,
+    kept: Tensor,
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
 ) -> Tensor:
-    """The gradient of the logits: D for the label, -D softmax(the others) for the others.
-
-    D is the derivative by the margin, times weight and ``upstream``.
-    """
-    _, slope = margin_loss(poly, margin)
-    slope = (slope * upstream if weight is None else slope * upstream * weight).unsqueeze(1)
+    """The gradient of the logits, of what :func:`softmax_loss` kept."""
+    kept = kept * upstream
+    slope, share = kept.unsqueeze(2).unbind()
+    share = -share
     gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    half = gradient.dtype != margin.dtype
-    for part, buffers in _blocks(logits, 2 if half else 1):
-        column = target[part].unsqueeze(1)
-        _without_label(logits[part], column, buffers[0])
-        value = buffers[1] if half else gradient[part]
-        torch.softmax(buffers[0], dim=1, out=value)
-        value.mul_(-slope[part]).scatter_(1, column, slope[part])
-        if half:
+    column = target.unsqueeze(1)
+    for part in _blocks(logits):
+        if gradient.dtype == kept.dtype:
+            value = torch.softmax(logits[part], dim=1, out=gradient[part])
+        else:
+            value = torch.softmax(logits[part], dim=1, dtype=kept.dtype)
+        value.mul_(share[part]).scatter_(1, column[part], slope[part])
+        if value.dtype != gradient.dtype:
             gradient[part] = value
     return gradient
-
-
-def _without_label(logits: Tensor, column: Tensor, out: Tensor) -> None:
-    # The lowest finite number, not -inf: a single column then still has a softmax.
-    out.copy_(logits).scatter_(1, column, torch.finfo(out.dtype).min)
 
 
 def _at(scale: Tensor | None, index: Tensor, labels: Tensor) -> Tensor | None:
@@ -226,13 +238,11 @@ def _block_rows(logits: Tensor) -> int:
     return max(1, elements // max(logits.shape[1], 1))
 
 
-def _blocks(logits: Tensor, count: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of rows, each with ``count`` buffers of its shape, the same memory for all."""
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows, of which each stays in cache."""
     step = min(_block_rows(logits), len(logits))
-    memory = logits.new_empty((count, step, logits.shape[1]), dtype=compute_dtype(logits))
     for start in range(0, len(logits), max(step, 1)):
-        part = slice(start, min(start + step, len(logits)))
-        yield part, [buffer[: part.stop - start] for buffer in memory.unbind()]
+        yield slice(start, min(start + step, len(logits)))
 
 
 def _foreground(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,59 +252,15 @@ def _foreground(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor
             yield index, target[index]
 
 
-def _terms(
-    x: Tensor, poly: PolyFocal, q: Tensor, ce: Tensor, power: Tensor, want_loss: bool
-) -> Tensor | None:
-    """Fills q = sigmoid(x) and CE where they are needed; returns q^gamma, None for 1."""
-    if x.dtype != q.dtype:
-        x = power.copy_(x)
-    torch.sigmoid(x, out=q)
-    if want_loss or poly.gamma > 0:
-        softplus(x, ce)
+def _terms(poly: PolyFocal, x: Tensor, want_loss: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """q, CE and q^gamma of negatives with the logits x; CE is q where nobody asks for it."""
+    q = torch.sigmoid(x)
+    ce = softplus(x) if want_loss or poly.gamma > 0 else q
     if poly.gamma == 0:
-        return None
+        return q, ce, None
     if poly.gamma == 1:
-        return q
-    return torch.mul(q, q, out=power) if poly.gamma == 2 else torch.pow(q, poly.gamma, out=power)
-
-
-def _series(coefficients: list[float], q: Tensor, onto: Tensor) -> None:
-    """Adds sum_j c_j q^j, j from 1, in place."""
-    if len(coefficients) == 1:
-        onto.add_(q, alpha=coefficients[0])
-    elif coefficients:
-        total = torch.zeros_like(q)
-        for coefficient in reversed(coefficients):
-            total.add_(coefficient).mul_(q)
-        onto.add_(total)
-
-
-def _negative_loss(
-    poly: PolyFocal, q: Tensor, ce: Tensor, modulator: Tensor | None, out: Tensor
-) -> None:
-    """The loss of the module's docstring."""
-    if out is not ce:
-        out.copy_(ce)
-    if any(poly.epsilons):
-        _series(list(poly.epsilons), q, out)
-    if modulator is not None:
-        out.mul_(modulator)
-
-
-def _negative_gradient(
-    poly: PolyFocal, factor: float, q: Tensor, ce: Tensor, modulator: Tensor | None, out: Tensor
-) -> None:
-    """The gradient of the module's docstring times ``factor``; overwrites ``ce``."""
-    if poly.gamma > 0:
-        ce.mul_(poly.gamma * factor)
-    else:
-        ce.zero_()
-    if any(poly.epsilons):
-        _series([(poly.gamma + j) * e * factor for j, e in enumerate(poly.epsilons, 1)], q, ce)
-    # factor q + (1 - q) ce
-    torch.lerp(ce, q.new_tensor(factor), q, out=out)
-    if modulator is not None:
-        out.mul_(modulator)
+        return q, ce, q
+    return q, ce, q * q if poly.gamma == 2 else q.pow(poly.gamma)
 
 
 @functools.cache
@@ -334,8 +300,7 @@ def _run_compiled(
     dtype = compute_dtype(logits)
     scale = torch.as_tensor(negative, dtype=dtype).expand(logits.shape[1]).contiguous()
     power = int(poly.gamma) if poly.gamma in (0, 1, 2, 3, 4) else None
-    slopes = ((poly.gamma + j) * e for j, e in enumerate(poly.epsilons, start=1))
-    coefficients = torch.tensor((poly.gamma, *poly.epsilons, *slopes), dtype=dtype)
+    coefficients = torch.tensor((poly.gamma, *poly.epsilons), dtype=dtype)
     by_row = weight is not None and weight.shape[1] == 1
     if out[1] is None and by_row:
         weight = None
@@ -368,8 +333,7 @@ def _compiled(
     the rest are arguments.
     """
 
-    def negatives(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        x = x.to(coefficients.dtype)
+    def terms_of(x: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         # exp2, since Inductor stores an exp or a logarithm that is used twice in memory. The
         # numbers are literals, log2(e): a global's would be an argument of the loop.
         u = torch.exp2(x.abs() * -1.4426950408889634)
@@ -384,34 +348,28 @@ def _compiled(
         r = (2.0 + u) * both
         q = torch.where(x >= 0, r, u * r)
         ce = torch.relu(x) + log1p
-        powers = [q]
-        for _ in range(terms - 1):
-            powers.append(powers[-1] * q)
+        if power == 0:
+            return q, ce, None
         if power is None:
             log_q = torch.clamp_max(x, 0.0) - log1p
-            modulator = torch.exp2(coefficients[0] * 1.4426950408889634 * log_q)
-        else:
-            modulator = torch.ones_like(q)
-            for _ in range(power):
-                modulator = modulator * q
-        return q, ce, modulator, powers
+            return q, ce, torch.exp2(gamma * 1.4426950408889634 * log_q)
+        modulator = q
+        for _ in range(power - 1):
+            modulator = modulator * q
+        return q, ce, modulator
 
     def run(*tensors: Tensor) -> None:
         out, (x, scale, slope_scale, coefficients, *weight) = tensors[:outputs], tensors[outputs:]
-        q, ce, modulator, powers = negatives(x, coefficients)
+        # Scalars of the loop in the place of numbers, so that it is compiled once for them all.
+        poly = PolyFocal(coefficients[0], [coefficients[1 + j] for j in range(terms)])  # type: ignore[arg-type]
+        q, ce, modulator = terms_of(x.to(coefficients.dtype), coefficients[0])
         if wanted[0]:
-            inner = ce
-            for j in range(terms):
-                inner = inner + coefficients[1 + j] * powers[j]
-            loss = modulator * inner * scale
+            loss = loss_of(poly, ce, q, modulator) * scale
             if weighted == "entry":
                 loss = loss * weight[0]
             out[0].copy_(loss.sum(dim=1))
         if wanted[1]:
-            inner = coefficients[0] * ce
-            for j in range(terms):
-                inner = inner + coefficients[1 + terms + j] * powers[j]
-            slope = modulator * (q + (1.0 - q) * inner) * slope_scale
+            slope = slope_of(poly, ce, q, modulator) * slope_scale
             if weighted:
                 slope = slope * weight[0]
             out[-1].copy_(slope)

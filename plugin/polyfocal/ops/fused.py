@@ -1,9 +1,8 @@
 """Where a loss is computed: fused passes where there are some, else composed operations.
 
-A fused loss keeps one buffer of the logits' size for backward. By default that is the logits
-themselves: backward reads them again and writes the gradient for whatever gradient comes from
-above, and a second derivative can be taken. The other choice is the gradient, see
-:func:`keep_for_backward`.
+A fused loss keeps one buffer of the logits' size for backward, the logits themselves: backward
+reads them again and writes the gradient for whatever gradient comes from above, and a second
+derivative can be taken, through the composed operations.
 """
 
 import functools
@@ -18,12 +17,7 @@ from torch import Tensor
 from polyfocal._torch import is_plain
 from polyfocal.errors import UserError
 from polyfocal.ops import cpu
-from polyfocal.ops.poly_focal import (
-    PolyFocal,
-    composed_sigmoid,
-    composed_softmax,
-    softmax_margin,
-)
+from polyfocal.ops.poly_focal import PolyFocal, composed_sigmoid, composed_softmax
 
 PATHS = ("auto", "blocked", "composed")
 _VARIABLE = "POLYFOCAL_OPS"
@@ -54,32 +48,6 @@ def use_path(path: str) -> str:
     """
     global _path
     before, _path = _path, _checked(path, "path")
-    return before
-
-
-KEPT = ("logits", "gradient")
-_kept = "logits"
-
-
-def keep_for_backward(what: str) -> str:
-    """Chooses the buffer that a reduced loss keeps for backward, from now on, in this process.
-
-    Args:
-        what: 'logits', the default; or 'gradient': the gradient is computed together with the
-            loss, in one pass. That saves reading the logits twice, costs another pass where the
-            gradient that comes from above is not 1 (a loss_weight, gradient scaling), and has no
-            second derivative. docs/performance.md has both measured.
-
-    Returns:
-        The choice until now.
-
-    Raises:
-        UserError: another value.
-    """
-    global _kept
-    if what not in KEPT:
-        raise UserError(f"keep_for_backward({what!r}): expected one of {', '.join(KEPT)}")
-    before, _kept = _kept, what
     return before
 
 
@@ -141,15 +109,6 @@ def sigmoid_poly_focal(
     if backend is None:
         loss = composed_sigmoid(logits, target, poly, positive, negative, weight)
         return loss.sum() * scale if reduce else loss
-    if reduce and _kept == "gradient" and logits.requires_grad and torch.is_grad_enabled():
-
-        def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            upstream = torch.as_tensor(scale, device=x.device)
-            arguments = (x, target, poly, positive, negative, weight, True, _path == "auto")
-            total, gradient = backend.sigmoid(*arguments, upstream=upstream)
-            return total * upstream, gradient
-
-        return _KeptGradient.apply(logits, run)[0]
     loss = _Sigmoid.apply(logits, target, weight, positive, negative, poly, reduce, backend)
     return loss * scale if reduce else loss
 
@@ -183,16 +142,7 @@ def softmax_poly_focal(
     if backend is None:
         loss = composed_softmax(logits, target, poly, weight, label_smoothing)
         return loss.sum() * scale if reduce else loss
-    if reduce and _kept == "gradient" and logits.requires_grad and torch.is_grad_enabled():
-
-        def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            upstream = torch.as_tensor(scale, device=x.device)
-            total, margin = backend.softmax_loss(x, target, poly, weight, True)
-            gradient = backend.softmax_gradient(upstream, margin, x, target, poly, weight)
-            return total * upstream, gradient
-
-        return _KeptGradient.apply(logits, run)[0]
-    loss = _Softmax.apply(logits, target, weight, poly, reduce, backend)[0]
+    loss = _Softmax.apply(logits, target, weight, poly, reduce, backend)
     return loss * scale if reduce else loss
 
 
@@ -201,38 +151,10 @@ def _second_order(loss: Callable[[Tensor], Tensor], logits: Tensor, upstream: Te
     return torch.func.vjp(loss, logits)[1](upstream)[0]
 
 
-class _KeptGradient(torch.autograd.Function):
-    """A scalar loss that comes with its gradient."""
-
-    @staticmethod
-    def forward(
-        logits: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        return run(logits)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # else backward is given zeros of the gradient's size
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            raise UserError(
-                "a second derivative is asked for and keep_for_backward('gradient') kept none of"
-                " what it needs: call polyfocal.ops.keep_for_backward('logits') first"
-            )
-        (gradient,) = ctx.saved_tensors
-        # On a GPU, looking at the number would wait for the device.
-        if upstream.device.type == "cpu" and upstream.item() == 1.0:
-            return gradient, None
-        return (gradient * upstream).to(gradient.dtype), None
-
-
 class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
@@ -242,16 +164,13 @@ class _Sigmoid(torch.autograd.Function):
         reduce: bool,
         backend: ModuleType,
     ) -> Tensor:
-        arguments = (logits, target, poly, positive, negative, weight, reduce)
-        return backend.sigmoid(*arguments, _path == "auto")[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        logits, target, weight, positive, negative, ctx.poly, ctx.reduce, ctx.backend = inputs
+        ctx.poly, ctx.reduce, ctx.backend = poly, reduce, backend
         scales = (positive, negative)
         ctx.numbers = [None if isinstance(s, Tensor) else s for s in scales]
         tensors = [s if isinstance(s, Tensor) else None for s in scales]
         ctx.save_for_backward(logits, target, weight, *tensors)
+        arguments = (logits, target, poly, positive, negative, weight, reduce)
+        return backend.sigmoid(*arguments, _path == "auto")[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -273,38 +192,26 @@ class _Sigmoid(torch.autograd.Function):
             )
         return gradient, None, None, None, None, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        *tensors, poly, reduce, _ = inputs
-
-        def one(x: Tensor, y: Tensor, w: Tensor | None, positive: Any, negative: Any) -> Tensor:
-            loss = composed_sigmoid(x, y, poly, positive, negative, w)
-            return loss.sum() if reduce else loss
-
-        return torch.vmap(one, in_dims[: len(tensors)])(*tensors), 0
-
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
         poly: PolyFocal,
         reduce: bool,
         backend: ModuleType,
-    ) -> tuple[Tensor, Tensor]:
-        return backend.softmax_loss(logits, target, poly, weight, reduce)
+    ) -> Tensor:
+        loss, kept = backend.softmax_loss(logits, target, poly, weight, reduce)
+        ctx.poly, ctx.reduce, ctx.backend = poly, reduce, backend
+        ctx.save_for_backward(logits, target, weight, kept)
+        return loss
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        logits, target, weight, ctx.poly, ctx.reduce, ctx.backend = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(logits, target, weight, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, margin = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, kept = ctx.saved_tensors
         if torch.is_grad_enabled():
 
             def loss(x: Tensor) -> Tensor:
@@ -314,16 +221,6 @@ class _Softmax(torch.autograd.Function):
             gradient = _second_order(loss, logits, upstream)
         else:
             gradient = ctx.backend.softmax_gradient(
-                upstream, margin, logits, target, ctx.poly, weight
+                upstream, kept, logits, target, ctx.poly, weight
             )
         return gradient, None, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        *tensors, poly, reduce, _ = inputs
-
-        def one(x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
-            loss = composed_softmax(x, y, poly, w)
-            return (loss.sum() if reduce else loss), softmax_margin(x, y)
-
-        return torch.vmap(one, in_dims[: len(tensors)])(*tensors), (0, 0)

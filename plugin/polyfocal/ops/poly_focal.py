@@ -1,21 +1,25 @@
-"""The polynomial focal family on logits, composed of differentiable torch operations.
+"""The polynomial focal family: one scalar formula and its gradient, and the composed operations.
 
-One scalar function serves every loss of the family. With p_t the probability of the target,
+With p_t the probability of the target and CE = -log p_t,
 
     f(p_t) = [(1 - xi) (1 - p_t)^gamma + xi (1 + p_t)^gamma_hc] CE
-             + sum_j epsilon_j (1 - p_t)^(gamma + j),    CE = -log p_t,
+             + sum_j epsilon_j (1 - p_t)^(gamma + j)
 
-and one variable serves both activations: p_t = sigmoid(z), where z is the signed logit in the
-sigmoid form and z = x_y - logsumexp_{k != y} x_k in the softmax form. log p_t and log(1 - p_t) are
-then both ``logsigmoid``, exact in either tail, and every power is the exponential of a multiple of
-a logarithm, whose gradient stays finite for any gamma >= 0, gamma < 1 included.
+One variable serves both activations: p_t = sigmoid(z), where z is the signed logit in the sigmoid
+form and z = x_y - logsumexp_{k != y} x_k in the softmax form. :func:`loss_of` is f and
+:func:`slope_of` its derivative by z, of CE, 1 - p_t and (1 - p_t)^gamma. Every pass of this package
+gets these three in its own way: the composed operations from ``logsigmoid``, exact in either tail,
+with powers as exponentials of logarithms, so that autograd's gradient is finite for gamma < 1 too.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from polyfocal._torch import is_compiling
 
 
 class PolyFocal(NamedTuple):
@@ -27,64 +31,106 @@ class PolyFocal(NamedTuple):
     gamma_hc: float = 0.0
 
 
-def _polynomial(
+def loss_of(
+    poly: PolyFocal,
+    cross_entropy: Tensor,
+    q: Tensor,
+    power: Tensor | None,
+    p: Tensor | None = None,
+    positive: Tensor | float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """f(p_t), elementwise.
+
+    Args:
+        poly: coefficients; numbers, or scalars of a compiled pass.
+        cross_entropy: CE.
+        q: 1 - p_t.
+        power: q^gamma; None for 1.
+        p: p_t where it is known better than as 1 - q.
+        positive: scales xi.
+        out: where to put the result.
+    """
+    high = poly.xi > 0
+    xi = poly.xi * positive if high else 0.0
+    loss = _plus(cross_entropy * (1.0 - xi) if high else cross_entropy, poly.epsilons, q)
+    if power is not None:
+        loss = torch.mul(power, loss, out=out)
+    if high:
+        p = 1.0 - q if p is None else p
+        loss = loss + xi * (1.0 + p).pow(poly.gamma_hc) * cross_entropy
+    return loss
+
+
+def slope_of(
+    poly: PolyFocal,
+    cross_entropy: Tensor,
+    q: Tensor,
+    power: Tensor | None,
+    p: Tensor | None = None,
+    factor: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """-df/dz times ``factor``, elementwise; no power below gamma occurs, so that it is finite.
+
+    Args:
+        poly, cross_entropy, q, power, p, out: as in :func:`loss_of`.
+        factor: a number.
+    """
+    kept = 1.0 - poly.xi
+    of_power = poly.gamma * kept * factor
+    inner = torch.zeros_like(q) if power is None else cross_entropy * of_power
+    slopes = [(poly.gamma + j + 1) * factor * e for j, e in enumerate(poly.epsilons)]
+    inner = _plus(inner, slopes, q)
+    # kept q + (1 - q) inner
+    slope = torch.lerp(inner, q.new_full((), kept * factor), q)
+    if power is not None:
+        slope = torch.mul(power, slope, out=out)
+    if poly.xi > 0:
+        p = 1.0 - q if p is None else p
+        high = q * (1.0 - poly.gamma_hc * p * cross_entropy / (1.0 + p))
+        slope = slope + (poly.xi * factor) * (1.0 + p).pow(poly.gamma_hc) * high
+    return slope
+
+
+def _plus(onto: Tensor, coefficients: Sequence[float], q: Tensor) -> Tensor:
+    """``onto`` + sum_j c_j q^j, j from 1."""
+    if len(coefficients) == 1 and not is_compiling():
+        return torch.add(onto, q, alpha=coefficients[0])
+    total: Tensor | float = 0.0
+    for coefficient in reversed(coefficients):
+        total = (total + coefficient) * q
+    return onto + total if coefficients else onto
+
+
+def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
+    """f(sigmoid(z)) and its derivative by z, elementwise."""
+    q, cross_entropy = torch.sigmoid(-z), softplus(-z)
+    power = q.pow(poly.gamma) if poly.gamma > 0 else None
+    loss = loss_of(poly, cross_entropy, q, power)
+    return loss, -slope_of(poly, cross_entropy, q, power)
+
+
+def _composed(
     poly: PolyFocal,
     cross_entropy: Tensor,
     log_pt: Tensor,
-    log_1mpt: Tensor,
+    log_miss: Tensor,
     positive: Tensor | float = 1.0,
 ) -> Tensor:
-    """f(p_t), elementwise; ``positive`` scales the weight xi of the high-confidence term."""
-    loss = cross_entropy
-    if poly.gamma > 0:
-        loss = loss * torch.exp(poly.gamma * log_1mpt)
-    if poly.xi > 0:
-        xi = poly.xi * positive
-        high = cross_entropy * torch.exp(poly.gamma_hc * torch.log1p(torch.exp(log_pt)))
-        loss = (1.0 - xi) * loss + xi * high
-    for j, epsilon in enumerate(poly.epsilons):  # torch.compile of 2.1 knows no start
-        if epsilon != 0:
-            loss = loss + epsilon * torch.exp((poly.gamma + j + 1) * log_1mpt)
-    return loss
+    """f(p_t), of differentiable operations on logarithms."""
+    power = torch.exp(poly.gamma * log_miss) if poly.gamma > 0 else None
+    return loss_of(poly, cross_entropy, torch.exp(log_miss), power, torch.exp(log_pt), positive)
 
 
 def _of_margin(poly: PolyFocal, z: Tensor) -> Tensor:
     log_pt = F.logsigmoid(z)
-    return _polynomial(poly, -log_pt, log_pt, F.logsigmoid(-z))
+    return _composed(poly, -log_pt, log_pt, F.logsigmoid(-z))
 
 
-def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
-    """f(sigmoid(z)) and its derivative by z, elementwise, in closed form.
-
-    No power below gamma occurs, so that both are finite for any gamma >= 0 and any z.
-    """
-    q, cross_entropy = torch.sigmoid(-z), softplus(-z)
-    p = 1.0 - q
-    loss, slope = cross_entropy, q
-    power = None
-    if poly.gamma > 0:
-        power = q.pow(poly.gamma)
-        slope = power * (q + poly.gamma * p * cross_entropy)
-        loss = power * cross_entropy
-    if poly.xi > 0:
-        high = (1.0 + p).pow(poly.gamma_hc)
-        high_slope = high * q * (1.0 - poly.gamma_hc * p * cross_entropy / (1.0 + p))
-        loss = (1.0 - poly.xi) * loss + poly.xi * high * cross_entropy
-        slope = (1.0 - poly.xi) * slope + poly.xi * high_slope
-    for j, epsilon in enumerate(poly.epsilons, start=1):
-        power = q if power is None else power * q
-        if epsilon != 0:
-            loss = torch.add(loss, power, alpha=epsilon)
-            slope = torch.addcmul(slope, p, power, value=epsilon * (poly.gamma + j))
-    return loss, -slope
-
-
-def softplus(x: Tensor, out: Tensor | None = None) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x); x itself where that is the same in the precision of x."""
-    threshold = 40 if x.dtype == torch.float64 else 20
-    if out is None:
-        return F.softplus(x, threshold=threshold)
-    return torch.ops.aten.softplus.out(x, 1, threshold, out=out)
+    return F.softplus(x, threshold=40 if x.dtype == torch.float64 else 20)
 
 
 def composed_sigmoid(
@@ -137,7 +183,7 @@ def _sigmoid_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
     """Losses with target y in [0, 1]: p_t = y p + (1 - y)(1 - p), CE the binary cross-entropy."""
     log_p, log_1mp = F.logsigmoid(logits), F.logsigmoid(-logits)
     log_y, log_1my = torch.log(target), torch.log1p(-target)
-    return _polynomial(
+    return _composed(
         poly,
         -(target * log_p + (1.0 - target) * log_1mp),
         torch.logaddexp(log_y + log_p, log_1my + log_1mp),
@@ -208,7 +254,7 @@ def _softmax_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
     tiny = torch.finfo(logits.dtype).tiny
     p_t = (target * torch.exp(log_p)).sum(dim=1)
     one_minus_pt = (target * -torch.expm1(log_p)).sum(dim=1)
-    return _polynomial(
+    return _composed(
         poly,
         -(target * log_p).sum(dim=1),
         torch.log(p_t.clamp_min(tiny)),

@@ -214,7 +214,7 @@ def quality_loss(
 ) -> Tensor:
     """As :func:`composed_quality`, or the sum times ``scale``; fused where there is such a pass.
 
-    Backward keeps the logits, whatever :func:`polyfocal.ops.keep_for_backward` says.
+    Backward keeps the logits.
     """
     backend = None
     if not (activated or quality.detached) and labels.shape != logits.shape:
@@ -229,6 +229,7 @@ def quality_loss(
 class _Quality(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         logits: Tensor,
         labels: Tensor,
         scores: Tensor,
@@ -238,6 +239,10 @@ class _Quality(torch.autograd.Function):
         reduce: bool,
         backend: Any,
     ) -> Tensor:
+        ctx.quality, ctx.reduce, ctx.backend = quality, reduce, backend
+        ctx.number = None if isinstance(per_class, Tensor) else per_class
+        tensor = per_class if isinstance(per_class, Tensor) else None
+        ctx.save_for_backward(logits, labels, scores, weight, tensor)
         # The positives weigh nothing in the pass.
         common = (quality.negatives, 0.0, per_class * quality.negative, weight, reduce)
         loss = backend.sigmoid(logits, labels, *common, fused._path == "auto")[0]
@@ -248,13 +253,6 @@ class _Quality(torch.autograd.Function):
             _put(loss, rows, columns, put, mask)
             return loss
         return loss + (put if mask is None else torch.where(mask, put, 0.0)).sum()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        logits, labels, scores, weight, per_class, ctx.quality, ctx.reduce, ctx.backend = inputs
-        ctx.number = None if isinstance(per_class, Tensor) else per_class
-        tensor = per_class if isinstance(per_class, Tensor) else None
-        ctx.save_for_backward(logits, labels, scores, weight, tensor)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
