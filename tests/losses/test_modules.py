@@ -206,3 +206,22 @@ def test_numbers_per_class_are_shown_and_keep_their_precision():
         for halved in (module.bfloat16(), module.half(), module.float(), module.to(torch.float16)):
             for name, buffer in halved.named_buffers():
                 assert buffer.dtype == torch.float32 and buffer.equal(before[name])
+
+
+def test_what_differs_from_mmdetections_cross_entropy():
+    """The table of docs/migrate.md, measured on both sides."""
+    mmdet = pytest.importorskip("mmdet.models.losses", reason="needs MMDetection")
+    zeros, background = torch.zeros(1, 2), torch.tensor([2])
+    stock = mmdet.CrossEntropyLoss(use_sigmoid=True, class_weight=[3.0, 3.0])
+    ours = polyfocal.Poly1CrossEntropyLoss(0.0, use_sigmoid=True, class_weight=[3.0, 3.0])
+    each = dict(reduction_override="none")
+    assert stock(zeros, background, **each).tolist() == [[pytest.approx(0.69, abs=0.005)] * 2]
+    assert ours(zeros, background, **each).tolist() == [[pytest.approx(2.08, abs=0.005)] * 2]
+    rows, labels = torch.zeros(2, 2), torch.tensor([0, -100])
+    assert mmdet.CrossEntropyLoss()(rows, labels).item() == pytest.approx(0.35, abs=0.005)
+    with pytest.raises(ValueError, match="label -100 is out of range"):
+        polyfocal.Poly1CrossEntropyLoss(0.0)(rows, labels)
+    kept = polyfocal.Poly1CrossEntropyLoss(0.0, ignore_index=-100)
+    assert kept(rows, labels).item() == pytest.approx(0.69, abs=0.005)
+    both = [loss(rows, labels, avg_factor=1.0) for loss in (mmdet.CrossEntropyLoss(), kept)]
+    torch.testing.assert_close(*both)

@@ -168,7 +168,7 @@ def test_scoped_type_needs_no_import():
         "from mmengine.registry import MODELS\n"
         "loss = dict(type='polyfocal.Poly1FocalLoss', epsilon=1.0, use_sigmoid=True)\n"
         "loss = MODELS.build(loss)\n"
-        "assert type(loss).__module__ == 'polyfocal.losses.poly', type(loss).__module__\n"
+        "assert type(loss).__module__ == 'polyfocal.losses.poly1_focal', type(loss).__module__\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -1,7 +1,6 @@
 """What every class of the adapter does with its ``cls_loss``."""
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,6 @@ from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
 
-_LOSSES = {
-    name: loss
-    for name, loss in vars(losses).items()
-    if inspect.isclass(loss)
-    and issubclass(loss, ClassificationLoss)
-    and not inspect.isabstract(loss)
-}
 _OF_SCORES = (
     losses.Poly1QualityFocalLoss,
     losses.Poly1VarifocalLoss,
@@ -108,13 +100,23 @@ def register(registry: Registry, cls: type[nn.Module]) -> None:
     registry.register(type(f"Polyfocal{cls.__name__}", (cls,), like))
 
 
+def known_losses() -> dict[str, type[ClassificationLoss]]:
+    """The losses of logits, by name."""
+    return {
+        name: loss
+        for name, loss in sorted(losses.LOSSES.items())
+        if issubclass(loss, ClassificationLoss)
+    }
+
+
 def _from_config(config: Mapping[str, Any], where: str) -> Any:
     settings = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     name = settings.pop("type", None)
-    loss = _LOSSES.get(str(name).removeprefix("polyfocal."))
+    known = known_losses()
+    loss = known.get(str(name).removeprefix("polyfocal."))
     if loss is None:
         raise UserError(
-            f"the cls_loss of {where} has type {name!r}: expected one of {', '.join(_LOSSES)}"
+            f"the cls_loss of {where} has type {name!r}: expected one of {', '.join(known)}"
         )
     try:
         return loss(**{key: _setting(key, value) for key, value in settings.items()})

@@ -51,7 +51,9 @@ def quality_targets(p: Tensor, y: Tensor, quality: Quality) -> Tensor:
     if quality.power != 1:
         y = y**quality.power
     if quality.mix:
-        y = p.detach() ** quality.mix * y ** (1 - quality.mix)
+        # At p = 0 a small power would jump, and whether p is 0 there is rounding.
+        p = p.detach().clamp_min(torch.finfo(p.dtype).tiny)
+        y = p**quality.mix * y ** (1 - quality.mix)
     return y.clamp_min(quality.floor) if quality.floor else y
 
 
