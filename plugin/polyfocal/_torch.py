@@ -16,11 +16,17 @@ is_compiling: Callable[[], bool] = getattr(
 )
 
 
+_OFF = nullcontext()
+
+
 def autocast_off(device: str) -> AbstractContextManager[Any]:
     """A context without autocast, on devices that have none too."""
-    asked = getattr(torch.amp, "is_autocast_available", None)  # since 2.4
-    known = asked(device) if asked else device in ("cpu", "cuda", "xpu")
-    return torch.autocast(device, enabled=False) if known else nullcontext()
+    available = getattr(torch.amp, "is_autocast_available", None)  # since 2.4
+    if available is not None:
+        on = available(device) and torch.is_autocast_enabled(device)
+    else:
+        on = torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+    return torch.autocast(device, enabled=False) if on else _OFF
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -164,12 +164,9 @@ def softmax_loss(
     slope P_k / q for the others.
     """
     dtype = compute_dtype(logits)
-    p, q = logits.new_empty((2, len(logits)), dtype=dtype).unbind()
     column = target.unsqueeze(1)
-    for part in _blocks(logits):
-        share = torch.softmax(logits[part], dim=1, dtype=dtype)
-        torch.gather(share, 1, column[part], out=p[part].unsqueeze(1))
-        torch.sum(share.scatter_(1, column[part], 0.0), dim=1, out=q[part])
+    parts = [_shares(logits[part], column[part], dtype) for part in _blocks(logits)]
+    p, q = parts[0] if len(parts) == 1 else (torch.cat(of) for of in zip(*parts, strict=True))
     ce = torch.log1p(q / p)
     tiny = torch.finfo(dtype).tiny
     # A label far below the others: p is rounded to 0 there, and log p is not.
@@ -179,13 +176,18 @@ def softmax_loss(
         ce[far] = torch.logsumexp(x, dim=1) - x.gather(1, column[far]).squeeze(1)
     power = q.pow(poly.gamma) if poly.gamma > 0 else None
     loss = loss_of(poly, ce, q, power, p)
-    kept = logits.new_empty((2, len(logits)), dtype=dtype)
-    slope = torch.neg(slope_of(poly, ce, q, power, p), out=kept[0])
-    torch.div(slope, q.clamp_min(tiny), out=kept[1])
+    slope = slope_of(poly, ce, q, power, p)
     if weight is not None:
-        loss = loss * weight
-        kept.mul_(weight)
+        loss, slope = loss * weight, slope * weight
+    kept = torch.stack((slope, slope / q.clamp_min(tiny)))
     return (loss.sum() if reduce else loss), kept
+
+
+def _shares(logits: Tensor, column: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The label's p and q of some rows."""
+    share = torch.softmax(logits, dim=1, dtype=dtype)
+    p = share.gather(1, column).squeeze(1)
+    return p, share.scatter_(1, column, 0.0).sum(dim=1)
 
 
 def softmax_gradient(
@@ -197,11 +199,9 @@ def softmax_gradient(
     weight: Tensor | None,
 ) -> Tensor:
     """The gradient of the logits, of what :func:`softmax_loss` kept."""
-    kept = kept * upstream
-    slope, share = kept.unsqueeze(2).unbind()
-    share = -share
-    gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    column = target.unsqueeze(1)
+    slope, share = (kept * upstream).unsqueeze(2).unbind()
+    slope, column = -slope, target.unsqueeze(1)
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for part in _blocks(logits):
         if gradient.dtype == kept.dtype:
             value = torch.softmax(logits[part], dim=1, out=gradient[part])
@@ -241,8 +241,11 @@ def _block_rows(logits: Tensor) -> int:
 def _blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows, of which each stays in cache."""
     step = min(_block_rows(logits), len(logits))
-    for start in range(0, len(logits), max(step, 1)):
-        yield slice(start, min(start + step, len(logits)))
+    if step == len(logits):
+        yield slice(None)
+        return
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
 
 
 def _foreground(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -54,6 +54,7 @@ def loss_of(
     high = poly.xi > 0
     xi = poly.xi * positive if high else 0.0
     loss = _plus(cross_entropy * (1.0 - xi) if high else cross_entropy, poly.epsilons, q)
+    assert loss is not None
     if power is not None:
         loss = torch.mul(power, loss, out=out)
     if high:
@@ -77,13 +78,16 @@ def slope_of(
         poly, cross_entropy, q, power, p, out: as in :func:`loss_of`.
         factor: a number.
     """
-    kept = 1.0 - poly.xi
-    of_power = poly.gamma * kept * factor
-    inner = torch.zeros_like(q) if power is None else cross_entropy * of_power
+    kept = (1.0 - poly.xi) * factor
     slopes = [(poly.gamma + j + 1) * factor * e for j, e in enumerate(poly.epsilons)]
-    inner = _plus(inner, slopes, q)
+    inner = _plus(None if power is None else cross_entropy * (poly.gamma * kept), slopes, q)
     # kept q + (1 - q) inner
-    slope = torch.lerp(inner, q.new_full((), kept * factor), q)
+    if inner is None:
+        slope = q * kept
+    elif p is None:
+        slope = torch.lerp(inner, q.new_full((), kept), q)
+    else:
+        slope = torch.addcmul(q if kept == 1.0 else q * kept, p, inner)
     if power is not None:
         slope = torch.mul(power, slope, out=out)
     if poly.xi > 0:
@@ -93,14 +97,16 @@ def slope_of(
     return slope
 
 
-def _plus(onto: Tensor, coefficients: Sequence[float], q: Tensor) -> Tensor:
-    """``onto`` + sum_j c_j q^j, j from 1."""
-    if len(coefficients) == 1 and not is_compiling():
+def _plus(onto: Tensor | None, coefficients: Sequence[float], q: Tensor) -> Tensor | None:
+    """``onto`` + sum_j c_j q^j, j from 1; None where there is nothing to add."""
+    if onto is not None and len(coefficients) == 1 and not is_compiling():
         return torch.add(onto, q, alpha=coefficients[0])
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
     for coefficient in reversed(coefficients):
-        total = (total + coefficient) * q
-    return onto + total if coefficients else onto
+        total = coefficient * q if total is None else (total + coefficient) * q
+    if onto is None or total is None:
+        return total if onto is None else onto
+    return onto + total
 
 
 def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
