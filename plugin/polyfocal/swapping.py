@@ -302,9 +302,9 @@ def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
 
 
 def _named(loss: str, found: Found, kind: str) -> dict[str, Any]:
-    cls = getattr(losses, loss, None)
-    if not isinstance(cls, type) or not loss.endswith("Loss") or inspect.isabstract(cls):
-        known = ", ".join(n for n in losses.__all__ if n.endswith("Loss"))
+    cls = losses.LOSSES.get(loss)
+    if cls is None:
+        known = ", ".join(sorted(losses.LOSSES))
         raise UserError(f"loss={loss!r}: expected poly1 or one of {known}")
     new: dict[str, Any] = {"type": f"polyfocal.{loss}"}
     takes = inspect.signature(cls).parameters
