@@ -184,3 +184,14 @@ def test_the_notes_of_an_interrupted_set_up_are_not_taken_for_finished(tmp_path)
     assert not environment.finished(plan)
     environment.stamp.write_text(json.dumps({"torch": "2.13.0"}))  # what older versions wrote
     assert not environment.finished(plan)
+
+
+def test_the_first_of_two_distributions_on_the_path_counts(tmp_path, monkeypatch):
+    environment = setup_env.Environment(tmp_path)
+    unfinished = tmp_path / "numpy-2.0.dist-info"
+    unfinished.mkdir()
+    listing = [["setuptools", "65.5.0", ""], ["Typing.Extensions", "4", ""]]
+    listing += [["setuptools", "80.0", ""], ["numpy", "2.0", str(unfinished)]]
+    monkeypatch.setattr(environment, "answer", lambda code: json.dumps(listing))
+    assert environment.installed() == {"setuptools": "65.5.0", "typing-extensions": "4"}
+    assert not unfinished.exists()  # pip would take it for complete
