@@ -481,10 +481,8 @@ def loss_paths() -> dict[str, str]:
         "max_margin": 0.5,
     }
     paths = {}
-    for name in losses.__all__:
-        kind = getattr(losses, name)
-        if not hasattr(kind, "tunable") or inspect.isabstract(kind):
-            continue  # no loss, or no whole one
+    for name in sorted(losses.LOSSES):
+        kind = losses.LOSSES[name]
         wanted = inspect.signature(kind).parameters
         arguments = {
             key: value
