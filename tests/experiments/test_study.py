@@ -3,17 +3,9 @@
 import json
 
 import pytest
-from rich.console import Console
 
 from polyfocal.errors import UserError
-from polyfocal.experiments.study import (
-    Run,
-    finished,
-    run_study,
-    study_table,
-    summarize,
-    write_markdown,
-)
+from polyfocal.experiments.study import Run, finished, read_study, run_study, summarize
 
 RUNS = [
     Run(name, seed, {"gamma": gamma})
@@ -37,19 +29,6 @@ def test_mean_and_spread(tmp_path):
     summary = summarize(outcomes)
     assert summary["ce"]["top1"] == pytest.approx((0.51, 0.01))
     assert summary["focal"]["top1"] == pytest.approx((0.71, 0.01))
-    write_markdown(outcomes, ["top1", "away"], tmp_path / "table.md")
-    assert (tmp_path / "table.md").read_text().splitlines() == [
-        "|  | top1 | away |",
-        "|---|---|---|",
-        "| ce | 51.0 ± 1.0 |  |",
-        "| focal | 71.0 ± 1.0 |  |",
-    ]
-    console = Console(width=80)
-    with console.capture() as text:
-        console.print(study_table(outcomes, ["top1"]))
-    assert "71.0 ± 1.0" in text.get()
-    write_markdown(outcomes[:1], ["top1"], tmp_path / "one.md")
-    assert "| ce | 50.0 |" in (tmp_path / "one.md").read_text(), "one seed has no spread"
 
 
 def test_goes_on_where_it_stopped(tmp_path):
@@ -78,9 +57,10 @@ def test_refuses_results_of_other_settings(tmp_path):
     other = [Run("ce", 0, {"gamma": 1.0})]
     with pytest.raises(UserError, match=r"ce.seed_0.result.json was measured with .*\(gamma\)"):
         run_study(other, measure, tmp_path, quiet)
-    (RUNS[0].folder(tmp_path) / "result.json").write_text(json.dumps([1]))
-    with pytest.raises(UserError, match="is not the result of a run"):
-        run_study(RUNS, measure, tmp_path, quiet)
+    for damaged in ([1], {"settings": 1, "measured": {}, "seconds": 1}, {"settings": {}}):
+        (RUNS[0].folder(tmp_path) / "result.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="is not the result of a run"):
+            run_study(RUNS, measure, tmp_path, quiet)
     with pytest.raises(UserError, match="two runs of the same name and seed"):
         run_study([RUNS[0], RUNS[0]], measure, tmp_path / "new", quiet)
 
@@ -89,3 +69,79 @@ def test_finished(tmp_path):
     run_study(RUNS[1:3], measure, tmp_path, quiet)
     run_study(RUNS[3:], measure, tmp_path, quiet, writes=False)
     assert [outcome.run for outcome in finished(RUNS, tmp_path)] == RUNS[1:3]
+
+
+STUDY = """\
+title: A
+config: a.py
+columns: {top1: top-1}
+options: {seed: "{seed}", x: 1}
+splits: [ood]
+rows:
+  plain:
+  shallow: {label: a shallow one, options: {x: 2}}
+  biased: {loss: {type: B, bias: {file: "{shallow}"}}, hooks: [{type: H}]}
+"""
+
+
+def test_reads_a_study_and_plans_it(tmp_path):
+    (tmp_path / "mine.yml").write_text(STUDY)
+    study = read_study(tmp_path / "mine.yml")
+    runs = study.runs([2], demo=True, epochs=3, options={"x": 5})
+    assert [(run.name, run.seed) for run in runs] == [
+        (name, seed) for seed in (0, 1) for name in ("plain", "shallow", "biased")
+    ]
+    assert [run.seed for run in study.runs([4, 7], demo=True)[::3]] == [4, 7]
+    plain, shallow, biased = (run.settings for run in runs[3:])
+    assert plain["options"]["train_cfg.max_epochs"] == 3 and plain["options"]["x"] == 5
+    assert study.runs([1], demo=True)[1].settings["options"]["x"] == 2
+    assert (plain["config"], plain["splits"]) == ("a.py", ["ood"])
+    assert "scores" not in plain and shallow["scores"] and "loss" not in shallow
+    assert biased["loss"] == {"type": "B", "bias": {"file": "{shallow}"}}
+    assert biased["hooks"] == [{"type": "H"}] and runs[5].needs == {"shallow"}
+    # What stands for something is filled in for the run, and is not there for another seed.
+    assert runs[3].filled(tmp_path / "plain" / "seed_1")["options"]["seed"] == 1
+    file = tmp_path / "shallow" / "seed_1" / "scores.npz"
+    place = tmp_path / "biased" / "seed_1"
+    with pytest.raises(UserError, match="biased needs the scores of shallow, and there is no"):
+        runs[5].filled(place)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert runs[5].filled(place)["loss"]["bias"]["file"] == str(file)
+    assert runs[5].settings["loss"]["bias"]["file"] == "{shallow}", "a result says no place"
+
+
+def test_a_study_can_change_another(tmp_path):
+    (tmp_path / "base.yml").write_text(STUDY)
+    (tmp_path / "mine.yml").write_text(
+        "_base_: base.yml\ntitle: B\nrows: {plain: null, shallow: {options: {y: 3}}, c: {}}\n"
+    )
+    study = read_study(tmp_path / "mine.yml", config="b.py")
+    assert (study.name, study.title) == ("mine", "B") and study.columns == {"top1": "top-1"}
+    assert list(study.rows) == ["shallow", "biased", "c"]
+    assert study.rows["shallow"].options == {"x": 2, "y": 3}
+    assert {row.config for row in study.rows.values()} == {"b.py"}
+
+
+ROW = "title: a\ncolumns: {}\nrows: {a: "
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rows: 3", "is not a study"),
+        ("title: [", "is not a study"),
+        ("", "is not a study"),
+        ("title: a\ncolumns: {}\nrows: {}", "it has no rows"),
+        (ROW + "{label: a}}", "rows without a config"),
+        (ROW + "{config: b, away: c}}", "away"),
+        (ROW + "{config: b, published: {x: 1}}}", "publishes x, which is none of its columns"),
+        (ROW + "{config: b, loss: {file: '{away}'}}}", "a loss looks up away, which is no row"),
+        ("_base_: away.yml", "away.yml"),
+        ("_base_: mine.yml", "mine.yml is not a study: it is its own _base_"),
+    ],
+)
+def test_refuses_a_file_that_is_no_study(text, sentence, tmp_path):
+    (tmp_path / "mine.yml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_study(tmp_path / "mine.yml")

@@ -4,6 +4,7 @@ The usual run takes few examples, the same ones each time. Many, other ones each
 ``python -m pytest tests/losses/test_properties.py --hypothesis-profile thorough -s``
 """
 
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -26,6 +27,7 @@ from polyfocal.losses import (
 from polyfocal.losses.base import keywords_of
 from polyfocal.losses.settings import Number, Numbers
 
+DEVICE = os.environ.get("POLYFOCAL_TEST_DEVICE", "cpu")  # see benchmarks/gpu_check.py
 IGNORED = -100
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
@@ -112,13 +114,13 @@ class Case:
         """The loss and its gradients for the logits, and for those of a bias model."""
         global CALLS
         CALLS += 1
-        rows = {name: value.clone() for name, value in self.rows.items()}
+        rows = {name: value.to(DEVICE, copy=True) for name, value in self.rows.items()}
         leaves = [rows[name] for name in ("pred", "bias_logits", "teacher_logits") if name in rows]
         for leaf in leaves:
             leaf.requires_grad_()
-        value = self.loss(**rows, reduction_override=reduction)
+        value = self.loss.to(DEVICE)(**rows, reduction_override=reduction)
         gradients = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
-        return value.detach(), gradients
+        return value.detach().cpu(), tuple(gradient.cpu() for gradient in gradients)
 
     @property
     def toward_target(self):

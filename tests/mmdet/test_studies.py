@@ -10,8 +10,13 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
-from polyfocal.mmdet.studies import train_and_measure
+from polyfocal.adapters import prepare
+from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
+from polyfocal.mmengine.configs import merge_options, read_config
 from polyfocal.mmengine.hooks import ExactResumeHook
+from polyfocal.mmengine.search import losses_of
+from polyfocal.mmengine.studies import loss_options
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "classification" / "focal.py"
@@ -35,7 +40,8 @@ def test_goes_on_only_with_the_config_it_was_started_with(tmp_path, monkeypatch)
     def measure(**more):
         trained.clear()
         options = {**OPTIONS, **more}
-        return train_and_measure(CONFIG, tmp_path, seed=3, demo=True, options=options, resume=True)
+        experiment = Request(prepare, CONFIG, demo=True, options=options).prepare()
+        return experiment.measure(tmp_path, seed=3, resume=True)
 
     first = measure()
     assert trained == [0, 1] and 0 < first["top1"] < 1
@@ -72,3 +78,39 @@ def test_two_processes_make_one_table(tmp_path):
     log = (work / "focal" / "seed_0" / "console.log").read_text()
     assert "[9/9]" in log, "1,077 pictures in batches of 64 by two processes"
     assert "2 of 3 runs are done" in (work / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "places"),
+    [
+        ("retinanet_focal", ["model.bbox_head.loss_cls"]),
+        ("mask_rcnn_ce", ["model.roi_head.bbox_head.loss_cls"]),
+        (
+            "cascade_mask_rcnn_poly1",
+            [f"model.roi_head.bbox_head.{stage}.loss_cls" for stage in range(3)],
+        ),
+        ("classification/focal", ["model.loss"]),
+    ],
+)
+def test_a_loss_in_the_place_of_the_configs(config, places):
+    """In every head, with the weight that the loss had; or other settings of the same loss."""
+    file = ROOT / "configs" / f"{config}.py"
+    before = read_config(file)
+    assert list(losses_of(before.model)) == places
+    sigmoid = config == "retinanet_focal"
+    new = {"type": "polyfocal.FocalLoss", "use_sigmoid": sigmoid, "gamma": 5.0, "alpha": None}
+    for loss in (new, {"gamma": 3.0}):
+        cfg = read_config(file)
+        merge_options(cfg, loss_options(file, loss))
+        for place, old in losses_of(before.model).items():
+            kept = {"loss_weight": old.loss_weight} if "loss_weight" in old else {}
+            wanted = {**kept, **new} if loss is new else {**old, **loss}
+            assert losses_of(cfg.model)[place].to_dict() == wanted
+        for one in losses_of(cfg.model).values():
+            one.clear()
+        rest = read_config(file)
+        for one in losses_of(rest.model).values():
+            one.clear()
+        assert cfg.model == rest.model, "and nothing else has changed"
+    with pytest.raises(UserError, match=f"{places[0]} of .* has use_sigmoid={sigmoid}, and the"):
+        loss_options(file, {**new, "use_sigmoid": not sigmoid})

@@ -260,3 +260,14 @@ def test_penalty_refuses_mixed_precision(tmp_path, monkeypatch):
     run.optim_wrapper = AmpOptimWrapper()
     with pytest.raises(UserError, match="train without AMP"):
         run.call_hook("before_train")
+
+
+def test_of_a_model_that_several_processes_train(tmp_path):
+    """What wraps the model is looked through: the numbers are those of the model itself."""
+    made = runner(tmp_path / "w")
+    batches = fixed_batches(made.train_dataloader, 2)
+    alone = measure_curvature(made.model, batches, probes=4)
+    wrapped = measure_curvature(nn.DataParallel(made.model), batches, probes=4)
+    assert wrapped.parameters == alone.parameters and wrapped.loss == alone.loss
+    assert wrapped.trace == alone.trace
+    assert torch.equal(wrapped.eigenvalues.values, alone.eigenvalues.values)

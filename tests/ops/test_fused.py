@@ -452,7 +452,7 @@ def test_triton_kernels_by_its_interpreter():
         [sys.executable, checks], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 cases" in done.stdout
+    assert "12 cases" in done.stdout
 
 
 def test_fused_is_what_runs(monkeypatch):

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[mmdet]'")
+
+from polyfocal.experiments import comparing
+from polyfocal.mmengine.work_dir import read_trained_run
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("compare", ROOT / "tools" / "compare.py")
 compare = importlib.util.module_from_spec(spec)
-sys.modules["compare"] = compare  # dataclasses look their module up
 spec.loader.exec_module(compare)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -140,10 +141,10 @@ def report(runs, tmp_path_factory):
 
 
 def test_average_precision_is_that_of_pycocotools(data, runs):
-    comparison = compare.read_comparison(runs)
+    comparison = comparing.compare(runs, read_trained_run)
     assert comparison.names == ["run_0", "run_1", "run_2", "no <detections>"]
     found = comparison.detections["bbox"]
-    rows = compare.class_rows(found, comparison.names)
+    rows = comparing.class_rows(found, comparison.names)
     for column, name in enumerate(comparison.names[:3]):
         evaluation = pycocotools(data, detections(data, column))
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
@@ -151,7 +152,7 @@ def test_average_precision_is_that_of_pycocotools(data, runs):
             assert rows[one][column] == pytest.approx(precision[:, :, number].mean())
         np.testing.assert_allclose(found[name].coco.precision, precision.mean(axis=2))
     assert np.isnan(rows["cat"][3])
-    results = compare.result_rows(comparison)
+    results = comparing.result_rows(comparison)
     assert results["bbox_mAP"][3] == 0.9 and np.isnan(results["bbox_LaECE"][3])
     assert results["bbox_D-ECE"][0] == found["run_0"].calibration.stats["D-ECE"]
 
@@ -162,9 +163,9 @@ def test_detections_of_another_evaluation_are_noticed(data, tmp_path):
         write_run(tmp_path / name, data, found, mean_ap=pycocotools(data, found).stats[0])
         for name in ("a", "b")
     ]
-    assert compare.read_comparison(made).notes == []
+    assert comparing.compare(made, read_trained_run).notes == []
     (made[1] / "val.bbox.json").write_text(json.dumps(detections(data, 1)))
-    (note,) = compare.read_comparison(made).notes
+    (note,) = comparing.compare(made, read_trained_run).notes
     assert "these are not its detections" in note and str(made[1]) in note
 
 
@@ -174,12 +175,12 @@ def test_cost_and_curves_of_a_resumed_training(data, tmp_path):
     plain = write_run(tmp_path / "plain", data)
     with (resumed / "20260101_000000" / "vis_data" / "scalars.json").open("a") as stream:
         stream.write('{"loss": 0.1, "iter"')  # the kill came in the middle of a line
-    comparison = compare.read_comparison([resumed, plain])
+    comparison = comparing.compare([resumed, plain], read_trained_run)
     training = comparison.runs["resumed"].training
     assert [record["iter"] for record in training] == list(range(1, 21))
     assert training[9]["loss"] == 1 / 10 and training[10]["loss"] == 1 + 1 / 11
     assert [one["step"] for one in comparison.runs["resumed"].evaluations] == [1, 2]
-    rows = compare.cost_rows(comparison.runs)
+    rows = comparing.cost_rows(comparison.runs)
     assert rows["seconds an iteration, median"] == ["1.050", "1.050"]  # between 1.0 and 1.1
     assert rows["most memory, MiB"] == ["120", "120"]
     assert rows["epochs"] == ["2", "2"] and rows["last logged iteration"] == ["20", "20"]
@@ -189,8 +190,8 @@ def test_best_threshold():
     score = np.array([0.9, 0.8, 0.8, 0.3])
     right = np.array([True, True, False, False])
     # F1 of 2 objects from 0.9, 0.8 and 0.3 on: 2/3, 4/5, 4/6.
-    assert compare.best_threshold(score, right, 2) == 0.8
-    assert compare.best_threshold(score, np.zeros(4, dtype=bool), 2) == 1.0
+    assert comparing.best_threshold(score, right, 2) == 0.8
+    assert comparing.best_threshold(score, np.zeros(4, dtype=bool), 2) == 1.0
 
 
 def test_pictures_on_which_runs_differ(data, tmp_path):
@@ -203,26 +204,27 @@ def test_pictures_on_which_runs_differ(data, tmp_path):
     missing = {(4, 2), (7, 1), (7, 2)}
     worse = [d for d in perfect if (d["image_id"], d["category_id"]) not in missing]
     made = [write_run(tmp_path / n, data, f) for n, f in (("good", perfect), ("worse", worse))]
-    comparison = compare.read_comparison(made)
+    comparison = comparing.compare(made, read_trained_run)
     found = comparison.detections["bbox"]
-    differing = compare.differing_pictures(truth, data, found, 10)
+    differing = comparing.differing_pictures(truth, data, found, 10)
     assert [(one.id, one.f1) for one in differing] == [
         (7, {"good": 1.0, "worse": 0.0}),
         (4, {"good": 1.0, "worse": pytest.approx(2 / 3)}),
     ]
-    assert compare.differing_pictures(truth, data, found, 1) == differing[:1]
+    assert comparing.differing_pictures(truth, data, found, 1) == differing[:1]
 
 
 def test_best_of_a_row():
     # A class may be called as a number that is better when it is low: "face" ends in "ace".
     rows = {"face": [0.2, 0.6, math.nan], "box LaACE_0": [0.3, 0.1, 0.2], "same": [0.5, 0.5, 0.5]}
-    table = compare.number_table(["a", "b", "c"], rows, ["box LaACE_0"])
-    assert re.findall(r'class="best">(.*?)<', table) == ["0.600", "0.100"]
-    assert "<td>-</td>" in table
+    table = comparing.number_table(["a", "b", "c"], rows, ["box LaACE_0"])
+    assert table.best == {(0, 2), (1, 2)}
+    assert table.rows[0] == ["face", "0.200", "0.600", "-"]
 
 
 def test_which_numbers_are_better_when_low(report):
-    lines = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", report[0].read_text(encoding="utf-8"))
+    text = report[0].read_text(encoding="utf-8")
+    lines = re.findall(r'<tr><td class="name">(.*?)</td>(.*?)</tr>', text)
     for name, low in (("box D-ECE", True), ("box oLRP", True), ("box mAP", False), ("cat", False)):
         cells = next(cells for first, cells in lines if first == name)
         numbers = [float(one) for one in re.findall(r">(\d\.\d+)<", cells)]
@@ -231,8 +233,8 @@ def test_which_numbers_are_better_when_low(report):
 
 
 def test_settings_that_differ(runs):
-    comparison = compare.read_comparison(runs[:3])
-    assert compare.differing_settings(comparison.runs) == {
+    comparison = comparing.compare(runs[:3], read_trained_run)
+    assert comparing.differing_settings(comparison.runs) == {
         "model.loss_cls.epsilon": ["-1.0", "0.0", "1.0"],
         "randomness.seed": ["0", "1", "2"],
     }

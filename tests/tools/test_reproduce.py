@@ -1,11 +1,10 @@
-"""The reproduction tool: tables, plan and arithmetic, and runs that end, stop and go on."""
+"""The study tool: the shipped studies, and runs that end, stop and go on."""
 
 import copy
 import csv
 import functools
 import importlib.util
 import json
-import math
 import os
 import re
 import subprocess
@@ -21,17 +20,15 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
-from polyfocal.errors import UserError
-from polyfocal.experiments.study import Outcome, Run
-from polyfocal.mmdet.experiment import merge_options, read_config
-from polyfocal.mmdet.tiny import walk
+from polyfocal.experiments.study import chosen, find_study, read_study, study_names
+from polyfocal.mmengine.configs import merge_options, read_config, walk
 from polyfocal.mmengine.hooks import ExactResumeHook
+from polyfocal.mmengine.search import losses_of
 
 ROOT = Path(__file__).parents[2]
 
 spec = importlib.util.spec_from_file_location("tool_reproduce", ROOT / "tools" / "reproduce.py")
 tool = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tool  # where its dataclasses look for their annotations
 spec.loader.exec_module(tool)
 
 # As the papers have them: PolyLoss, table 1; Focal Loss, table 1 (a) and (b).
@@ -73,15 +70,21 @@ def run(*arguments):
     return tool.main([str(argument) for argument in arguments])
 
 
-def planned(table, *options):
-    args = tool.parse_args([table, *map(str, options)])
-    return tool.plan(tool.read_table(table), args)
+def study(name):
+    return read_study(find_study(name, tool.STUDIES))
+
+
+def planned(name, *options):
+    args = tool.parse_args([name, *map(str, options)])
+    given = {key: getattr(args, key) for key in ("data", "profile", "demo", "epochs")}
+    return study(name).runs(args.seeds, **given, options=args.cfg_options)
 
 
 def test_published_numbers():
-    assert tool.table_names() == sorted(PUBLISHED)
+    names = study_names(tool.STUDIES)
+    assert {name for name in names if study(name).source} == PUBLISHED.keys()
     for name, rows in PUBLISHED.items():
-        table = tool.read_table(name)
+        table = study(name)
         found = {row: one.published for row, one in table.rows.items() if one.published}
         assert found == rows
         assert "not verified" in " ".join(table.notes) or name == "retinanet_gamma_alpha"
@@ -155,57 +158,13 @@ def test_plan():
     assert not any("pipeline" in key or "epochs" in key for key in tiny["options"])
 
 
-def outcomes(**rows):
-    return [
-        Outcome(Run(name, seed), {"bbox_AR@100": value}, 1.0)
-        for name, values in rows.items()
-        for seed, value in enumerate(values)
-    ]
-
-
-def test_arithmetic():
-    table = tool.read_table("polyloss_coco")
-    found = tool.lines(table, outcomes(cross_entropy=[0.40, 0.42, 0.44], poly1=[0.43, 0.44, 0.48]))
-    assert [(line.row, line.number) for line in found] == [
-        (row, number)
-        for row in ("cross_entropy", "poly1")
-        for number in ("box AP", "box AR", "mask AP", "mask AR")
-    ]
-    baseline, poly = found[1], found[5]
-    assert (baseline.mean, baseline.spread) == pytest.approx((42.0, 2.0))
-    assert baseline.difference == pytest.approx(-5.2)  # 42.0 - 47.2
-    assert math.isnan(baseline.gain) and math.isnan(baseline.p)
-    assert (poly.mean, poly.spread) == pytest.approx((45.0, math.sqrt(7.0)))
-    assert (poly.gain, poly.gain_spread, poly.published_gain) == pytest.approx((3.0, 1.0, 2.5))
-    # t = 3 / (1 / sqrt(3)) = sqrt(27); with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2).
-    assert poly.p == pytest.approx(1 - math.sqrt(27 / 29))
-    assert tool.cells(poly) == [
-        *("Poly-1, epsilon -1", "box AR", "49.7", "45.0 ± 2.6"),
-        *("-4.7", "+2.5", "+3.0 ± 1.0", "0.035"),
-    ]
-    assert tool.cells(found[4]) == ["Poly-1, epsilon -1", "box AP", *[""] * 6], "nothing measured"
-
-
-def test_pairs_are_those_of_the_same_seed():
-    table = tool.read_table("polyloss_coco")
-    found = tool.lines(table, outcomes(cross_entropy=[0.40, 0.42, 0.44], poly1=[0.43]))[5]
-    assert (found.seeds, found.gain) == (1, pytest.approx(3.0))
-    assert math.isnan(found.gain_spread) and math.isnan(found.p), "one seed is no test"
-
-
-def test_no_difference_between_two_data_sets():
-    table = tool.read_table("polyloss_lidar")
-    key = "Car_3D_AP40_moderate_strict"
-    found = tool.lines(table, [Outcome(Run("focal", 0), {key: 55.0}, 1.0)])
-    car = next(line for line in found if line.row == "focal" and line.number == "car 3D")
-    assert (car.published, car.mean) == (63.3, 55.0), "KITTI's AP is in per cent already"
-    assert math.isnan(car.difference)
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["polyloss"], r"no table polyloss: expected one of cyclical_long_tail, polyloss_coco, "),
+        (
+            ["polyloss"],
+            r"no study polyloss: expected a YAML file, or one of cyclical_long_tail, gamma_",
+        ),
         (["polyloss_coco", "--demo", "--data", "x"], "--demo is the built-in data set and --data"),
         (["polyloss_coco", "--demo", "--seeds", 0], "--seeds 0: expected at least 1"),
         (["polyloss_coco", "--epochs", 2], "--epochs is for --demo and --profile tiny"),
@@ -216,6 +175,21 @@ def test_no_difference_between_two_data_sets():
         (["polyloss_coco", "--slurm", "x", "--launcher", "slurm"], "give one of them"),
         (["polyloss_coco", "--data", "/away"], "/away"),
         (["topk_label_noise", "--data", "/away"], "wants /away"),
+        (["polyloss_coco", "--config", "x.py"], "--config x.py: the rows of polyloss_coco have"),
+        (["gamma_softmax", "--config", "away.py", "--demo"], "there is no config away.py"),
+        (
+            ["gamma_softmax", "--config", "configs/retinanet_focal.py", "--demo"],
+            "configs/retinanet_focal.py has use_sigmoid=True, and the study's polyfocal.FocalLoss",
+        ),
+        (["shortcut_detection", "--data", "x"], "makes its own pictures: leave --data out"),
+        (
+            ["shortcut", "--demo", "--cfg-options", "variant.spurious=2"],
+            "spurious=2 of the data",
+        ),
+        (
+            ["shortcut", "--demo", "--only", "self_reweighting"],
+            "self_reweighting needs the scores of shallow, .*: do shallow first, or name both",
+        ),
     ],
 )
 def test_refuses(arguments, sentence, tmp_path, capsys):
@@ -223,26 +197,6 @@ def test_refuses(arguments, sentence, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert re.search(sentence, err) and err.count("\n") == 1 and "Traceback" not in out + err
     assert not list(tmp_path.rglob("table.*"))
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("rows: 3", "is not a table"),
-        ("title: [", "is not a table"),
-        ("{title: a, source: b, columns: {}, rows: {a: {label: a, config: b, away: c}}}", "away"),
-        (
-            "{title: a, source: b, columns: {},"
-            " rows: {a: {label: a, config: b, published: {x: 1}}}}",
-            "publishes x, which is none of its columns",
-        ),
-    ],
-)
-def test_refuses_a_file_that_is_no_table(text, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "TABLES", tmp_path)
-    (tmp_path / "mine.yml").write_text(text)
-    with pytest.raises(UserError, match=sentence):
-        tool.read_table("mine")
 
 
 class Cells(HTMLParser):
@@ -328,7 +282,7 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert exact[3]["row"] == "focal" and float(exact[3]["mean"]) == pytest.approx(mean)
 
     # Done: nothing is trained again, and other settings would make another table.
-    monkeypatch.setattr(tool, "train_and_measure", None)
+    monkeypatch.setattr(tool, "measure_run", lambda *_, **__: pytest.fail("it is done"))
     assert run(*OPTIONS, "--work-dir", parts) == 0
     assert run(*OPTIONS, "--epochs", 4, "--work-dir", parts) == 2
     assert "was measured with other settings (options)" in capsys.readouterr().err
@@ -377,8 +331,180 @@ def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, monkey
     command = json.loads(shell.stdout)
     args = tool.parse_args(command[command.index(str(ROOT / "tools" / "reproduce.py")) + 1 :])
     assert (args.data, args.only, args.launcher) == ("my coco", ["poly1/0"], "slurm")
-    (one,) = tool.chosen(planned(*options), args.only)
+    (one,) = chosen(planned(*options), args.only)
     assert one.name == "poly1" and Path(args.work_dir) == work
     sbatch.write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
     assert run(*options, *slurm) == 2
     assert "sbatch refuses poly1, seed 0: invalid partition" in capsys.readouterr().err
+
+
+def markdown_rows(folder):
+    lines = (folder / "table.md").read_text().splitlines()
+    cells = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in cells}
+
+
+def measured(folder, row, seed=0):
+    return json.loads((folder / row / f"seed_{seed}" / "result.json").read_text())["measured"]
+
+
+def test_a_colour_misleads_a_classifier(tmp_path, capsys):
+    """Another split is measured, and losses look up what other rows' models say."""
+    names = ["cross_entropy", "shallow", "product_of_experts", "self_confidence_regularization"]
+    options = ("shortcut", "--demo", "--epochs", 6, "--seeds", 2, "--work-dir", tmp_path)
+    assert run(*options, "--only", *names[:2]) == 0
+    capsys.readouterr()
+    assert run(*options, "--only", *names) == 0
+    out = capsys.readouterr().out
+    started = re.findall(r"^\[\d/8\] (\w+), seed (\d)$", out, re.MULTILINE)
+    assert started == [(name, seed) for seed in "01" for name in names[2:]], "the others are done"
+    header, *rows = markdown_rows(tmp_path).items()
+    labels = {name: row.label for name, row in study("shortcut").rows.items()}
+    assert [name for name, _ in rows] == [labels[name] for name in names]
+    assert header[1][:2] == ["top-1", "top-1, ood"]
+    assert all(cell.count("±") == 1 for _, row in rows for cell in row)
+    result = json.loads((tmp_path / "cross_entropy" / "seed_0" / "result.json").read_text())
+    assert result["settings"]["options"]["variant.spurious"] == 0.95
+    numbers = result["measured"]
+    assert "many" in numbers, "the shallow model's few pictures are its own"
+    assert numbers["top1"] > numbers["ood_top1"] + 0.2, "the cue misleads"
+    assert rows[0][1][0].startswith(
+        f"{50 * (numbers['top1'] + measured(tmp_path, names[0], 1)['top1']):.1f} ±"
+    )
+    assert "Epoch(val)" in (tmp_path / "shallow" / "seed_1" / "console.log").read_text()
+    assert "Epoch(val)" not in out and "Logging error" not in out
+
+
+def test_a_colour_misleads_a_detector(tmp_path):
+    """Cross-entropy and the product of experts in RetinaNet, both splits measured."""
+    mine = tmp_path / "mine.yml"
+    mine.write_text(
+        f"_base_: {tool.STUDIES / 'shortcut_detection.yml'}\n"
+        "scenes: {num_train: 8, num_val: 2, num_ood: 2}\n"
+    )
+    options = ("--demo", "--seeds", 1, "--epochs", 1, "--work-dir", tmp_path)
+    assert run(mine, *options, "--only", "cross_entropy", "product_of_experts") == 0
+    numbers = measured(tmp_path, "product_of_experts")
+    assert {"bbox_mAP", "ood_bbox_mAP", "bbox_mAP_50"} <= set(numbers)
+    ood = json.loads((tmp_path / "data" / "seed_0" / "annotations" / "ood.json").read_text())
+    assert len(ood["images"]) == 2
+
+
+def test_losses_of_a_long_tail(tmp_path, capsys):
+    names = ["focal", "imbalanced_noised_top2", "ldam"]
+    options = ("long_tail", "--demo", "--seeds", 1, "--epochs", 1, "--work-dir", tmp_path)
+    tail = ("--cfg-options", "variant.long_tail=10")
+    assert run(*options, "--only", *names, *tail) == 0
+    rows = list(markdown_rows(tmp_path))[1:]
+    assert rows == ["focal, gamma 2", "imbalanced noised top-2", "LDAM"]
+    assert "top-2, mean of classes" in (tmp_path / "table.md").read_text()
+    assert "macro_top2" in measured(tmp_path, "ldam")
+    # Other settings would make another table: they need another folder.
+    assert run(*options, "--only", "focal") == 2
+    assert "was measured with other settings (options)" in capsys.readouterr().err
+
+
+def test_gamma_calibration_and_curvature(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text(
+        f"_base_: {tool.STUDIES / 'gamma_softmax.yml'}\ncurvature: {{batches: 1, probes: 2}}\n"
+    )
+    out = tmp_path / "study"
+    names = ("gamma_0", "gamma_2", "penalty_0.0001")
+    options = ("mine.yml", "--demo", "--epochs", 1, "--seeds", 1, "--work-dir", out)
+    assert run(*options, "--only", *names) == 0
+    shown = capsys.readouterr().out
+    cross_entropy, focal, penalised = (measured(out, name) for name in names)
+    assert cross_entropy["trace"] == cross_entropy["trace_ce"], "gamma 0 is cross-entropy"
+    assert 0 < focal["loss"] < focal["loss_ce"] and focal["trace"] != focal["trace_ce"]
+    # What was trained is what the folder's config says: the hook and the loss are in it.
+    (file,) = {
+        file
+        for file in (out / "penalty_0.0001" / "seed_0" / "run").glob("*/vis_data/config.py")
+        if (file.parent / "scalars.json").is_file()
+    }
+    config = read_config(file)
+    assert config.custom_hooks[-1].type == "polyfocal.TracePenaltyHook"
+    assert config.custom_hooks[-1].coefficient == 1e-4
+    assert config.model.loss.gamma == 0.0
+    assert penalised["trace"] < cross_entropy["trace"]
+
+    header, *rows = markdown_rows(out).items()
+    assert header[1][:3] == ["accuracy", "ECE", "trace"]
+    assert rows[1][0] == "gamma_2"
+    assert rows[1][1][:2] == [f"{100 * focal['top1']:.1f}", f"{100 * focal['ece']:.1f}"]
+    assert all(cell in shown for _, row in rows for cell in row)
+    with (out / "runs.csv").open() as stream:
+        exact = list(csv.DictReader(stream))
+    assert [row["name"] for row in exact] == list(names)
+    assert float(exact[1]["eigenvalue_ce"]) == focal["eigenvalue_ce"]
+    assert (out / "ece.svg").read_text().startswith("<?xml")
+
+    # Cut while one was under way: only that one is done again, and it is the same.
+    (out / "gamma_2" / "seed_0" / "result.json").unlink()
+    done = (out / "gamma_0" / "seed_0" / "result.json").stat().st_mtime_ns
+    assert run(*options, "--only", *names) == 0
+    assert (out / "gamma_0" / "seed_0" / "result.json").stat().st_mtime_ns == done
+    assert measured(out, "gamma_2") == focal
+
+
+def test_the_grid_of_gamma():
+    rows = study("gamma_sigmoid").rows
+    both = {"focal, alpha paired": 2.0, "focal, alpha fixed": 2.0}
+    assert rows["gamma_2_alpha_0.25"].series == {**both, "Poly-1": 0.0}
+    for table, kind in (
+        ("gamma_sigmoid", True),
+        ("gamma_softmax", False),
+        ("gamma_blood_cells", True),
+    ):
+        for name, row in study(table).rows.items():
+            assert row.loss["use_sigmoid"] is kind
+            what, value = name.split("_")[:2]
+            found = row.hooks[0]["coefficient"] if what == "penalty" else row.loss[what]
+            assert found == float(value)
+            alpha = re.search("alpha_(.+)", name)
+            if alpha:
+                assert row.loss["alpha"] == float(alpha[1])
+            if what == "penalty":  # of cross-entropy: where the series begins
+                begin = next(
+                    r for r in study(table).rows.values() if r.series.get("trace penalty") == 0
+                )
+                assert row.loss == begin.loss and row.series == {"trace penalty": float(value)}
+
+
+@pytest.mark.parametrize("name", study_names(tool.STUDIES))
+def test_every_row_of_every_study_has_its_loss_in_its_config(name):
+    """What a study puts into a config has a place there."""
+    if name == "polyloss_lidar":
+        pytest.importorskip("mmdet3d", reason="needs MMDetection3D: make setup-3d")
+    for row in study(name).rows.values():
+        losses = losses_of(read_config(ROOT / row.config).model)
+        assert losses and all(key.startswith("model.") for key in losses)
+
+
+def test_results_of_an_older_study_are_read_or_refused(tmp_path, capsys):
+    """Of an older version a paper's table is read; a study that had another form is refused."""
+    old = {
+        "config": "configs/classification/cross_entropy_noisy.py",
+        "data": None,
+        "profile": None,
+        "demo": True,
+        "options": {
+            "default_hooks.checkpoint.interval": 1,
+            "default_hooks.checkpoint.max_keep_ckpts": 2,
+            "train_cfg.max_epochs": 3,
+            "train_cfg.val_interval": 3,
+        },
+    }
+    place = tmp_path / "cross_entropy" / "seed_0"
+    place.mkdir(parents=True)
+    result = {"name": "cross_entropy", "seed": 0, "settings": old}
+    result |= {"measured": {"top1": 0.5}, "seconds": 1.0}
+    (place / "result.json").write_text(json.dumps(result))
+    assert run(*OPTIONS[:-2], "cross_entropy/0", "--work-dir", tmp_path) == 0
+    assert "| cross-entropy | top-1 |  | 50.0 |" in (tmp_path / "table.md").read_text()
+    result["settings"] = {"topk": 2, "variant": {"long_tail": 100}}
+    (place / "result.json").write_text(json.dumps(result))
+    assert run("long_tail", "--demo", "--only", "cross_entropy", "--work-dir", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "was measured with other settings (config, demo, options, topk, variant): give" in err

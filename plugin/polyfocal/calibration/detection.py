@@ -198,9 +198,20 @@ class DetectionCalibration:
                 those of before.
         """
         thresholds = {self.iou, LAECE_IOU, 0.0}
-        self._add(
-            match(ground_truth, results, sorted(thresholds), iou_type, max_dets, category_ids)
-        )
+        self.add(match(ground_truth, results, sorted(thresholds), iou_type, max_dets, category_ids))
+
+    def add(self, matched: MatchedDetections) -> None:
+        """Add the pictures of :func:`match`, with ``iou``, 0.1 and 0 among its thresholds.
+
+        Raises:
+            UserError: The categories are not those of before.
+        """
+        if self._parts and matched.names != self._parts[0].names:
+            raise UserError(
+                f"the categories are {list(matched.names)}; those before were "
+                f"{list(self._parts[0].names)}."
+            )
+        self._parts.append(matched)
 
     def merge(self, other: "DetectionCalibration") -> None:
         """Add the pictures that another process or part collected, with the same ``iou``."""
@@ -210,7 +221,7 @@ class DetectionCalibration:
                 "the same."
             )
         for part in other._parts:
-            self._add(part)
+            self.add(part)
 
     def compute(self) -> DetectionResult:
         """Measure all pictures so far."""
@@ -234,14 +245,6 @@ class DetectionCalibration:
             bins=bins,
             classes=classes,
         )
-
-    def _add(self, part: MatchedDetections) -> None:
-        if self._parts and part.names != self._parts[0].names:
-            raise UserError(
-                f"the categories are {list(part.names)}; those before were "
-                f"{list(self._parts[0].names)}."
-            )
-        self._parts.append(part)
 
     def _classes(self, whole: MatchedDetections) -> dict[str, ClassCalibration]:
         order = np.argsort(whole.label, kind="stable")

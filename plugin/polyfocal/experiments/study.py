@@ -1,24 +1,263 @@
-"""Studies: one measurement over a grid of settings and seeds, and its table. Framework-free.
+"""Studies: rows of settings times seeds, each trained and measured once, and what came out.
 
-A study is a folder. Every run that has finished leaves ``<name>/seed_<n>/result.json`` in it, with
-the settings it had and what it measured; a study that is started again does what is missing.
+A study is a YAML file (:class:`Study`) and a folder. Every run that has finished leaves
+``<row>/seed_<n>/result.json`` in the folder, with the settings it had and what it measured; a study
+that is started again does what is missing. How a run is trained is an adapter's business.
 """
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.table import Table
+import yaml
 
 from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
 
 RESULT_FILE = "result.json"
+SCORES_FILE = "scores.npz"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a study.
+
+    Attributes:
+        config: Of the training.
+        label: For people; the row's name where the file has none.
+        options: Overrides of the config. The text ``{seed}`` stands for the run's seed.
+        loss: With a ``type``, what is put in the place of the config's classification loss, in each
+            head, with the weight of the one before; without, other settings of that loss. The text
+            ``{ROW}`` stands for the file of the scores that the run of that row and of the same
+            seed gives the training pictures.
+        hooks: To add to the config's ``custom_hooks``.
+        published: Numbers of a paper in the study's unit, by the metric's name.
+        series: The row's place in each series it is in, for rank correlations and pictures.
+    """
+
+    config: str
+    label: str
+    options: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
+    published: dict[str, float] = field(default_factory=dict)
+    series: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> set[str]:
+        """The rows whose scores this row's loss looks up."""
+        return _names_in(self.loss)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and what is measured of it.
+
+    Attributes:
+        name: Of the file.
+        title: For people.
+        columns: Names of what is measured, by the metric's name. The numbers of another split have
+            its name in front (``ood_top1``); curvature is ``trace``, ``eigenvalue`` and ``loss``
+            under the run's own loss, and the same with ``_ce`` under cross-entropy.
+        rows: By the name of their folder. The first one is the baseline.
+        source: Where numbers were published; such a study has a table of them beside ours.
+        notes: What a reader must know.
+        scale: From what is measured to the table's unit: 100 makes per cent of parts.
+        same_data: Whether published and ours are on the same data, and their difference means
+            something.
+        options: Overrides of all rows' configs.
+        full_options: More of them with the configs' own models, not with tiny profile and demo.
+        demo_epochs: Epochs of a run of the demo; the tiny profile's where it is None.
+        scenes: Settings of digit scenes that are made anew for each seed, instead of a data set.
+        splits: Others than val to measure on, such as ``ood``.
+        curvature: ``batches``, ``probes``, ``parameters`` and the like of the curvature to measure.
+    """
+
+    name: str
+    title: str
+    columns: dict[str, str]
+    rows: dict[str, Row]
+    source: str | None = None
+    notes: list[str] = field(default_factory=list)
+    scale: float = 100.0
+    same_data: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    full_options: dict[str, Any] = field(default_factory=dict)
+    demo_epochs: int | None = None
+    scenes: dict[str, Any] = field(default_factory=dict)
+    splits: list[str] = field(default_factory=list)
+    curvature: dict[str, Any] = field(default_factory=dict)
+
+    def scale_of(self, key: str) -> float:
+        """From a number that was measured to that of a table."""
+        return 1.0 if is_curvature(key) else self.scale
+
+    def runs(
+        self,
+        seeds: Sequence[int],
+        *,
+        data: str | None = None,
+        profile: str | None = None,
+        demo: bool = False,
+        epochs: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list["Run"]:
+        """All runs, with the seeds in the outer loop: cut short, a study has compared all rows.
+
+        Args:
+            seeds: Of each row; one number N stands for 0 to N-1.
+            data, profile, demo: As in the tools.
+            epochs: Of every run, instead of the config's and the demo's.
+            options: Overrides of all configs, which win over the study's.
+
+        Raises:
+            UserError: The options contradict each other or the study.
+        """
+        for option, value in (("seeds", min(seeds) if len(seeds) == 1 else 1), ("epochs", epochs)):
+            if value is not None and value < 1:
+                raise UserError(f"--{option} {value}: expected at least 1.")
+        if len(seeds) == 1:
+            seeds = range(seeds[0])
+        tiny = demo or profile == "tiny"
+        if demo and data:
+            raise UserError(
+                "--demo is the built-in data set and --data another one: give one of them."
+            )
+        if data and self.scenes:
+            raise UserError(f"{self.name} makes its own pictures: leave --data out.")
+        if epochs and not tiny and self.source:
+            raise UserError(
+                "--epochs is for --demo and --profile tiny: the published schedule is fixed."
+            )
+        epochs = epochs or (self.demo_epochs if demo else None)
+        # A study that is stopped loses no more than an epoch, and fills no disk.
+        saving = "default_hooks.checkpoint"
+        common: dict[str, Any] = {f"{saving}.interval": 1, f"{saving}.max_keep_ckpts": 2}
+        if not tiny:  # the published batch, whatever the number of devices
+            common |= {"auto_scale_lr.enable": True, **self.full_options}
+        if epochs:
+            common |= {"train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs}
+        common |= self.options
+
+        needed = {name for row in self.rows.values() for name in row.needs}
+
+        def settings(name: str, row: Row) -> dict[str, Any]:
+            more = {
+                "scores": name in needed,
+                "loss": row.loss,
+                "hooks": row.hooks,
+                "scenes": self.scenes,
+                "splits": self.splits,
+                "curvature": self.curvature,
+            }
+            return {
+                "config": row.config,
+                "data": data,
+                "profile": profile,
+                "demo": demo,
+                "options": {**common, **row.options, **(options or {})},
+                **{key: value for key, value in more.items() if value},
+            }
+
+        known = {name: settings(name, row) for name, row in self.rows.items()}
+        return [Run(name, seed, known[name]) for seed in seeds for name in known]
+
+
+def is_curvature(key: str) -> bool:
+    """Whether a number of a run, by its name, is of the loss surface: no part of anything."""
+    return re.fullmatch(r"(trace|trace_error|eigenvalue|loss)(_ce)?", key) is not None
+
+
+def study_names(folder: Path) -> list[str]:
+    """The studies of a folder."""
+    return sorted(file.stem for file in folder.glob("*.yml"))
+
+
+def find_study(name: str, folder: Path) -> Path:
+    """The file of a study.
+
+    Args:
+        name: Of one in the folder, or of a YAML file.
+        folder: Of the shipped studies.
+
+    Raises:
+        UserError: There is none.
+    """
+    file = Path(name) if name.endswith((".yml", ".yaml")) else folder / f"{name}.yml"
+    if not file.is_file():
+        raise UserError(
+            f"there is no study {name}: expected a YAML file, or one of "
+            f"{', '.join(study_names(folder))}."
+        )
+    return file
+
+
+def read_study(file: Path, config: str | None = None) -> Study:
+    """Read a study's YAML file.
+
+    Its keys are the attributes of :class:`Study`; ``config`` is that of the rows that have none of
+    their own. ``_base_`` names another such file, beside this one, whose entries this one changes;
+    null takes one away.
+
+    Args:
+        file: To read.
+        config: Instead of the file's ``config``.
+
+    Raises:
+        UserError: It is no such file, or its rows have configs of their own and another is given.
+    """
+    try:
+        content = _with_base(file)
+        own = content.pop("config", None)
+        rows = {}
+        for key, row in content.pop("rows").items():
+            row = row or {}
+            if config and "config" in row:
+                raise UserError(f"--config {config}: the rows of {file.stem} have their own.")
+            rows[str(key)] = Row(**{"label": str(key), "config": config or own, **row})
+        study = Study(name=file.stem, rows=rows, **content)
+        unknown = [
+            key for row in rows.values() for key in row.published if key not in study.columns
+        ]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{file} is not a study: {error}.") from error
+    away = {name for row in rows.values() for name in row.needs} - rows.keys()
+    if away:
+        raise UserError(f"{file} is not a study: a loss looks up {away.pop()}, which is no row.")
+    if not rows or not all(isinstance(row.config, str) for row in rows.values()):
+        raise UserError(f"{file} is not a study: it has no rows, or rows without a config.")
+    if unknown:
+        raise UserError(f"{file} publishes {unknown[0]}, which is none of its columns.")
+    return study
+
+
+def _with_base(file: Path) -> dict[str, Any]:
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    base = content.pop("_base_", None)
+    if base is None:
+        return content
+    try:
+        return _merged(_with_base(file.parent / base), content)
+    except RecursionError:
+        raise TypeError("it is its own _base_") from None
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        elif value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged
 
 
 @dataclass(frozen=True)
@@ -39,6 +278,69 @@ class Run:
     def folder(self, study: str | Path) -> Path:
         """Where in the study's folder the run keeps its files."""
         return Path(study) / self.name / f"seed_{self.seed}"
+
+    @property
+    def names(self) -> set[str]:
+        """By which ``--only`` knows it."""
+        return {self.name, f"{self.name}/{self.seed}"}
+
+    @property
+    def needs(self) -> set[str]:
+        """The rows whose scores of the training pictures this run's loss looks up."""
+        return _names_in(self.settings.get("loss", {}))
+
+    def filled(self, place: Path) -> dict[str, Any]:
+        """The settings with the run's seed and files in them.
+
+        Args:
+            place: The run's folder; those of the other rows are beside it.
+
+        Raises:
+            UserError: A row that this one needs has not been done.
+        """
+
+        def value_of(name: str) -> Any:
+            if name == "seed":
+                return self.seed
+            file = place.parents[1] / name / place.name / SCORES_FILE
+            if not file.is_file():
+                raise UserError(
+                    f"{self.name} needs the scores of {name}, and there is no {file}: do {name} "
+                    "first, or name both with --only."
+                )
+            return str(file)
+
+        return _filled(self.settings, value_of)
+
+
+def _filled(node: Any, value_of: Callable[[str], Any]) -> Any:
+    """A tree of settings with what each text ``{NAME}`` stands for in its place."""
+    if isinstance(node, dict):
+        return {key: _filled(value, value_of) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_filled(value, value_of) for value in node]
+    name = re.fullmatch(r"\{(.+)\}", node) if isinstance(node, str) else None
+    return value_of(name[1]) if name else node
+
+
+def _names_in(loss: dict[str, Any]) -> set[str]:
+    names: set[str] = set()
+    _filled(loss, names.add)
+    return names
+
+
+def chosen(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
+    """The runs of a study that ``--only`` names, all without it.
+
+    Raises:
+        UserError: It names what the study has not.
+    """
+    known = {name for run in runs for name in run.names}
+    for name in only or ():
+        if name not in known:
+            rows = ", ".join(dict.fromkeys(run.name for run in runs))
+            raise UserError(f"--only {name}: expected ROW or ROW/SEED with one of the rows {rows}.")
+    return [run for run in runs if not only or run.names & set(only)]
 
 
 @dataclass(frozen=True)
@@ -180,60 +482,13 @@ def paired_difference(
     return Difference(fmean(differences), spread, p, len(seeds))
 
 
-def study_table(
-    outcomes: Sequence[Outcome], columns: Sequence[str], *, scale: float = 100.0, digits: int = 1
-) -> Table:
-    """The summary for a terminal: a row a name, ``mean ± deviation`` a column, times ``scale``."""
-    table = Table("", *columns)
-    for name, row in summarize(outcomes).items():
-        table.add_row(name, *(_cell(row.get(column), scale, digits) for column in columns))
-    return table
-
-
-def markdown_table(
-    outcomes: Sequence[Outcome], columns: Sequence[str], *, scale: float = 100.0, digits: int = 1
-) -> list[str]:
-    """The same as the lines of a Markdown table."""
-    lines = [" | ".join(("| ", *columns)) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in summarize(outcomes).items():
-        cells = (_cell(row.get(column), scale, digits) for column in columns)
-        lines.append(" | ".join((f"| {name}", *cells)) + " |")
-    return lines
-
-
-def write_markdown(
-    outcomes: Sequence[Outcome],
-    columns: Sequence[str],
-    file: str | Path,
-    *,
-    scale: float = 100.0,
-    digits: int = 1,
-) -> None:
-    """The Markdown table in a file, which appears complete or not at all."""
-    lines = markdown_table(outcomes, columns, scale=scale, digits=digits)
-    replace_text(Path(file), "\n".join(lines) + "\n")
-
-
-def _cell(value: tuple[float, float] | None, scale: float, digits: int) -> str:
-    if value is None:
-        return ""
-    mean, spread = (scale * number for number in value)
-    return mean_and_spread(mean, spread, digits)
-
-
-def mean_and_spread(mean: float, spread: float, digits: int = 1, sign: str = "") -> str:
-    """``mean ± spread`` as tables have it, the mean alone where the spread is NaN.
-
-    With ``sign="+"`` the mean has its sign in any case.
-    """
-    return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
-
-
 def _read(run: Run, place: Path) -> Outcome | None:
     file = place / RESULT_FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         settings, measured, seconds = (content[k] for k in ("settings", "measured", "seconds"))
+        if not isinstance(settings, dict) or not isinstance(measured, dict):
+            raise TypeError("settings and measured are objects")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -18,15 +18,14 @@ from rich.console import Console
 
 from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.report import Table, summary_table
 from polyfocal.experiments.request import Request
 from polyfocal.experiments.study import (
     Difference,
     Outcome,
     Run,
-    markdown_table,
     paired_difference,
     run_study,
-    study_table,
 )
 from polyfocal.experiments.tuning import (
     DONE,
@@ -118,13 +117,13 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
         [f"{name} with the loss that tools/tune.py found best.", *sentences],
     )
     shown = [c for c in columns if all(c in outcome.measured for outcome in outcomes)]
-    table = markdown_table(outcomes, shown, scale=scale)
+    table = summary_table(outcomes, {name: name for name in shown}, scale=scale)
     report = folder / "report.md"
-    comparison = [*table, "", *(f"- {sentence}" for sentence in sentences)]
+    comparison = [table.markdown(), "", *(f"- {sentence}" for sentence in sentences)]
     write_report(report, study, name, list(settings), comparison, budget.seeds)
     _draw(study, columns[0], folder / "search.png")
     console = Console()
-    console.print(study_table(outcomes, shown, scale=scale))
+    console.print(table.console())
     console.print("on the val split, in per cent, mean ± deviation over the seeds")
     for sentence in sentences:
         console.print(sentence, highlight=False)
@@ -203,14 +202,15 @@ def write_report(
         "",
         "## Trials",
         "",
-        f"| trial | {' | '.join(settings)} | epochs | score | seconds |",
-        "|---:" * (len(settings) + 4) + "|",
     ]
+    rows = []
     for trial in trials:
         values = rounded(trial.params)
         cells = [trial.number, *(f"{values[name]:g}" for name in settings), trial.last_step]
         cells += [_score(trial), f"{trial.user_attrs['seconds']:.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        rows.append(list(map(str, cells)))
+    header = ("trial", *settings, "epochs", "score", "seconds")
+    lines.append(Table(header, rows, text_columns=0).markdown())
     replace_text(file, "\n".join(lines) + "\n")
 
 

@@ -150,7 +150,8 @@ def measure_curvature(
     running statistics, no dropout. Nothing of it is changed.
 
     Args:
-        model: An MMEngine model, such as a detector, not wrapped.
+        model: An MMEngine model, such as a detector. Of one that several processes train together,
+            each process measures the same.
         batches: Over whose losses the mean is taken, see :func:`fixed_batches`.
         parameters: A regular expression over names, see
             :func:`polyfocal.curvature.select_parameters`.
@@ -164,6 +165,7 @@ def measure_curvature(
         UserError: See these functions and :class:`polyfocal.curvature.Hessian`.
     """
     start = time.perf_counter()
+    model = _unwrapped(model)
     with curvature.frozen(model, parameters) as chosen:
         losses = batch_losses(model, batches, kind)
         hessian = curvature.Hessian(losses, chosen.values(), seed=seed)
@@ -242,9 +244,7 @@ class CurvatureHook(Hook):
         if not (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
             return
         # In every process, since some losses wait for the others.
-        measured = measure_curvature(
-            _unwrapped(runner.model), self._loaded, seed=self.seed, **self.settings
-        )
+        measured = measure_curvature(runner.model, self._loaded, seed=self.seed, **self.settings)
         scalars = {
             f"curvature/eigenvalue_{i}": value
             for i, value in enumerate(measured.eigenvalues.values.tolist(), start=1)

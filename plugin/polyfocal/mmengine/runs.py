@@ -19,6 +19,7 @@ from rich.table import Table
 
 from polyfocal.data.files import replace_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.trained import KEPT_RESULTS
 from polyfocal.folders import own_folder
 from polyfocal.mmengine.checkpoint import (
     CheckpointGuardHook,
@@ -30,7 +31,7 @@ from polyfocal.mmengine.console import ConsoleRunner, HostMemoryHook, ProgressBa
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
 from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.objects import check_training_objects, is_empty, nothing_to_train_on
-from polyfocal.mmengine.work_dir import KEPT_RESULTS, short_names
+from polyfocal.mmengine.work_dir import short_names
 
 
 @only_data()
@@ -104,7 +105,6 @@ def train(
 
 
 @only_data()
-@only_data()
 def test(
     experiment: Runnable, checkpoint: str, *, more_metrics: list[Any] | None = None
 ) -> dict[str, float]:
@@ -176,7 +176,7 @@ def train_into(
         UserError: The config or the data is not usable.
     """
     join_processes(launcher)
-    with _console_of(place, resume):
+    with console_of(place, resume):
         start_in(place, experiment, "train", resume=resume, launcher=launcher)
         measured = train(experiment, resume="auto" if resume else None, hooks=hooks)
     return short_names(measured)
@@ -211,7 +211,8 @@ def start_in(
 
 
 @contextlib.contextmanager
-def _console_of(place: Path, resume: bool) -> Iterator[None]:
+def console_of(place: Path, resume: bool) -> Iterator[None]:
+    """Have what is printed go to ``place/console.log``, after what is there with ``resume``."""
     place.mkdir(parents=True, exist_ok=True)
     log = place / "console.log" if is_main_process() else os.devnull
     with (
@@ -275,7 +276,6 @@ def join_processes(launcher: str) -> None:
         init_dist(launcher)
 
 
-@only_data()
 @only_data()
 def curvature(
     experiment: Runnable, checkpoint: str, *, batches: int, seed: int = 0, **settings: Any

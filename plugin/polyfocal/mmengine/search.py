@@ -35,20 +35,38 @@ class WatcherHook(Hook):
         self.watcher.evaluated(runner.epoch, found)
 
 
-def losses_of(model: Any) -> list[tuple[ConfigDict, str]]:
-    """Where in a model's config its classification losses are: a classifier's, or its heads'."""
+def losses_of(model: Any) -> dict[str, ConfigDict]:
+    """A classifier's loss, or the classification losses of a detector's heads.
+
+    Args:
+        model: Of a config.
+
+    Returns:
+        Their configs, by the options that override them, such as ``model.bbox_head.loss_cls``.
+
+    Raises:
+        UserError: There is none that is known here.
+    """
     if isinstance(model.get("loss"), dict):
-        return [(model, "loss")]
-    head = model.get("roi_head", model)
-    heads = head.get("bbox_head") or head.get("head")
-    heads = heads if isinstance(heads, list) else [heads]
-    places = [(one, key) for one in heads if one for key in ("loss_cls", "loss") if key in one]
-    if not places:
+        return {"model.loss": model.loss}
+    place, head = ("model.roi_head", model.roi_head) if "roi_head" in model else ("model", model)
+    name = "bbox_head" if head.get("bbox_head") else "head"
+    heads = head.get(name)
+    places = {f"{place}.{name}": heads}
+    if isinstance(heads, list):
+        places = {f"{place}.{name}.{number}": one for number, one in enumerate(heads)}
+    losses = {
+        f"{place}.{key}": one[key]
+        for place, one in places.items()
+        for key in ("loss_cls", "loss")
+        if one and key in one
+    }
+    if not losses:
         raise UserError(
             f"a {type_name(model)} has no classification loss that is known here: expected"
             " model.loss, or loss_cls in bbox_head."
         )
-    return places
+    return losses
 
 
 def settings_of(cfg: Config) -> dict[str, Setting]:
@@ -169,7 +187,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def _losses(cfg: Config) -> list[ConfigDict]:
     """The classification losses of a config, without the adapters around them."""
-    nodes = [parent[key] for parent, key in losses_of(cfg.model)]
+    nodes = list(losses_of(cfg.model).values())
     return [node.loss if isinstance(node.get("loss"), dict) else node for node in nodes]
 
 

@@ -5,77 +5,15 @@ on. Together their logs tell one training, with the parts that a resume did agai
 """
 
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from polyfocal.errors import UserError
-
-KEPT_RESULTS = "val"
-"""The last evaluation's detections are ``val.bbox.json`` (and ``val.segm.json``) in the folder."""
+from polyfocal.experiments.trained import TrainedRun
 
 _NOT_MEASURED = ("time", "data_time", "step", "memory")
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A training of ``tools/train.py`` that has come to its end.
-
-    Attributes:
-        folder: Its work directory.
-        config: The config that it ran with.
-        training: What was logged while it trained, in order: ``loss`` and its parts, ``lr``,
-            ``time`` (seconds an iteration), ``memory`` (MiB) where it was logged, ``iter``.
-        evaluations: The evaluations in order, by the shortest names that tell their numbers apart,
-            such as ``bbox_mAP``; and ``step``: the epoch, or the iteration of a training without
-            epochs.
-    """
-
-    folder: Path
-    config: Config
-    training: list[dict[str, float]]
-    evaluations: list[dict[str, float]]
-
-    @property
-    def measured(self) -> dict[str, float]:
-        """The numbers of the last evaluation."""
-        return {name: value for name, value in self.evaluations[-1].items() if name != "step"}
-
-    @property
-    def annotation_file(self) -> Path | None:
-        """COCO annotations of the val split; None for data that has none."""
-        dataset = _innermost(self.config.val_dataloader.dataset)
-        if not str(dataset.get("ann_file", "")).endswith(".json"):
-            return None
-        return Path(os.path.join(dataset.get("data_root") or "", dataset.ann_file))
-
-    @property
-    def image_dir(self) -> Path:
-        """Where the pictures of the val split are."""
-        dataset = _innermost(self.config.val_dataloader.dataset)
-        prefix = (dataset.get("data_prefix") or {}).get("img", "")
-        return Path(os.path.join(dataset.get("data_root") or "", prefix))
-
-    @property
-    def results(self) -> dict[str, Path]:
-        """The files of the last evaluation's detections by kind, those that are there."""
-        files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in ("bbox", "segm")}
-        return {kind: file for kind, file in files.items() if file.is_file()}
-
-    def evaluated_as(self, other: "TrainedRun") -> bool:
-        """Whether both were evaluated on the same data: the same annotations, or data settings."""
-        mine, theirs = self.annotation_file, other.annotation_file
-        if mine is None or theirs is None:
-            return _data_settings(self.config) == _data_settings(other.config)
-        if mine == theirs:
-            return True
-        try:
-            return mine.read_bytes() == theirs.read_bytes()
-        except OSError:
-            return False
 
 
 def read_trained_run(folder: str | Path) -> TrainedRun:
@@ -121,7 +59,7 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
             f"{folder} has not finished: {last}; go on with tools/train.py --resume and the "
             "options it was started with."
         )
-    return TrainedRun(folder, config, training, evaluations)
+    return TrainedRun(folder, config.to_dict(), training, evaluations)
 
 
 def short_names(measured: dict[str, Any]) -> dict[str, float]:
@@ -170,17 +108,6 @@ def _is_evaluation(record: dict[str, Any]) -> bool:
 def _evaluation(record: dict[str, Any]) -> dict[str, float]:
     numbers = {name: value for name, value in record.items() if name not in _NOT_MEASURED}
     return {**short_names(numbers), "step": record.get("step", 0)}
-
-
-def _innermost(dataset: Any) -> Any:
-    while "ann_file" not in dataset and isinstance(dataset.get("dataset"), dict):
-        dataset = dataset["dataset"]
-    return dataset
-
-
-def _data_settings(config: Config) -> dict[str, Any]:
-    dataset = _innermost(config.val_dataloader.dataset)
-    return {name: value for name, value in dataset.items() if name != "pipeline"}
 
 
 def _is_number(value: Any) -> bool:

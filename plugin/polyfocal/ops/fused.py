@@ -73,10 +73,7 @@ def _backend(logits: Tensor, *others: object) -> ModuleType | None:
         return cpu
     if logits.device.type != "cuda" or logits.dtype == torch.float64:
         return None
-    triton_kernels = _triton()
-    if triton_kernels is not None and logits.shape[1] > triton_kernels.MAX_COLUMNS:
-        return None
-    return triton_kernels
+    return _triton()
 
 
 def sigmoid_poly_focal(

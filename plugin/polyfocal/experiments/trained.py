@@ -1,0 +1,82 @@
+"""A training that has come to its end, as an adapter reads it back from its work directory."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+KEPT_RESULTS = "val"
+"""The last evaluation's detections are ``val.bbox.json`` (and ``val.segm.json``) in the folder."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training of ``tools/train.py`` that has come to its end.
+
+    Attributes:
+        folder: Its work directory.
+        config: The config that it ran with.
+        training: What was logged while it trained, in order: ``loss`` and its parts, ``lr``,
+            ``time`` (seconds an iteration), ``memory`` (MiB) where it was logged, ``iter``.
+        evaluations: The evaluations in order, by the shortest names that tell their numbers apart,
+            such as ``bbox_mAP``; and ``step``: the epoch, or the iteration of a training without
+            epochs.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    training: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The numbers of the last evaluation."""
+        return {name: value for name, value in self.evaluations[-1].items() if name != "step"}
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """The data set of the val split, without its pipeline and without wrappers around it."""
+        dataset = self.config["val_dataloader"]["dataset"]
+        while "ann_file" not in dataset and isinstance(dataset.get("dataset"), dict):
+            dataset = dataset["dataset"]
+        return {name: value for name, value in dataset.items() if name != "pipeline"}
+
+    @property
+    def data(self) -> str:
+        """What a sentence calls the data that it was evaluated on."""
+        dataset = self.dataset
+        return str(self.annotation_file or dataset.get("data_root") or dataset.get("root"))
+
+    @property
+    def annotation_file(self) -> Path | None:
+        """COCO annotations of the val split; None for data that has none."""
+        if not str(self.dataset.get("ann_file", "")).endswith(".json"):
+            return None
+        return self._place(self.dataset["ann_file"])
+
+    @property
+    def image_dir(self) -> Path:
+        """Where the pictures of the val split are."""
+        return self._place((self.dataset.get("data_prefix") or {}).get("img", ""))
+
+    @property
+    def results(self) -> dict[Literal["bbox", "segm"], Path]:
+        """The files of the last evaluation's detections by kind, those that are there."""
+        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm")
+        files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in kinds}
+        return {kind: file for kind, file in files.items() if file.is_file()}
+
+    def evaluated_as(self, other: "TrainedRun") -> bool:
+        """Whether both were evaluated on the same data: the same annotations, or data settings."""
+        mine, theirs = self.annotation_file, other.annotation_file
+        if mine is None or theirs is None:
+            return self.dataset == other.dataset
+        if mine == theirs:
+            return True
+        try:
+            return mine.read_bytes() == theirs.read_bytes()
+        except OSError:
+            return False
+
+    def _place(self, name: str) -> Path:
+        return Path(os.path.join(self.dataset.get("data_root") or "", name))

@@ -1,0 +1,135 @@
+"""One run of a study: a config trained with a seed, and what the study asks for measured of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import ConfigDict
+
+from polyfocal.data.coco import load_split
+from polyfocal.demo import DigitScenes, write_digit_scenes
+from polyfocal.errors import UserError
+from polyfocal.experiments.request import Adapter, Request
+from polyfocal.experiments.study import SCORES_FILE, Run
+from polyfocal.mmengine import runs
+from polyfocal.mmengine.checkpoint import latest_checkpoint
+from polyfocal.mmengine.configs import read_config
+from polyfocal.mmengine.search import losses_of
+from polyfocal.mmengine.work_dir import short_names
+
+
+def measure_run(
+    run: Run, place: Path, *, adapter: Adapter, root: Path = Path(), launcher: str = "none"
+) -> dict[str, float]:
+    """Train a run of a study, and measure what the study asks for.
+
+    An interrupted run goes on where it was. Numbers of an evaluation below 0 are left out: they are
+    the metrics' word for "no ground truth".
+
+    Args:
+        run: Of :meth:`polyfocal.experiments.study.Study.runs`.
+        place: Folder of the run.
+        adapter: Prepares it, such as :func:`polyfocal.adapters.prepare`.
+        root: Folder that the paths of configs start from, where there is such a config.
+        launcher: See :func:`polyfocal.mmengine.runs.train_into`.
+
+    Returns:
+        The numbers by the names of :class:`polyfocal.experiments.study.Study`.
+
+    Raises:
+        UserError: The config, the data or an option is not usable.
+    """
+    settings = run.filled(place)
+    config = root / settings["config"]
+    config = config if config.is_file() else Path(settings["config"])
+    data, demo = settings["data"], settings["demo"]
+    tiny = demo or settings["profile"] == "tiny"
+    if scenes := settings.get("scenes"):
+        folder = place.parents[1] / "data" / place.name
+        data, demo = write_digit_scenes(folder, DigitScenes(seed=run.seed, **scenes)), False
+    options = {**settings["options"], **loss_options(config, settings.get("loss", {}))}
+
+    def prepared(more: Mapping[str, Any] | None = None, train: bool = True) -> Any:
+        request = Request(adapter, config, data, tiny, demo, {**options, **(more or {})}, train)
+        experiment = request.prepare()
+        cfg = experiment.config
+        hooks = [ConfigDict(hook) for hook in settings.get("hooks", ())]
+        if settings.get("scores"):
+            loader = ConfigDict(cfg.val_dataloader)
+            loader.dataset = ConfigDict(cfg.train_dataloader.dataset, num_samples=None)
+            out = str(place / SCORES_FILE)
+            hooks.append(ConfigDict(type="polyfocal.StoreScoresHook", out=out, dataloader=loader))
+        if hooks:
+            cfg.custom_hooks = [*cfg.get("custom_hooks", []), *hooks]
+        cfg.randomness = {"seed": run.seed}
+        return experiment
+
+    measured = runs.train_into(place, prepared(), resume=True, launcher=launcher)
+    checkpoint = str(latest_checkpoint(place / "run"))
+    with runs.console_of(place, resume=True):
+        for split in settings.get("splits", ()):
+            experiment = prepared(_split_options(config, data, split), train=False)
+            runs.start_in(place, experiment, split, resume=True, launcher=launcher)
+            numbers = short_names(runs.test(experiment, checkpoint))
+            measured |= {f"{split}_{name}": value for name, value in numbers.items()}
+        measured = {name: value for name, value in measured.items() if value >= 0}
+        if how := settings.get("curvature"):
+            for suffix, more in (("", {}), ("_ce", _cross_entropy(config))):
+                experiment = prepared(more)
+                name = f"curvature{suffix}"
+                runs.start_in(place, experiment, name, resume=True, launcher=launcher)
+                found = runs.curvature(experiment, checkpoint, **how)
+                measured[f"trace{suffix}"] = found.trace.value
+                measured[f"trace_error{suffix}"] = found.trace.standard_error
+                measured[f"eigenvalue{suffix}"] = found.eigenvalues.values[0].item()
+                measured[f"loss{suffix}"] = found.loss
+    return measured
+
+
+def loss_options(config: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that give a config's classification loss other settings, or replace it.
+
+    Args:
+        config: The config.
+        loss: With a ``type``, what takes the place of the loss in each head, with its weight.
+
+    Raises:
+        UserError: The config has no classification loss that is known, or of the other activation.
+    """
+    options: dict[str, Any] = {}
+    for place, old in losses_of(read_config(config).model).items() if loss else ():
+        if "type" not in loss:
+            options[place] = dict(loss)
+            continue
+        if "use_sigmoid" in old and loss.get("use_sigmoid", old.use_sigmoid) != old.use_sigmoid:
+            raise UserError(
+                f"{place} of {config} has use_sigmoid={old.use_sigmoid}, and the study's "
+                f"{loss['type']} use_sigmoid={loss['use_sigmoid']}: take a config or a study of "
+                "the same kind."
+            )
+        weight = {key: old[key] for key in ("loss_weight",) if key in old}
+        options[place] = {"_delete_": True, **weight, **loss}
+    return options
+
+
+def _cross_entropy(config: Path) -> dict[str, Any]:
+    """The options that make a config's classification loss cross-entropy."""
+    old = next(iter(losses_of(read_config(config).model).values()))
+    sigmoid = bool(old.get("use_sigmoid", False))
+    plain = {"type": "polyfocal.FocalLoss", "gamma": 0.0, "alpha": None, "use_sigmoid": sigmoid}
+    return loss_options(config, plain)
+
+
+def _split_options(config: Path, data: str | Path | None, split: str) -> dict[str, Any]:
+    """The options that point a test to another split of the data."""
+    if "split" in read_config(config).test_dataloader.dataset:  # a classifier's
+        return {"test_dataloader.dataset.split": split}
+    if data is None:
+        raise UserError(f"the study measures on the split {split}: give --data DIR.")
+    found = load_split(data, split)
+    annotations = str(found.annotation_file.resolve())
+    return {
+        "test_dataloader.dataset.ann_file": annotations,
+        "test_dataloader.dataset.data_prefix.img": f"{found.image_dir.resolve()}/",
+        "test_evaluator.ann_file": annotations,
+    }
