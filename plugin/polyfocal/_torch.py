@@ -5,7 +5,7 @@ Every name of torch that 2.1 lacks, and every private one, is asked for here and
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,17 @@ is_compiling: Callable[[], bool] = getattr(
 )
 
 
-_OFF = nullcontext()
+# Before 2.5 torch.compile takes an attribute of a module for a constant.
+SEES_ATTRIBUTES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 5)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def looked_up(function: _F) -> _F:
+    """Keeps a function that reads what changes during a training out of a compiled graph.
+
+    Where torch.compile sees the change by itself the function stays in.
+    """
+    return function if SEES_ATTRIBUTES else torch.compiler.disable(function)
 
 
 def autocast_off(device: str) -> AbstractContextManager[Any]:
@@ -26,7 +36,7 @@ def autocast_off(device: str) -> AbstractContextManager[Any]:
         on = available(device) and torch.is_autocast_enabled(device)
     else:
         on = torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
-    return torch.autocast(device, enabled=False) if on else _OFF
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch._dynamo.config
 from torch.autograd import forward_ad
 
+from polyfocal._torch import SEES_ATTRIBUTES
 from polyfocal.errors import UserError
 from polyfocal.losses import (
     CyclicalFocalLoss,
@@ -351,6 +352,8 @@ def test_a_compiled_model_holds_the_loss_without_a_graph_break(loss):
     layer = torch.nn.Linear(6, 9)
     x, target = torch.randn(40, 6), torch.randint(9, (40,))
     if isinstance(loss, CyclicalFocalLoss):
+        if not SEES_ATTRIBUTES:
+            pytest.skip("torch.compile of this torch would keep the progress as a constant")
         loss.set_progress(0.1)
 
     def step(x, target):
@@ -385,12 +388,15 @@ def test_a_compiled_model_follows_settings_and_schedules(use_sigmoid):
     for gamma in (2.0, 3.0, 1.5, 2.5):
         loss = FocalLoss(gamma, use_sigmoid=use_sigmoid)
         torch.testing.assert_close(compiled(loss, x), loss(x, target))
-        focal.gamma = gamma
-        torch.testing.assert_close(compiled(focal, x), loss(x, target))
+        if SEES_ATTRIBUTES:
+            focal.gamma = gamma
+            torch.testing.assert_close(compiled(focal, x), loss(x, target))
         expected = functional.poly1_focal_loss(
             x, target, gamma=gamma, epsilon=gamma / 2, use_sigmoid=use_sigmoid
         )
         torch.testing.assert_close(function(x, gamma, gamma / 2), expected)
+    if not SEES_ATTRIBUTES:  # there the graph is broken where the progress is asked for
+        compiled = torch.compile(lambda loss, x: loss(x, target), backend="eager")
     for progress in (0.1, 0.2, 0.23, 0.4, 0.9):
         cyclical.set_progress(progress)
         torch.testing.assert_close(compiled(cyclical, x), cyclical(x, target))

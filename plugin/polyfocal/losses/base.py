@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 import torch
 from torch import Tensor
 
-from polyfocal._torch import autocast_off
+from polyfocal._torch import autocast_off, looked_up
 from polyfocal.errors import UserError
 from polyfocal.losses.rows import labels_only, prepare, weighed
 from polyfocal.losses.settings import (
@@ -90,6 +90,7 @@ class Loss(ExactBuffers):
     function: ClassVar[Any] = None
     monotone: ClassVar[bool] = True
     _arguments: ClassVar[tuple[str, ...]] = ()
+    _unchecked: ClassVar[Any] = None
 
     reduction: str
     loss_weight: float
@@ -113,6 +114,7 @@ class Loss(ExactBuffers):
         }
         if function is not None:
             cls._arguments = tuple(name for name in function.settings if name in cls.settings)
+            cls._unchecked = staticmethod(function.unchecked)
         if "__init__" in own:
             own["__init__"].__signature__ = spelled_out(own["__init__"])
         if table:
@@ -168,7 +170,7 @@ class Loss(ExactBuffers):
                 subclass or :meth:`forward` adds.
         """
         own = {name: getattr(self, name) for name in self._arguments}
-        return type(self).function.unchecked(pred, target, weight, **{**own, **common})
+        return self._unchecked(pred, target, weight, **{**own, **common})
 
     # What else the loss is computed from: the names of the last argument of _weighed.
     _inputs: ClassVar[tuple[str, ...]] = ()
@@ -337,6 +339,11 @@ class ScheduledLoss(ClassificationLoss, table=False):
     def set_progress(self, progress: float) -> None:
         """Says what part of the training is done, in [0, 1]; values outside are clamped."""
         self._progress = float(progress)
+
+    @looked_up
+    def now(self) -> float:
+        """:meth:`progress`, never as a constant of a compiled graph."""
+        return self.progress()
 
     def progress(self) -> float:
         """The part of the training that is done.

@@ -113,4 +113,4 @@ class CyclicalFocalLoss(ScheduledLoss):
         check_smoothing(self.label_smoothing, self.use_sigmoid)
 
     def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
-        return super().compute(pred, target, weight, progress=self.progress(), **common)
+        return super().compute(pred, target, weight, progress=self.now(), **common)

@@ -135,7 +135,7 @@ class DebiasingLoss(ScheduledLoss, table=False):
         """The annealing exponent now."""
         if self.anneal_to == 1:
             return 1.0
-        return 1.0 - (1.0 - self.anneal_to) * min(max(self.progress(), 0.0), 1.0)
+        return 1.0 - (1.0 - self.anneal_to) * min(max(self.now(), 0.0), 1.0)
 
     def _asked(self, name: str, pred: Tensor) -> Tensor:
         source: BiasSource | None = getattr(self, name)

@@ -250,7 +250,10 @@ def mean_scale(
             avg_factor = avg_factor.detach().reshape(()).to(dtype)
         return 1.0 / (avg_factor + _EPS)
     if keep is None:
-        return 1.0 / max(shape.numel(), 1)
+        count = 1  # torch.compile of 2.1 knows no numel of a shape
+        for size in shape:
+            count = count * size
+        return 1.0 / max(count, 1)
     columns = shape[1] if len(shape) == 2 else 1
     return 1.0 / (keep.sum() * columns).clamp_min(1).to(dtype)
 
@@ -300,15 +303,14 @@ def _check_input(
 ) -> bool:
     """Raises UserError unless target fits logits; returns whether the targets are soft."""
     soft = target.shape == logits.shape and (use_sigmoid or logits.dim() == 2)
-    good = logits.is_floating_point() and not target.is_complex()
+    good = logits.is_floating_point()
     if good and soft:
         if target.is_floating_point():
             _check_sums(target, use_sigmoid)
             return True
         # One column of integers is as likely meant for labels, to which 0 is the class.
-        if use_sigmoid and (
-            target.dtype == torch.bool or (target.dim() > 1 and target.shape[-1] > 1)
-        ):
+        single = target.dim() < 2 or target.shape[-1] == 1
+        if use_sigmoid and not target.is_complex() and (target.dtype == torch.bool or not single):
             return True
     elif good and logits.dim() == 2 and target.shape == logits.shape[:1]:
         good = target.dtype == torch.int64 and logits.shape[1] > 0
