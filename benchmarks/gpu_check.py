@@ -216,11 +216,12 @@ def every_loss() -> dict[str, tuple[ClassificationLoss, bool]]:
             "class_counts": [5] * 20,
         },
         "LDAMLoss": {"class_counts": [5] * 20},
+        "DualFocalLoss": {"gamma": 2.0},
         "PolyNLoss": {"epsilons": (1.0, 0.5)},
         "Poly1FocalLoss": {"epsilon": 1.0},
         "Poly1CrossEntropyLoss": {"epsilon": 1.0},
     }
-    names = [*more, "FocalLoss", "CyclicalFocalLoss", "DualFocalLoss", "SampleDependentFocalLoss"]
+    names = [*more, "FocalLoss", "CyclicalFocalLoss", "SampleDependentFocalLoss"]
     softmax_only = ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss", "LDAMLoss", "DualFocalLoss")
     for name in names:
         for sigmoid in (False,) if name in softmax_only else (False, True):
