@@ -327,7 +327,7 @@ class Environment:
         pip would take it for complete.
         """
         listing = self.answer(LIST_INSTALLED)
-        versions = {}
+        versions: dict[str, str] = {}
         for name, version, unfinished in json.loads(listing or "[]"):
             if not unfinished:
                 versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
