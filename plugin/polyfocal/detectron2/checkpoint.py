@@ -65,11 +65,13 @@ def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
         content = unpickling.read_weights(path, mmap=True)
     if not isinstance(content, dict):
         content = {}
-    weights = content.get("model", content.get("blobs", content))
+    # Detectron2's own files, those of Detectron1, of pycls, and weights alone.
+    named = next((key for key in ("model", "blobs", "model_state") if key in content), None)
+    weights = content[named] if named else content
     if not isinstance(weights, dict) or not any(hasattr(v, "shape") for v in weights.values()):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
     translated = content.get("matching_heuristics") or "matching_heuristics=True" in address.query
-    if translated or ("model" not in content and path.suffix == ".pkl"):
+    if translated or named == "model_state" or (named != "model" and path.suffix == ".pkl"):
         return  # of Caffe2 and others: Detectron2 translates its names
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = {
