@@ -17,11 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from polyfocal.adapters import prepare
 from polyfocal.curvature import SpectralDensity
 from polyfocal.errors import UserError
-from polyfocal.mmdet.command_line import add_common_options, prepare_run, run_tool
-from polyfocal.mmdet.runs import curvature
+from polyfocal.experiments.command_line import add_common_options, request_of, run_tool
 from polyfocal.mmengine.curvature import Curvature
+from polyfocal.mmengine.runs import curvature
 
 EXAMPLES = """\
 examples:
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     """Measure with the options of the command line."""
     _check_name("--out", args.out, (".json",))
     _check_name("--plot", args.plot, FORMATS)
-    experiment = prepare_run(args, train=True)
+    experiment = request_of(args, prepare, train=True).prepare()
+    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
     measured = curvature(
         experiment,
         args.checkpoint,

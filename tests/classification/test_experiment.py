@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
 import torch
+from prepared import prepare_experiment
 
 from polyfocal.classification import load_images
 from polyfocal.errors import UserError
-from polyfocal.mmdet.command_line import prepare_experiment
-from polyfocal.mmdet.runs import test as run_test
-from polyfocal.mmdet.runs import train as run_train
+from polyfocal.mmengine.runs import test as run_test
+from polyfocal.mmengine.runs import train as run_train
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
 CONFIGS = sorted(FOLDER.glob("*.py"))

@@ -119,8 +119,8 @@ torch.cuda.set_device = lambda device: None  # MMEngine's launcher calls it what
 from mmengine.dist import get_rank, init_dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.visualization import Visualizer
-from polyfocal.mmdet.command_line import prepare_experiment
-from polyfocal.mmdet.runs import train
+from prepared import prepare_experiment
+from polyfocal.mmengine.runs import train
 from test_distributed import *
 
 init_dist("pytorch", backend="gloo")

@@ -9,7 +9,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.mmdet.experiment import prepare_experiment
-from polyfocal.mmdet.runs import train
+from polyfocal.mmengine.runs import train
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 CONFIGS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", README, flags=re.DOTALL))

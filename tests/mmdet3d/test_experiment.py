@@ -9,6 +9,7 @@ pytest.importorskip("mmdet3d.registry", reason="needs MMDetection3D: run `make s
 
 import lidar_frames
 import numpy as np
+import prepared
 import torch
 from mmdet3d.registry import DATASETS
 from mmengine.registry import METRICS, MODELS, DefaultScope
@@ -16,9 +17,8 @@ from new_style import new_style
 from PIL import Image
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet import command_line
 from polyfocal.mmdet3d.experiment import Experiment, prepare_experiment
-from polyfocal.mmengine.configs import type_name
+from polyfocal.mmengine.configs import read_config, type_name
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -162,7 +162,7 @@ def test_a_config_of_3d_without_mmdet3d(monkeypatch):
 
     monkeypatch.setattr("polyfocal.mmdet.experiment.Config.fromfile", fail)
     with pytest.raises(UserError, match=r"which is not installed: run `make setup-3d`"):
-        command_line.read_config(POINTPILLARS)
+        read_config(POINTPILLARS)
 
 
 def test_a_part_of_the_train_split_held_out(tmp_path):
@@ -195,7 +195,7 @@ def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path)
         "model['bbox_head']['loss_cls'].update(type=Poly1FocalLoss, epsilon=1.0)\n"
     )
     mine, right = (
-        command_line.prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True)
+        prepared.prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True)
         for name in ("new", "old")
     )
     assert type(mine) is Experiment and mine.notes == right.notes
@@ -218,7 +218,7 @@ def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path)
         second = "second/second_hv_secfpn_8xb6-80e_kitti-3d-3class.py"
         (tmp_path / "second.py").write_text(new_style(second, package="mmdet3d"))
         with pytest.raises(UserError, match="its SparseEncoder runs mmcv's sparse convolutions"):
-            command_line.prepare_experiment(tmp_path / "second.py", data=tree)
+            prepared.prepare_experiment(tmp_path / "second.py", data=tree)
 
 
 def test_settings_of_the_metrics_stay(tree, tmp_path):

@@ -34,7 +34,6 @@ from polyfocal.mmengine.objects import check_training_objects, is_empty, nothing
 from polyfocal.mmengine.work_dir import short_names
 
 
-@only_data()
 class Runnable(Protocol):
     """What is run: see :class:`polyfocal.mmengine.experiment.Experiment`."""
 
