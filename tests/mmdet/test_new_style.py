@@ -1,6 +1,7 @@
 """Configs of MMEngine's new style: imports in the place of names, and no default scope."""
 
 import json
+from collections import OrderedDict
 
 import pytest
 
@@ -35,6 +36,12 @@ POLY1 = (
 
 def prepare_experiment(path, *, options=None, **settings):
     return Request(prepare, path, options=options or {}, **settings).prepare()
+
+
+@pytest.fixture(autouse=True)
+def no_scope_of_another_training(monkeypatch):
+    """A training leaves its default scope in the process; a person's has none at first."""
+    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_annealing_follows_the_runner():
     hub = MessageHub.get_instance("annealing")
     hub.update_info_dict(dict(iter=5, max_iters=11))
     assert loss.theta() == pytest.approx(0.75)
-    with pytest.raises(TypeError, match="has no keyword 'anneal': it takes gamma, alpha, bias"):
+    with pytest.raises(TypeError, match="has no keyword 'anneal': it takes gamma, alpha"):
         MODELS.build(dict(type="polyfocal.DebiasedFocalLoss", use_sigmoid=False, anneal=0.5))
 
 

@@ -176,6 +176,7 @@ def test_two_trainings_in_one_folder_at_a_time_are_refused(data, tmp_path, capsy
 
 
 def test_default_folders_of_twins_differ():
+    pytest.importorskip("detectron2.config", reason="needs Detectron2, see docs/detectron2.md")
     from polyfocal.detectron2.experiment import default_output_dir
 
     folders = {

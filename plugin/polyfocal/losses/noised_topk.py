@@ -166,7 +166,7 @@ class NoisedTopKLoss(ClassificationLoss):
         return super().compute(pred, target, weight, **common)
 
     def activation(self, pred: Tensor) -> Tensor:
-        r"""Scores (N, C) in [0, 1] that can be compared between rows: softmax of a stretched row.
+        r"""Scores (..., C) in [0, 1] that can be compared between rows: softmax of a stretched row.
 
         .. math:: \mathrm{softmax}(s \log C / m)
 
@@ -176,4 +176,4 @@ class NoisedTopKLoss(ClassificationLoss):
         other classes gets about 1/2, whatever C is.
         """
         pred = pred.float()
-        return torch.softmax(pred * (math.log(max(pred.shape[1], 2)) / self.margin), dim=1)
+        return torch.softmax(pred * (math.log(max(pred.shape[-1], 2)) / self.margin), dim=-1)
