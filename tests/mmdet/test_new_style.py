@@ -12,11 +12,10 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, MODELS, DefaultScope
 from new_style import new_style
+from prepared import prepare_experiment
 
 import polyfocal.mmengine
-from polyfocal.adapters import prepare
 from polyfocal.errors import UserError
-from polyfocal.experiments.request import Request
 from polyfocal.mmengine.configs import class_of, evaluators, type_name, walk
 
 STOCK = {
@@ -32,10 +31,6 @@ POLY1 = (
     "model['bbox_head'].update(\n"
     "    loss_cls=dict(type=Poly1FocalLoss, use_sigmoid=True, epsilon=1.0))\n"
 )
-
-
-def prepare_experiment(path, *, options=None, **settings):
-    return Request(prepare, path, options=options or {}, **settings).prepare()
 
 
 @pytest.fixture(autouse=True)
