@@ -227,7 +227,10 @@ def test_commands_name_files_and_options_that_exist():
                 if tool is None:
                     continue
                 commands += 1
-                source = (ROOT / tool[1]).read_text(encoding="utf-8") + shared
+                command = ROOT / "plugin" / "polyfocal" / "commands" / Path(tool[1]).name
+                files = [file for file in (ROOT / tool[1], command) if file.is_file()]
+                assert files, f"{page.name}: {line}"
+                source = "".join(file.read_text(encoding="utf-8") for file in files) + shared
                 options = re.sub(r'"[^"]*"', "", tool[2])  # without those of another program
                 for option in re.findall(r"(?<!\S)--[\w-]+", options):
                     assert f'"{option}"' in source, f"{page.name}: {line}"

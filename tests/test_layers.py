@@ -7,6 +7,8 @@ PACKAGE = Path(__file__).parents[1] / "plugin" / "polyfocal"
 
 # From the top. Rooms of one floor do not import each other.
 FLOORS = (
+    ("__main__",),
+    ("commands",),
     ("registry", "adapters", "doctor"),  # the doors of MMEngine and of the tools; what looks at all
     ("mmdet3d",),
     ("mmdet", "classification", "detectron2", "swapping"),
@@ -17,12 +19,13 @@ FLOORS = (
     ("data",),
     ("heads",),
     ("losses",),
-    ("ops", "folders"),
-    ("errors", "_torch", "distributions"),
+    ("ops", "folders", "distributions"),
+    ("errors", "_torch", "shipped"),
 )
 FLOOR = {room: len(FLOORS) - height for height, rooms in enumerate(FLOORS) for room in rooms}
-# They import what a config names: the registries of frameworks, the module of a class.
-ASKS_FOR_ANY = ("swapping.py", "configs.py")
+# They import what a config names: the registries of frameworks, the module of a class; or what a
+# command line does.
+ASKS_FOR_ANY = ("swapping.py", "configs.py", "__main__.py")
 FRAMEWORKS = ("mmcv", "mmdet", "mmdet3d", "mmengine", "detectron2")
 
 

@@ -164,7 +164,8 @@ def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
     sources = tmp_path / "sources"
     hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "plugin", sources / "plugin", ignore=hidden)
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    shutil.copytree(ROOT / "configs", sources / "configs", ignore=hidden)
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, sources)
     # Building must not import torch: an isolated build does not have it.
     build = "from setuptools import build_meta; build_meta.build_wheel('.')"
@@ -185,6 +186,13 @@ def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
     assert "polyfocal/losses/functional.py" in modules
     assert modules <= names
     assert "polyfocal/py.typed" in names
+    configs = {
+        f"polyfocal/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "configs").rglob("*.*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    assert {name for name in names if name.startswith("polyfocal/configs/")} == configs
+    assert "polyfocal/configs/studies/shortcut.yml" in names
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"polyfocal"}
 

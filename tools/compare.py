@@ -36,7 +36,7 @@ examples:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of(__doc__, EXAMPLES)
+    parser = parser_of("compare", __doc__, EXAMPLES)
     parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR", help="of finished trainings")
     parser.add_argument(
         "--out", metavar="FILE", default="report.html", help="the report (default: report.html)"

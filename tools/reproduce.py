@@ -36,7 +36,7 @@ STUDIES = ROOT / "configs" / "studies"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of(__doc__, EXAMPLES)
+    parser = parser_of("reproduce", __doc__, EXAMPLES)
     add = parser.add_argument
     add("study", metavar="STUDY", help=f"a YAML file, or: {', '.join(study_names(STUDIES))}")
     add("--config", metavar="FILE", help="instead of the config that the study names for its rows")

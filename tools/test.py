@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    parser = parser_of(__doc__, EXAMPLES)
+    parser = parser_of("test", __doc__, EXAMPLES)
     add = parser.add_argument
     add("config", help="the config it was trained with")
     add("checkpoint", help="for instance work_dirs/retinanet_poly1/epoch_12.pth")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    parser = command_line.parser_of(__doc__, EXAMPLES)
+    parser = command_line.parser_of("tune", __doc__, EXAMPLES)
     add = parser.add_argument
     add("config", help="for instance configs/retinanet_poly1.py")
     command_line.add_experiment_options(parser)

@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from polyfocal.errors import MissingPackage
+
 # By import name. Distributions of one line overwrite each other's files.
 DISTRIBUTIONS = {
     "mmengine": ("mmengine", "mmengine-lite", "onedl-mmengine", "onedl-mmengine-lite"),
@@ -39,7 +41,7 @@ def rivals() -> str | None:
 
 
 def refuse_rivals() -> None:
-    """Raises ImportError where two distributions bring one module."""
+    """Raises MissingPackage where two distributions bring one module."""
     sentence = rivals()
     if sentence:
-        raise ImportError(sentence)
+        raise MissingPackage(sentence)

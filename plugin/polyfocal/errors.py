@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The exceptions that mean "the input is wrong", as opposed to "the program is wrong"."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command-line tools print the sentence as ``error: ...`` and exit with status 2.
     """
+
+
+class MissingPackage(UserError, ImportError):
+    """A framework that is not installed, or not as it should be; the sentence says what to do."""

@@ -6,13 +6,15 @@ LazyConfig they are named directly; for yaml they are in Detectron2's registries
 ``Polyfocal`` in front, and :func:`add_polyfocal_config` adds their keys.
 """
 
+from polyfocal.errors import MissingPackage
+
 try:
     # Not the top alone, which any folder of that name beside the caller is too.
     import detectron2.config  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name not in ("detectron2", "detectron2.config"):
         raise
-    raise ImportError(
+    raise MissingPackage(
         "polyfocal.detectron2 needs Detectron2, which is not installed: install a torchvision that"
         " fits torch and build Detectron2 as its INSTALL.md says,"
         " https://github.com/facebookresearch/detectron2"

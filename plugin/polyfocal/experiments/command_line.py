@@ -10,6 +10,7 @@ from typing import Any
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Adapter, Request
+from polyfocal.shipped import config_file
 
 # News about the packages below us are not for the person who trains.
 _NEWS = (
@@ -19,13 +20,22 @@ _NEWS = (
 )
 
 
-def parser_of(description: str | None, examples: str | None = None) -> argparse.ArgumentParser:
-    """A parser that shows a tool's description and its examples as they are written."""
+def parser_of(
+    command: str, description: str | None, examples: str | None = None
+) -> argparse.ArgumentParser:
+    """A command's parser, which shows its description and its examples as they are written."""
     return argparse.ArgumentParser(
+        prog=f"polyfocal {command}",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_config(parser: argparse.ArgumentParser, text: str = "of the training") -> None:
+    """Add the argument that names a config: a file, or one that comes with polyfocal."""
+    text += "; a file, or the name of one that comes with polyfocal, such as retinanet_poly1"
+    parser.add_argument("config", metavar="CONFIG", type=config_file, help=text)
 
 
 def add_experiment_options(parser: argparse.ArgumentParser) -> None:

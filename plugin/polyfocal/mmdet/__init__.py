@@ -5,6 +5,7 @@ config; ``type='polyfocal.Poly1FocalLoss'`` works without it.
 """
 
 from polyfocal.distributions import refuse_rivals
+from polyfocal.errors import MissingPackage
 
 try:
     refuse_rivals()
@@ -13,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("mmdet", "mmcv", "mmengine"):
         raise
-    raise ImportError(
+    raise MissingPackage(
         f"polyfocal.mmdet needs MMDetection, and {error.name} is not installed: pip install"
         " 'polyfocal[mmdet]', after torch and mmcv as the README says"
     ) from None

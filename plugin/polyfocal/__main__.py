@@ -1,0 +1,52 @@
+"""``polyfocal COMMAND``, or ``python -m polyfocal COMMAND``: the tools, wherever polyfocal is.
+
+A command's module is imported when it is asked for: each needs other packages.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+
+import polyfocal
+from polyfocal.errors import MissingPackage
+
+COMMANDS = {
+    "train": "train a detector or a classifier",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    width = max(map(len, COMMANDS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="polyfocal",
+        usage="polyfocal COMMAND ...",
+        description="The tools of polyfocal.",
+        epilog="commands (each has a --help):\n"
+        + "".join(f"  {name:{width}}{what}\n" for name, what in COMMANDS.items())
+        + "\nwhat is installed here, and whether it fits together: python -m polyfocal.doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=polyfocal.__version__)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    given = sys.argv[1:] if argv is None else argv
+    name = parser.parse_args(given[:1]).command
+    try:
+        status: int = import_module(f"polyfocal.commands.{name}").main(given[1:])
+    except MissingPackage as error:
+        sentence = str(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "polyfocal").partition(".")[0] == "polyfocal":
+            raise
+        sentence = (
+            f"polyfocal {name} needs {error.name}, which is not installed: it comes with an extra, "
+            "such as pip install 'polyfocal[mmdet]'"
+        )
+    else:
+        return status
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

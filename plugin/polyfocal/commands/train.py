@@ -1,0 +1,75 @@
+"""Train a detector or a classifier and evaluate it on the val split of its data set.
+
+A config alone trains on COCO 2017 in data/coco; --data takes any COCO-format folder (for a LiDAR
+detector one in KITTI's layout, for a classifier one of CIFAR), and --demo the built-in data. The
+work directory gets the log, the checkpoints and pictures of predictions beside the ground truth.
+"""
+
+import argparse
+
+from polyfocal.adapters import prepare
+from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import (
+    add_common_options,
+    add_config,
+    parser_of,
+    request_of,
+    run_tool,
+)
+
+EXAMPLES = """\
+examples:
+  # the built-in pictures, minutes on a CPU
+  polyfocal train retinanet_poly1 --demo
+
+  # your own COCO-format folder on a CPU
+  polyfocal train fcos_poly1 --data ~/cells --profile tiny
+
+  # the same folder with the full model on a GPU, mixed precision, TensorBoard
+  polyfocal train mask_rcnn_poly1 --data ~/cells --amp --tensorboard
+
+  # a LiDAR detector on simulated scans; a classifier on the built-in digits
+  polyfocal train pointpillars_poly1_kitti --demo
+  polyfocal train classification/focal --demo
+
+  # another epsilon and ten epochs; then go on after an interruption
+  polyfocal train retinanet_poly1 --demo \\
+      --cfg-options model.bbox_head.loss_cls.epsilon=0.5 train_cfg.max_epochs=10
+  polyfocal train retinanet_poly1 --demo --resume
+
+  # COCO 2017 in data/coco on 8 GPUs
+  torchrun --nproc-per-node 8 -m polyfocal train retinanet_poly1 --launcher pytorch
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train with the options of the command line."""
+    if args.resume and args.load_from:
+        raise UserError("--resume and --load-from both name weights to start from: give one.")
+    experiment = request_of(args, prepare).prepare()
+    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
+    experiment.use_seed(args.seed)
+    if args.amp:
+        experiment.use_mixed_precision()
+    if args.auto_scale_lr:
+        experiment.scale_learning_rate()
+    if args.tensorboard:
+        experiment.log_for_tensorboard()
+    experiment.train(resume=args.resume, load_from=args.load_from)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    parser = parser_of("train", __doc__, EXAMPLES)
+    add_config(parser)
+    add_common_options(parser)
+    add = parser.add_argument
+    add("--seed", type=int, help="of everything random (default: the config's, or 0)")
+    add("--amp", action="store_true", help="mixed precision; needs a GPU")
+    text = "go on from this checkpoint, or without a name from the work directory's last one"
+    add("--resume", nargs="?", const="auto", metavar="CHECKPOINT", help=text)
+    add("--load-from", metavar="CHECKPOINT", help="start from these weights")
+    text = "scale the learning rate to the number of devices and the batch size"
+    add("--auto-scale-lr", action="store_true", help=text)
+    add("--tensorboard", action="store_true", help="log for TensorBoard too")
+    return run_tool(run, parser.parse_args(argv))
