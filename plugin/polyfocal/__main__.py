@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 import polyfocal
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 COMMANDS = {
     "train": "train a detector or a classifier",
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     name = parser.parse_args(given[:1]).command
     try:
         status: int = import_module(f"polyfocal.commands.{name}").main(given[1:])
-    except MissingPackage as error:
+    except PackageError as error:
         sentence = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "polyfocal").partition(".")[0] == "polyfocal":

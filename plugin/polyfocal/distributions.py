@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 # By import name. Distributions of one line overwrite each other's files.
 DISTRIBUTIONS = {
@@ -41,7 +41,7 @@ def rivals() -> str | None:
 
 
 def refuse_rivals() -> None:
-    """Raises MissingPackage where two distributions bring one module."""
+    """Raises PackageError where two distributions bring one module."""
     sentence = rivals()
     if sentence:
-        raise MissingPackage(sentence)
+        raise PackageError(sentence)

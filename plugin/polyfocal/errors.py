@@ -8,5 +8,5 @@ class UserError(ValueError):
     """
 
 
-class MissingPackage(UserError, ImportError):
-    """A framework that is not installed, or not as it should be; the sentence says what to do."""
+class PackageError(UserError, ImportError):
+    """A package is missing, or packages do not fit together: one sentence with what to install."""

@@ -6,7 +6,7 @@ LazyConfig they are named directly; for yaml they are in Detectron2's registries
 ``Polyfocal`` in front, and :func:`add_polyfocal_config` adds their keys.
 """
 
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 try:
     # Not the top alone, which any folder of that name beside the caller is too.
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("detectron2", "detectron2.config"):
         raise
-    raise MissingPackage(
+    raise PackageError(
         "polyfocal.detectron2 needs Detectron2, which is not installed: install a torchvision that"
         " fits torch and build Detectron2 as its INSTALL.md says,"
         " https://github.com/facebookresearch/detectron2"

@@ -5,7 +5,7 @@ config; ``type='polyfocal.Poly1FocalLoss'`` works without it.
 """
 
 from polyfocal.distributions import refuse_rivals
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 try:
     refuse_rivals()
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("mmdet", "mmcv", "mmengine"):
         raise
-    raise MissingPackage(
+    raise PackageError(
         f"polyfocal.mmdet needs MMDetection, and {error.name} is not installed: pip install"
         " 'polyfocal[mmdet]', after torch and mmcv as the README says"
     ) from None

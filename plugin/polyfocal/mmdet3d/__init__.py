@@ -4,12 +4,12 @@
 config; ``type='polyfocal.Poly1FocalLoss'`` and ``type='polyfocal.Anchor3DHead'`` work without it.
 """
 
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 try:
     import mmdet3d  # noqa: F401
 except ModuleNotFoundError as error:
-    raise MissingPackage(
+    raise PackageError(
         f"polyfocal.mmdet3d needs MMDetection3D, and {error.name} is not installed: run"
         " `make setup-3d`, or see docs/detection3d.md for the packages and their order"
     ) from None

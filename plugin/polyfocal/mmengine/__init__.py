@@ -4,7 +4,7 @@ Importing it also lets torch >= 2.6 read MMEngine's checkpoints with its ``weigh
 """
 
 from polyfocal.distributions import refuse_rivals
-from polyfocal.errors import MissingPackage
+from polyfocal.errors import PackageError
 
 try:
     refuse_rivals()
@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "mmengine":
         raise
-    raise MissingPackage(
+    raise PackageError(
         "polyfocal.mmengine needs MMEngine, which is not installed: pip install 'polyfocal[mmdet]'"
     ) from None
 
