@@ -23,7 +23,8 @@ from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
-from polyfocal.mmdet.experiment import prepare_experiment
+from polyfocal.adapters import prepare
+from polyfocal.experiments.request import Request
 
 LOSSES = {
     "mmdet FocalLoss": {"type": "mmdet.FocalLoss", "use_sigmoid": True},
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/retinanet_poly1.py")
     arguments = parser.parse_args()
     register_all_modules()
-    cfg = prepare_experiment(arguments.config, demo=True).config
+    cfg = Request(prepare, arguments.config, demo=True).prepare().config
     torch.manual_seed(0)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batches = [batch for batch, _ in zip(loader, range(8), strict=False)]

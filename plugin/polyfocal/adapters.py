@@ -1,6 +1,5 @@
 """The floor above the adapters: which of them a config is for. The tools plug it in."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,19 +18,11 @@ def prepare(request: Request) -> Any:
 
     cfg = read_config(request.config)
     framework = framework_of(cfg)
-    prepare_experiment: Callable[..., Any]
+    prepare_experiment: Callable[[Request, Any], Any]
     if framework == "classification":
         from polyfocal.classification.experiment import prepare_experiment
     elif framework == "mmdet3d":
         from polyfocal.mmdet3d.experiment import prepare_experiment
     else:
         from polyfocal.mmdet.experiment import prepare_experiment
-    return prepare_experiment(
-        cfg,
-        data=request.data,
-        tiny=request.tiny,
-        demo=request.demo,
-        # MMEngine writes one option into the value of another: they stay the request's.
-        options=copy.deepcopy(dict(request.options)),
-        train=request.train,
-    )
+    return prepare_experiment(request, cfg)

@@ -14,9 +14,9 @@ from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from prepared import prepare_experiment
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmengine.configs import walk
 
 # tests/mmdet3d has those of 3D detectors.

@@ -10,12 +10,12 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from prepared import prepare_experiment
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from polyfocal.curvature import Hessian, frozen
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmengine.curvature import batch_losses, fixed_batches, measure_curvature
 
 CONFIGS = Path(__file__).parents[2] / "configs"

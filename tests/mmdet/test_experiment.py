@@ -12,9 +12,9 @@ from cells import cells as drawn_cells
 from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import DefaultScope
 from PIL import Image
+from prepared import prepare_experiment
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmengine.configs import type_name, walk
 
 STOCK = {

@@ -8,9 +8,9 @@ from cells import CLASSES, cells
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.registry import DATASETS, METRICS
+from prepared import prepare_experiment
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmdet.metrics import CocoMetric, check_names
 from polyfocal.mmengine.configs import leaf_datasets, type_name, walk
 

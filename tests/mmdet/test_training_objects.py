@@ -7,9 +7,9 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 from cells import CLASSES, cells, change
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
+from prepared import prepare_experiment
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmengine.objects import training_objects
 
 RETINANET = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"

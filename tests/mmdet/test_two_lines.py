@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+from prepared import prepare_experiment
+
 from polyfocal.demo import DigitScenes, write_digit_scenes
-from polyfocal.mmdet.experiment import prepare_experiment
 from polyfocal.mmengine.runs import train
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

@@ -9,15 +9,15 @@ pytest.importorskip("mmdet3d.registry", reason="needs MMDetection3D: run `make s
 
 import lidar_frames
 import numpy as np
-import prepared
 import torch
 from mmdet3d.registry import DATASETS
 from mmengine.registry import METRICS, MODELS, DefaultScope
 from new_style import new_style
 from PIL import Image
+from prepared import prepare_experiment
 
 from polyfocal.errors import UserError
-from polyfocal.mmdet3d.experiment import Experiment, prepare_experiment
+from polyfocal.mmdet3d.experiment import Experiment
 from polyfocal.mmengine.configs import read_config, type_name
 
 ROOT = Path(__file__).parents[2]
@@ -195,8 +195,7 @@ def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path)
         "model['bbox_head']['loss_cls'].update(type=Poly1FocalLoss, epsilon=1.0)\n"
     )
     mine, right = (
-        prepared.prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True)
-        for name in ("new", "old")
+        prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True) for name in ("new", "old")
     )
     assert type(mine) is Experiment and mine.notes == right.notes
     for loader in ("train_dataloader", "val_dataloader"):
@@ -218,7 +217,7 @@ def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path)
         second = "second/second_hv_secfpn_8xb6-80e_kitti-3d-3class.py"
         (tmp_path / "second.py").write_text(new_style(second, package="mmdet3d"))
         with pytest.raises(UserError, match="its SparseEncoder runs mmcv's sparse convolutions"):
-            prepared.prepare_experiment(tmp_path / "second.py", data=tree)
+            prepare_experiment(tmp_path / "second.py", data=tree)
 
 
 def test_settings_of_the_metrics_stay(tree, tmp_path):

@@ -11,12 +11,12 @@ from polyfocal.classification.metrics import ClassificationMetric
 from polyfocal.classification.models import Classifier
 from polyfocal.data.cifar import SPLITS
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
 from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.configs import (
     evaluators,
     is_a,
     merge_options,
-    read_config,
     type_name,
     walk,
 )
@@ -40,16 +40,8 @@ class Experiment(mmengine_experiment.Experiment):
                 dataset.update(split="train", held_out=True)
 
 
-def prepare_experiment(
-    path: str | Path | Config,
-    *,
-    data: str | Path | None = None,
-    tiny: bool = False,
-    demo: bool = False,
-    options: dict[str, Any] | None = None,
-    train: bool = True,
-) -> Experiment:
-    """Read a classification config and adapt it to its data set and the machine.
+def prepare_experiment(request: Request, cfg: Config) -> Experiment:
+    """Adapt a classification config, in place, to what is asked for.
 
     ``cfg.data_root`` and ``cfg.variant`` (the keywords of
     :class:`polyfocal.classification.Variant`) go to every split, ``cfg.topk`` to the metric. The
@@ -57,32 +49,27 @@ def prepare_experiment(
     for them with ``class_counts=None``, are those of the data.
 
     Args:
-        path: The config, of a :class:`polyfocal.classification.Classifier`, or what
-            :func:`read_config` read of one.
-        data: A folder in the place of ``cfg.data_root``.
-        tiny: Use the CPU-sized version, see :func:`use_tiny_classifier`.
-        demo: Use scikit-learn's digits and the tiny profile.
-        options: Overrides; they win over everything but what the data decide.
-        train: Not used: the training split says how many classes there are.
+        request: Its data are a folder in the place of ``cfg.data_root``, the built-in ones
+            scikit-learn's digits.
+        cfg: Of the request, of a :class:`polyfocal.classification.Classifier`.
 
     Raises:
         UserError: The config, the data or an override are not usable.
     """
-    cfg = path if isinstance(path, Config) else read_config(path)
     scope = cfg.get("default_scope")
     if not is_a(cfg.model, MODELS, scope, Classifier):
         raise UserError(
             f"{cfg.filename} has default_scope = {scope!r} and model.type ="
             f" {type_name(cfg.model)!r}: expected polyfocal.Classifier, or another scope."
         )
-    if tiny or demo:
+    if request.tiny or request.demo:
         use_tiny_classifier(cfg)
-    if demo:
+    if request.demo:
         cfg.data_root = None
         cfg.model.data_preprocessor.update(padding=1, flip=False)  # a mirrored digit is no digit
-    elif data is not None:
-        cfg.data_root = str(data)
-    merge_options(cfg, options)
+    elif request.data is not None:
+        cfg.data_root = str(request.data)
+    merge_options(cfg, request.options)
     root = cfg.get("data_root")
     if root is not None and not Path(root).is_dir():
         raise UserError(

@@ -23,6 +23,7 @@ from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit
 from polyfocal.data.pictures import Loader
 from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
 from polyfocal.mmdet.datasets import CocoDataset, picture_loader
 from polyfocal.mmdet.metrics import (
     CocoMetric,
@@ -40,7 +41,6 @@ from polyfocal.mmengine.configs import (
     is_a,
     leaf_datasets,
     merge_options,
-    read_config,
     set_evaluators,
     type_name,
     walk,
@@ -156,52 +156,37 @@ def _flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
-def prepare_experiment(
-    path: str | Path | Config,
-    *,
-    data: str | Path | None = None,
-    tiny: bool = False,
-    demo: bool = False,
-    options: dict[str, Any] | None = None,
-    train: bool = True,
-) -> Experiment:
-    """Read a config and adapt it to the data set and the machine.
+def prepare_experiment(request: Request, cfg: Config) -> Experiment:
+    """Adapt an MMDetection 3.x config, in place, to what is asked for.
 
     Args:
-        path: An MMDetection 3.x config, or what :func:`read_config` read of one.
-        data: A COCO-format folder to use in the place of the config's data set, see
-            :func:`polyfocal.coco.load_split`.
-        tiny: Use the CPU-sized version of the architecture, see
-            :func:`polyfocal.mmdet.tiny.use_tiny_profile`.
-        demo: Use the built-in digit scenes and the tiny profile.
-        options: Overrides such as ``{"train_cfg.max_epochs": 10}``. They win over everything else.
-        train: Whether the train split is needed too, or only the val split.
+        request: Its data are a COCO-format folder, see :func:`polyfocal.coco.load_split`; the
+            built-in ones are digit scenes.
+        cfg: Of the request.
 
     Raises:
         UserError: The config, an override or the data set is not usable.
     """
-    cfg = path if isinstance(path, Config) else read_config(path)
     experiment = Experiment(cfg)
-    if demo:
-        data = write_digit_scenes(DEMO_FOLDER)
+    data = write_digit_scenes(DEMO_FOLDER) if request.demo else request.data
     splits = {}
     if data is not None:
         splits = {
             name: load_split(data, name, _loader(cfg, name))
-            for name in (("train", "val") if train else ("val",))
+            for name in (("train", "val") if request.train else ("val",))
         }
-    if demo or tiny:
+    if request.demo or request.tiny:
         use_tiny_profile(cfg, min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE)
     _use_own_metric(cfg)
     if splits:
         _use_data(experiment, **splits)
-    if demo:
+    if request.demo:
         # A mirrored digit is another sign or none.
         for step in walk(cfg.train_dataloader.dataset):
             if is_a(step, TRANSFORMS, cfg.get("default_scope"), RandomFlip):
                 step.prob = 0.0
-    merge_options(cfg, options)
-    _check_annotations(cfg, ("train", "val") if train else ("test",))
+    merge_options(cfg, request.options)
+    _check_annotations(cfg, ("train", "val") if request.train else ("test",))
     return experiment
 
 

@@ -3,7 +3,6 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
@@ -18,6 +17,7 @@ from rich.console import RenderableType
 from polyfocal.data import kitti
 from polyfocal.demo import lidar_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
 from polyfocal.mmdet.experiment import one_data_set
 from polyfocal.mmdet3d.datasets import KittiDataset
 from polyfocal.mmdet3d.metrics import KittiMetric
@@ -31,7 +31,6 @@ from polyfocal.mmengine.configs import (
     is_a,
     leaf_datasets,
     merge_options,
-    read_config,
     set_evaluators,
     type_name,
     walk,
@@ -104,47 +103,32 @@ class Experiment(mmengine_experiment.Experiment):
         raise UserError("--tta is for pictures, and this is a config for LiDAR: test it without.")
 
 
-def prepare_experiment(
-    path: str | Path | Config,
-    *,
-    data: str | Path | None = None,
-    tiny: bool = False,
-    demo: bool = False,
-    options: dict[str, Any] | None = None,
-    train: bool = True,
-) -> Experiment:
-    """Read a 3D config and adapt it to the data set and the machine.
+def prepare_experiment(request: Request, cfg: Config) -> Experiment:
+    """Adapt an MMDetection3D 1.x config, in place, to what is asked for.
 
     Args:
-        path: An MMDetection3D 1.x config, or what :func:`read_config` read of one.
-        data: A folder in KITTI's layout to use in the place of the config's data set, see
-            :mod:`polyfocal.kitti`.
-        tiny: Use the CPU-sized version of the architecture, see
-            :func:`polyfocal.mmdet3d.tiny.use_tiny_profile`.
-        demo: Use the built-in simulated scans and the tiny profile.
-        options: Overrides such as ``{"train_cfg.max_epochs": 10}``. They win over everything else.
-        train: Whether the train split is needed too, or only the val split.
+        request: Its data are a folder in KITTI's layout, see :mod:`polyfocal.kitti`; the built-in
+            ones are simulated scans.
+        cfg: Of the request.
 
     Raises:
         UserError: The config, an override, the data set or the machine does not fit.
     """
-    cfg = path if isinstance(path, Config) else read_config(path)
     experiment = Experiment(cfg)
     _check_device(cfg)
-    if data is not None or demo:
+    if request.data is not None or request.demo:
         _check_reads_kitti(cfg)
-    if demo:
-        data = lidar_scenes.write(DEMO_FOLDER)
-    if demo or tiny:
+    data = lidar_scenes.write(DEMO_FOLDER) if request.demo else request.data
+    if request.demo or request.tiny:
         use_tiny_profile(cfg)
     if data is None:
         data = _usual_tree(cfg)
     if data is not None:
-        _use_data(experiment, data, ("train", "val") if train else ("val",))
+        _use_data(experiment, data, ("train", "val") if request.train else ("val",))
     # MMDetection3D's own needs Open3D to draw; here it only writes the log's numbers.
     cfg.visualizer.type = "mmengine.Visualizer"
-    merge_options(cfg, options)
-    _check_annotations(cfg, ("train", "val") if train else ("test",))
+    merge_options(cfg, request.options)
+    _check_annotations(cfg, ("train", "val") if request.train else ("test",))
     return experiment
 
 

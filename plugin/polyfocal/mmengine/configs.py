@@ -5,6 +5,7 @@ class itself. :func:`class_of` is the one place that knows this; everything else
 """
 
 import contextlib
+import copy
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -156,13 +157,14 @@ def _settle_type(node: ConfigDict) -> None:
                 node.type = LazyObject(module, name)
 
 
-def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Override settings of a config, in place, such as ``{"train_cfg.max_epochs": 10}``.
 
     Raises:
         UserError: The config has no place for one of them.
     """
     try:
-        cfg.merge_from_dict(options or {})
+        # MMEngine writes one option into the value of another: they stay as they are.
+        cfg.merge_from_dict(copy.deepcopy(dict(options)))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--cfg-options does not fit {cfg.filename}: {error}.") from error
