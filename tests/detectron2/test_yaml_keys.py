@@ -1,5 +1,6 @@
 """The keys of yaml configs: set in every way that yacs has, and never without an effect."""
 
+import importlib
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ pytest.importorskip("detectron2_models")
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from detectron2_models import pictures, small, training_step
 from detectron2_models import yaml_config as config
 from torch.nn import functional as F
@@ -24,6 +25,8 @@ MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"
 KEYPOINTS = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
 PROPOSALS = "COCO-Detection/rpn_R_50_FPN_1x.yaml"
+FAST_RCNN = "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml"
+SEMANTIC = "Misc/semantic_R_50_FPN_1x.yaml"
 PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
 FOCAL = {"type": "FocalLoss", "use_sigmoid": True}
 SOFTMAX = {"type": "Poly1CrossEntropyLoss", "epsilon": 0.0, "use_sigmoid": False}
@@ -50,7 +53,13 @@ def test_overrides_give_new_keywords_and_other_types():
     assert cfg.MODEL.RETINANET.CLS_LOSS.alpha == [0.2, 0.3, 0.4]
     cfg.merge_from_list([key, str(FOCAL)])
     assert dict(cfg.MODEL.RETINANET.CLS_LOSS) == FOCAL, "the whole loss is replaced"
-    for wrong in ("MODEL.RETINANET.CLS_LOS.gamma", f"{key}.bias.gamma", "MODEL.RETINANE.CLS_LOSS"):
+    for wrong in (
+        "MODEL.RETINANET.CLS_LOS.gamma",
+        f"{key}.bias.gamma",
+        "MODEL.RETINANE.CLS_LOSS",
+        "MODEL.ROI_HEADS.CLS_LOSS",
+        "MODEL.CLS_LOSS.gamma",
+    ):
         with pytest.raises(AssertionError, match="Non-existent key"):
             cfg.merge_from_list([wrong, "1"])
 
@@ -98,6 +107,9 @@ def test_keys_of_other_projects_stand_beside_ours(tmp_path):
         (PROPOSALS, "ROI_BOX_HEAD", "is ProposalNetwork, which has no such part"),
         (PROPOSALS, "RPN", "write PolyfocalRPN"),
         (PANOPTIC, "ROI_BOX_HEAD", "write PolyfocalStandardROIHeads"),
+        (PANOPTIC, "RETINANET", "META_ARCHITECTURE is PanopticFPN, which has no such part"),
+        (FAST_RCNN, "RPN", "NAME is PrecomputedProposals, which trains no proposals"),
+        (SEMANTIC, "ROI_MASK_HEAD", "is SemanticSegmentor, which has no such part"),
     ],
 )
 def test_a_loss_that_nobody_reads_is_refused(name, part, reason):
@@ -120,6 +132,50 @@ def test_rotated_heads_are_refused_by_name():
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = SOFTMAX
     with pytest.raises(UserError, match="ROI_HEADS.NAME is RROIHeads, which has a loss of its own"):
         cfg.freeze()
+
+
+@pytest.mark.parametrize("part", ["ROI_HEADS", "ROI_KEYPOINT_HEAD", "PROPOSAL_GENERATOR"])
+@pytest.mark.parametrize("name", [MASK_RCNN, KEYPOINTS])
+def test_a_loss_assigned_to_another_part_is_refused(name, part):
+    cfg = config(name)
+    cfg.MODEL.ROI_HEADS.NAME = "PolyfocalStandardROIHeads"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PolyfocalRPN"
+    cfg.MODEL[part].CLS_LOSS = SOFTMAX
+    with pytest.raises(UserError, match=f"{part}.CLS_LOSS would .*belongs to .*MODEL.ROI_BOX_HEAD"):
+        cfg.freeze()
+
+
+def test_a_class_of_detectron2s_projects_does_not_read_a_loss():
+    importlib.import_module("detectron2.projects.point_rend")
+    cfg = config(MASK_RCNN)
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
+    cfg.MODEL.ROI_MASK_HEAD.CLS_LOSS = FOCAL
+    with pytest.raises(UserError, match="NAME is PointRendMaskHead, which has a loss of its own"):
+        cfg.freeze()
+
+
+def test_an_architecture_without_the_part_is_refused():
+    """As Detectron2's TensorMask is, whose package registers it and has to be compiled."""
+
+    class TensorMask(torch.nn.Module):
+        pass
+
+    META_ARCH_REGISTRY.register(TensorMask)
+    for part in ("RETINANET", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "RPN"):
+        cfg = config(RETINANET)
+        cfg.MODEL.META_ARCHITECTURE = "TensorMask"
+        cfg.MODEL[part].CLS_LOSS = FOCAL
+        with pytest.raises(UserError, match="is TensorMask, which has no such part"):
+            cfg.freeze()
+
+
+def test_a_misspelt_class_is_named_by_detectron2():
+    cfg = small(config(MASK_RCNN))
+    cfg.MODEL.ROI_HEADS.NAME = "PolyfocalStandartROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = SOFTMAX
+    cfg.freeze()
+    with pytest.raises(KeyError, match="PolyfocalStandartROIHeads"):
+        build_model(cfg)
 
 
 def test_a_class_of_the_users_may_read_the_loss():

@@ -7,7 +7,9 @@ from detectron2.modeling import (
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     meta_arch,
 )
 from detectron2.modeling.meta_arch import GeneralizedRCNN
@@ -48,6 +50,14 @@ _HAVE_PART: dict[str, Any] = {
 LOSS_PARTS = tuple(_READERS)
 """The parts of ``MODEL`` that have a ``CLS_LOSS``."""
 
+_OTHER_PARTS: dict[str, Registry] = {
+    "ROI_HEADS": ROI_HEADS_REGISTRY,
+    "ROI_KEYPOINT_HEAD": ROI_KEYPOINT_HEAD_REGISTRY,
+    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
+    "SEM_SEG_HEAD": SEM_SEG_HEADS_REGISTRY,
+}
+"""Parts that a ``CLS_LOSS`` can be assigned to, beside the registry of the class they name."""
+
 
 def add_polyfocal_config(cfg: CfgNode) -> None:
     """Add the keys of :mod:`polyfocal.detectron2` to a config, as Detectron2's projects do.
@@ -81,6 +91,13 @@ def check_losses_are_read(cfg: CfgNode) -> None:
         problem = _why_unread(cfg.MODEL, part) if cfg.MODEL[part].CLS_LOSS else None
         if problem is not None:
             raise UserError(f"MODEL.{part}.CLS_LOSS would have no effect: {problem}.")
+    for part, registry in _OTHER_PARTS.items():
+        node = cfg.MODEL[part]
+        if "CLS_LOSS" in node and not _may_read(node.NAME, registry):
+            raise UserError(
+                f"MODEL.{part}.CLS_LOSS would have no effect: {node.NAME} does not read it; a loss"
+                f" belongs to MODEL.{', MODEL.'.join(LOSS_PARTS)}."
+            )
     box_head = cfg.MODEL.ROI_BOX_HEAD
     if box_head.PRIOR_PROB is not None and not box_head.CLS_LOSS:
         raise UserError(
@@ -100,13 +117,20 @@ def _why_unread(model: CfgNode, part: str) -> str | None:
         return "MODEL.MASK_ON is False"
     node, _, name = key.rpartition(".")
     named = (model[node] if node else model)[name]
-    found = registry.get(named) if named in registry else None
-    # A class of the user's may build what reads the loss; Detectron2's certainly do not.
-    if found is None or not found.__module__.startswith("detectron2."):
-        return None
+    if named == "PrecomputedProposals":
+        return f"MODEL.{key} is {named}, which trains no proposals"
     ours = [f"Polyfocal{reader.__name__}" for reader in readers]
+    if named in ours or _may_read(named, registry):
+        return None
     wanted = [one for one in ours if one == f"Polyfocal{named}"] or ours
     return f"MODEL.{key} is {named}, which has a loss of its own: write {' or '.join(wanted)}"
+
+
+def _may_read(named: str, registry: Registry) -> bool:
+    """Whether a class may read a loss: the user's may, and one that is none stops by itself."""
+    return named not in registry or not registry.get(named).__module__.startswith(
+        ("detectron2.", "polyfocal.")
+    )
 
 
 class _Config(CfgNode):
@@ -127,7 +151,8 @@ class _Config(CfgNode):
             while "." in name and isinstance(node.get(name.partition(".")[0]), CfgNode):
                 first, _, name = name.partition(".")
                 node = node[first]
-            if "CLS_LOSS" in key.split(".") and "." not in name:
+            in_loss = "CLS_LOSS" in key.split(".")[:-1] and "." not in name
+            if in_loss or (name == "CLS_LOSS" and name in node):
                 # yacs would take neither a new keyword nor a whole number where a float was.
                 setattr(node, name, self._decode_cfg_value(value))
             else:
