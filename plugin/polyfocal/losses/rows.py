@@ -294,7 +294,7 @@ def bounds(values: Tensor) -> tuple[float, float]:
     """The least and the largest, of a CPU's tensor with at least one."""
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()  # torch 2.1 has no aminmax of them
-    low, high = torch.aminmax(values.detach())
+    low, high = torch.aminmax(values.detach() if values.requires_grad else values)
     return low.item(), high.item()
 
 

@@ -17,7 +17,7 @@ import inspect
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -156,17 +156,24 @@ def _row_sums(
 
 def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
-) -> tuple[Tensor, Tensor]:
-    """The weighted losses of the rows or their sum, and what the gradient is made of, (2, N).
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The weighted losses of the rows or their sum, and what the gradient is made of.
 
     With P the softmax, the label's p = P_y and q = 1 - p, added up from the others so that it is
     exact next to 0: CE = log1p(q / p), and the gradient is -slope for the label and
     slope P_k / q for the others.
+
+    Returns:
+        (N,) or a scalar; p, q and CE of the rows, and P with 0 for the label where all rows are one
+        block, which is smaller than what a block needs anyhow. Of more rows P is taken again.
     """
     dtype = compute_dtype(logits)
     column = target.unsqueeze(1)
-    parts = [_shares(logits[part], column[part], dtype) for part in _blocks(logits)]
-    p, q = parts[0] if len(parts) == 1 else (torch.cat(of) for of in zip(*parts, strict=True))
+    if len(logits) <= _block_rows(logits):
+        p, q, *shares = _shares(logits, column, dtype)
+    else:
+        parts = [_shares(logits[part], column[part], dtype)[:2] for part in _blocks(logits)]
+        p, q, *shares = (torch.cat(of) for of in zip(*parts, strict=True))
     ce = torch.log1p(q / p)
     tiny = torch.finfo(dtype).tiny
     # A label far below the others: p is rounded to 0 there, and log p is not.
@@ -174,40 +181,43 @@ def softmax_loss(
         far = (p < tiny * 1e8).nonzero().squeeze(1)
         x = logits[far].to(dtype)
         ce[far] = torch.logsumexp(x, dim=1) - x.gather(1, column[far]).squeeze(1)
-    power = q.pow(poly.gamma) if poly.gamma > 0 else None
-    loss = loss_of(poly, ce, q, power, p)
-    slope = slope_of(poly, ce, q, power, p)
+    loss = loss_of(poly, ce, q, q.pow(poly.gamma) if poly.gamma > 0 else None, p)
     if weight is not None:
-        loss, slope = loss * weight, slope * weight
-    kept = torch.stack((slope, slope / q.clamp_min(tiny)))
-    return (loss.sum() if reduce else loss), kept
+        loss = loss * weight
+    return (loss.sum() if reduce else loss), (p, q, ce, *shares)
 
 
-def _shares(logits: Tensor, column: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The label's p and q of some rows."""
+def _shares(logits: Tensor, column: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The label's p and q of some rows, and the softmax with 0 for the label."""
     share = torch.softmax(logits, dim=1, dtype=dtype)
     p = share.gather(1, column).squeeze(1)
-    return p, share.scatter_(1, column, 0.0).sum(dim=1)
+    return p, share.scatter_(1, column, 0.0).sum(dim=1), share
 
 
 def softmax_gradient(
     upstream: Tensor,
-    kept: Tensor,
+    kept: Sequence[Tensor],
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
 ) -> Tensor:
     """The gradient of the logits, of what :func:`softmax_loss` kept."""
-    slope, share = (kept * upstream).unsqueeze(2).unbind()
-    slope, column = -slope, target.unsqueeze(1)
+    p, q, ce, *shares = kept
+    slope = slope_of(poly, ce, q, q.pow(poly.gamma) if poly.gamma > 0 else None, p) * upstream
+    if weight is not None:
+        slope = slope * weight
+    of_others = (slope / q.clamp_min(torch.finfo(q.dtype).tiny)).unsqueeze(1)
+    slope, column = slope.neg().unsqueeze(1), target.unsqueeze(1)
+    if shares:
+        return (shares[0] * of_others).scatter_(1, column, slope).to(logits.dtype)
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for part in _blocks(logits):
-        if gradient.dtype == kept.dtype:
+        if gradient.dtype == q.dtype:
             value = torch.softmax(logits[part], dim=1, out=gradient[part])
         else:
-            value = torch.softmax(logits[part], dim=1, dtype=kept.dtype)
-        value.mul_(share[part]).scatter_(1, column[part], slope[part])
+            value = torch.softmax(logits[part], dim=1, dtype=q.dtype)
+        value.mul_(of_others[part]).scatter_(1, column[part], slope[part])
         if value.dtype != gradient.dtype:
             gradient[part] = value
     return gradient
@@ -240,8 +250,8 @@ def _block_rows(logits: Tensor) -> int:
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows, of which each stays in cache."""
-    step = min(_block_rows(logits), len(logits))
-    if step == len(logits):
+    step = _block_rows(logits)
+    if step >= len(logits):
         yield slice(None)
         return
     for start in range(0, len(logits), step):

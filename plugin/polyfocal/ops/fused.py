@@ -139,8 +139,7 @@ def softmax_poly_focal(
     if backend is None:
         loss = composed_softmax(logits, target, poly, weight, label_smoothing)
         return loss.sum() * scale if reduce else loss
-    loss = _Softmax.apply(logits, target, weight, poly, reduce, backend)
-    return loss * scale if reduce else loss
+    return _Softmax.apply(logits, target, weight, poly, scale if reduce else None, backend)
 
 
 def _second_order(loss: Callable[[Tensor], Tensor], logits: Tensor, upstream: Tensor) -> Tensor:
@@ -191,6 +190,8 @@ class _Sigmoid(torch.autograd.Function):
 
 
 class _Softmax(torch.autograd.Function):
+    """The sum times ``scale``, or, without one, the losses of the rows."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -198,22 +199,24 @@ class _Softmax(torch.autograd.Function):
         target: Tensor,
         weight: Tensor | None,
         poly: PolyFocal,
-        reduce: bool,
+        scale: Tensor | float | None,
         backend: ModuleType,
     ) -> Tensor:
-        loss, kept = backend.softmax_loss(logits, target, poly, weight, reduce)
-        ctx.poly, ctx.reduce, ctx.backend = poly, reduce, backend
-        ctx.save_for_backward(logits, target, weight, kept)
-        return loss
+        loss, kept = backend.softmax_loss(logits, target, poly, weight, scale is not None)
+        ctx.poly, ctx.scale, ctx.backend = poly, scale, backend
+        ctx.save_for_backward(logits, target, weight, *kept)
+        return loss if scale is None else loss * scale
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, kept = ctx.saved_tensors
+        logits, target, weight, *kept = ctx.saved_tensors
+        if ctx.scale is not None:
+            upstream = upstream * ctx.scale
         if torch.is_grad_enabled():
 
             def loss(x: Tensor) -> Tensor:
                 each = composed_softmax(x, target, ctx.poly, weight)
-                return each.sum() if ctx.reduce else each
+                return each if ctx.scale is None else each.sum()
 
             gradient = _second_order(loss, logits, upstream)
         else:

@@ -14,6 +14,7 @@ before would wait for the device in every step.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -366,16 +367,13 @@ def sigmoid(
 
 def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
-) -> tuple[Tensor, Tensor]:
-    """As ``cpu.softmax_loss``; in the margins' place stand the other part of each.
-
-    That is the logarithm of the sum of the others' exponentials.
-    """
+) -> tuple[Tensor, tuple[Tensor]]:
+    """As ``cpu.softmax_loss``; kept is the logarithm of the sum of the others' exponentials."""
     logits = logits.contiguous()
     rows, columns = logits.shape
     rest = logits.new_empty(rows, dtype=torch.float32)
     if rows == 0:
-        return rest.sum() if reduce else rest, rest
+        return rest.sum() if reduce else rest, (rest,)
     tile = _tile(columns)
     grid = (triton.cdiv(rows, tile["ROWS"]),)
     out = logits.new_empty(grid if reduce else (rows,), dtype=torch.float32)
@@ -400,12 +398,12 @@ def softmax_loss(
         **tile,
         **_branches(poly),
     )
-    return (_total(out) if reduce else out), rest
+    return (_total(out) if reduce else out), (rest,)
 
 
 def softmax_gradient(
     upstream: Tensor,
-    rest: Tensor,
+    kept: Sequence[Tensor],
     logits: Tensor,
     target: Tensor,
     poly: PolyFocal,
@@ -424,7 +422,7 @@ def softmax_gradient(
         gradient if weight is None else weight.contiguous(),
         upstream.contiguous(),
         _epsilons(poly.epsilons, logits.device),
-        rest,
+        *kept,
         gradient,
         float(poly.gamma),
         float(poly.xi),
