@@ -263,6 +263,8 @@ class Environment:
             StepFailed: The command ended with a status other than 0.
         """
         start = time.monotonic()
+        # Ninja, with which mmcv's files are compiled side by side, is found by its name.
+        path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", os.defpath)])
         with self.log.open("a+", encoding="utf-8", errors="replace") as log:
             log.write(f"\n$ {shlex.join(map(str, command))}\n")
             log.flush()
@@ -270,7 +272,7 @@ class Environment:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=ROOT,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, "PATH": path, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -618,14 +620,13 @@ def set_up_stack(environment: Environment, name: str | None, with_3d: str | None
         )
     stack = STACKS[name]
     if with_3d and not stack.with_3d:
-        why = (
-            f"MMDetection3D 1.4 needs an mmcv below 2.2, and the stack {name} of "
-            f"{environment.folder.name} has another"
-        )
+        why = f"MMDetection3D 1.4 needs an mmcv below 2.2, and the stack {name} has a newer one"
         if with_3d == "needed":
+            folder = environment.folder.name
+            first = f", after rm -r {folder}" if environment.folder.exists() else ""
             raise Refused(
-                f"{why}: use Python 3.10 to 3.12 and the stack upstream, after rm -r "
-                f"{environment.folder.name}: make PYTHON=python3.12 STACK=upstream ..."
+                f"{why}: use Python 3.10 to 3.12 and the stack upstream{first}: "
+                "make PYTHON=python3.12 STACK=upstream ..."
             )
         print(f"{why}: it is left out, and its tests are skipped.")
     with_3d = with_3d if stack.with_3d else None

@@ -94,13 +94,27 @@ def test_a_python_that_it_does_not_know(version, monkeypatch, capsys):
     assert error.startswith("error: Python 3.10 to 3.14 is needed") and error.count("\n") == 1
 
 
+def test_the_environments_own_programs_are_found(tmp_path):
+    """Ninja above all: without it mmcv's files are compiled one after the other."""
+    environment = Held(tmp_path)
+    environment.python.parent.mkdir()
+    tool = environment.python.parent / "a-build-tool"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    code = "import subprocess; subprocess.run(['a-build-tool'], check=True)"
+    environment.run([sys.executable, "-c", code], "it was not found")
+
+
 def test_an_environment_keeps_its_stack(tmp_path, monkeypatch):
     environment = Held(tmp_path)
     environment.note({"stack": "onedl"}, {})
     with pytest.raises(setup_env.Refused, match="was set up with the stack onedl: remove it"):
         setup_env.set_up_stack(environment, "upstream", None)
-    with pytest.raises(setup_env.Refused, match="MMDetection3D 1.4 needs an mmcv below 2.2"):
+    with pytest.raises(setup_env.Refused, match="below 2.2.*, after rm -r env: make"):
         setup_env.set_up_stack(environment, None, "needed")
+    nothing = setup_env.Environment(tmp_path / "nothing")  # to remove
+    with pytest.raises(setup_env.Refused, match="use Python 3.10 to 3.12 and the stack upstream: "):
+        setup_env.set_up_stack(nothing, "onedl", "needed")
 
 
 @pytest.mark.parametrize("torch", ["2", "new", "2.1.2; rm"])
