@@ -19,7 +19,7 @@ FLOORS = (
     ("data",),
     ("heads",),
     ("losses",),
-    ("ops", "folders", "distributions"),
+    ("ops", "folders", "tables", "distributions"),
     ("errors", "_torch", "shipped"),
 )
 FLOOR = {room: len(FLOORS) - height for height, rooms in enumerate(FLOORS) for room in rooms}

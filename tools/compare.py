@@ -12,11 +12,10 @@ a run that has none.
 
 import argparse
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.experiments.command_line import parser_of, run_tool
 from polyfocal.experiments.comparing import compare, report, results_table
@@ -52,16 +51,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--pictures takes 0 or more, got {args.pictures}.")
     comparison = compare(args.work_dirs, read_trained_run)
     text = report(comparison, args.pictures)
-    out = Path(args.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from error
+    write_text(args.out, text)
     Console().print(results_table(comparison).console())
     for note in comparison.notes:
         print(f"note: {note}")
-    print(f"report {out}")
+    print(f"report {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

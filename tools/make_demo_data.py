@@ -1,5 +1,11 @@
 #!/usr/bin/env python
-"""Write the built-in data set, digit scenes, as a COCO-format folder."""
+"""Write the built-in data set, digit scenes, as a COCO-format folder.
+
+The scenes are handwritten digits, enlarged, rotated, coloured and partly hiding one another,
+on textured backgrounds, with exact boxes and masks. The folder is in COCO format and goes wherever
+--data DIR is asked for. The same options give the same data; a folder that holds them already is
+left alone.
+"""
 
 import argparse
 import sys
@@ -8,15 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
-from polyfocal.experiments.command_line import run_tool
+from polyfocal.experiments.command_line import parser_of, run_tool
 
-DESCRIPTION = """\
-Write digit scenes: handwritten digits, enlarged, rotated, coloured and partly hiding one another,
-on textured backgrounds, with exact boxes and masks. The folder is in COCO format and goes wherever
---data DIR is asked for. The same options give the same data; a folder that holds them already is
-left alone."""
-
-EPILOG = """\
+EXAMPLES = """\
 examples:
   the standard set, 750 pictures in a few seconds:
     python tools/make_demo_data.py data/digit_scenes
@@ -30,13 +30,10 @@ examples:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults are those of :class:`DigitScenes`."""
     default = DigitScenes()
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("make_demo_data", __doc__, EXAMPLES)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace digit scenes of other settings"
-    )
+    text = "replace digit scenes of other settings"
+    parser.add_argument("--overwrite", action="store_true", help=text)
 
     def add(name: str, kind: type, text: str, **more: Any) -> None:
         value = getattr(default, name.replace("-", "_"))

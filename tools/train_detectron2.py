@@ -7,13 +7,8 @@ pictures.
 
 import argparse
 import sys
-from importlib import import_module
-from typing import Any
 
-import torch
-
-from polyfocal.errors import UserError
-from polyfocal.experiments.command_line import run_tool
+from polyfocal.experiments.command_line import add_data_options, parser_of, request_of, run_tool
 
 EXAMPLES = """\
 examples:
@@ -44,115 +39,37 @@ examples:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line: Detectron2's, and the options of tools/train.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="for instance configs/detectron2/retinanet_poly1.py",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="a COCO-format folder: annotations/{train,val}.json (or COCO 2017's names) and "
-        "pictures; classes, paths and evaluation are taken from it",
-    )
-    parser.add_argument(
-        "--profile",
-        choices=["tiny"],
-        help="tiny: a CPU-sized version of the same architecture, from scratch, no download",
-    )
-    parser.add_argument(
-        "--demo",
-        action="store_true",
-        help="the built-in pictures (written to data/digit_scenes) with the tiny profile",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint of the output directory, or evaluate it",
-    )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate and do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs per machine")
-    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
-    parser.add_argument(
-        "--dist-url",
-        default="auto",
-        help="where the machines meet, tcp://ADDRESS:PORT of the first (one machine: auto)",
-    )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="OVERRIDE",
-        help="at the end: key=value ... for a LazyConfig, KEY value ... for yaml; the output "
-        "directory is train.output_dir or OUTPUT_DIR (default: work_dirs/detectron2/CONFIG's name)",
-    )
-    return parser.parse_args(argv)
-
-
-def prepare(args: argparse.Namespace) -> Any:
-    """The experiment that the options ask for."""
-    return import_module("polyfocal.detectron2.prepare").prepare_experiment(
-        args.config_file,
-        data=args.data,
-        tiny=args.profile == "tiny",
-        demo=args.demo,
-        options=args.opts,
-        train=not args.eval_only,
-    )
-
-
 def run(args: argparse.Namespace) -> None:
-    """Train or evaluate, in one process of possibly many."""
-    runs = import_module("polyfocal.detectron2.runs")
-    (runs.test if args.eval_only else runs.train)(prepare(args), resume=args.resume)
+    """Train or evaluate with the options of the command line."""
+    from polyfocal.detectron2.prepare import prepare_experiment
+    from polyfocal.detectron2.runs import launch
 
-
-def check(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or the machine."""
-    for override in args.opts:
-        if override.startswith("--"):
-            raise UserError(f"{override} stands behind an override: options come before them.")
-    if args.demo and args.data:
-        raise UserError("--demo is the built-in data set and --data another one: give one of them.")
-    if args.num_gpus * args.num_machines > 1:
-        found = torch.cuda.device_count()
-        if args.num_gpus > found:
-            raise UserError(f"--num-gpus {args.num_gpus}: torch finds {found} here.")
-        prepare(args)  # what is wrong with it is better said once
+    places = ("num_gpus", "num_machines", "machine_rank", "dist_url")
+    request = request_of(args, prepare_experiment, train=not args.eval_only)
+    launch(request, resume=args.resume, **{name: getattr(args, name) for name in places})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
-    return run_tool(launch, parse_args(argv))
-
-
-def launch(args: argparse.Namespace) -> None:
-    """Start the processes that train."""
-    engine = import_detectron2()
-    check(args)
-    engine.launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
+    parser = parser_of("train_detectron2", __doc__, EXAMPLES)
+    add = parser.add_argument
+    text = "for instance configs/detectron2/retinanet_poly1.py"
+    add("--config-file", dest="config", required=True, metavar="FILE", help=text)
+    add_data_options(parser)
+    text = "go on from the last checkpoint of the output directory, or evaluate it"
+    add("--resume", action="store_true", help=text)
+    add("--eval-only", action="store_true", help="evaluate and do not train")
+    add("--num-gpus", type=int, default=1, help="number of GPUs per machine")
+    add("--num-machines", type=int, default=1, help="number of machines")
+    add("--machine-rank", type=int, default=0, help="number of this machine")
+    text = "where the machines meet, tcp://ADDRESS:PORT of the first (one machine: auto)"
+    add("--dist-url", default="auto", help=text)
+    text = (
+        "at the end: key=value ... for a LazyConfig, KEY value ... for yaml; the output directory "
+        "is train.output_dir or OUTPUT_DIR (default: work_dirs/detectron2/CONFIG's name)"
     )
-
-
-def import_detectron2() -> Any:
-    """Detectron2's engine, or a sentence that says how to get it."""
-    try:
-        import_module("polyfocal.detectron2")
-    except ImportError as error:
-        raise UserError(str(error)) from error
-    return import_module("detectron2.engine")
+    add("cfg_options", nargs=argparse.REMAINDER, metavar="OVERRIDE", help=text)
+    return run_tool(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

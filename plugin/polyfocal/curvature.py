@@ -23,12 +23,14 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from polyfocal.data.files import written_whole
 from polyfocal.errors import UserError
 
 BRANCH = r"(^|\.)[^.]*cls[^.]*\."
@@ -360,6 +362,29 @@ class SpectralDensity:
         """
         z = (grid.double().unsqueeze(1) - self.values) / width
         return torch.exp(-0.5 * z**2) @ self.weights / (width * (2 * torch.pi) ** 0.5)
+
+    def draw(self, file: str | Path) -> None:
+        """Draw it on a logarithmic scale, smoothed by a hundredth of its width.
+
+        Args:
+            file: A picture; its ending says the format.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        from matplotlib.figure import Figure
+
+        low, high = float(self.values.min()), float(self.values.max())
+        width = max(high - low, abs(high), 1e-12) / 100
+        grid = torch.linspace(low - 5 * width, high + 5 * width, 1000, dtype=torch.float64)
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        axes = figure.subplots()
+        axes.semilogy(grid, self.smooth(grid, width).clamp(min=1e-9 / width), color="#0072B2")
+        axes.set(xlabel="eigenvalue of the Hessian", ylabel="density")
+        axes.set_ylim(bottom=1e-7 / width)
+        axes.grid(alpha=0.3)
+        with written_whole(file) as part:
+            figure.savefig(part, dpi=150)
 
 
 def spectral_density(

@@ -121,6 +121,21 @@ def as_text(base: str, changes: list[tuple[Found, dict[str, Any], str | None]]) 
     return f"_base_ = {base!r}\n\nmodel = {_shown(tree)}\n"
 
 
+def as_table(found: Sequence[Found]) -> str:
+    """What losses are and what fits in their places, for a terminal."""
+    lines = []
+    for loss in found:
+        kind = None if loss.slot is None else heads.KINDS[loss.slot.kind]
+        if kind is None:
+            fits = "not in the table of heads: see docs/heads.md"
+        elif loss.slot is not None and loss.slot.kind == "name":
+            fits = f"{heads.FAMILIES[heads.SIGMOID]}, in polyfocal.{loss.head}"
+        else:
+            fits = ", or ".join(heads.FAMILIES[of] for of in kind.fits) or f"none: {kind.take}"
+        lines.append(f"{loss.where}\n    of {loss.head}, now {loss.loss['type']}\n    fits: {fits}")
+    return "\n".join(lines)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "dict(" + ", ".join(f"{k}={_shown(v)}" for k, v in value.items()) + ")"

@@ -11,10 +11,10 @@ from detectron2 import model_zoo
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2_models import CONFIGS, pictures, training_step
+from prepared import prepare_detectron2
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.detectron2 import ProgressHook, add_polyfocal_config
-from polyfocal.detectron2.prepare import prepare_experiment
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss, CyclicalFocalLoss
 
@@ -72,7 +72,7 @@ def test_reads_well(path):
 
 @pytest.mark.parametrize("path", LAZY + YAML, ids=identifier)
 def test_tiny_profile_takes_a_step_and_predicts(path, scenes):
-    experiment = prepare_experiment(path, data=scenes, tiny=True)
+    experiment = prepare_detectron2(path, data=scenes, tiny=True)
     torch.manual_seed(0)
     model = experiment.build_model()
     kind = path.stem.rpartition("_")[2]
@@ -127,7 +127,7 @@ def test_yaml_is_the_zoos_config_with_another_loss(path):
 @pytest.mark.parametrize("path", YAML, ids=identifier)
 def test_yaml_and_lazy_config_are_one_experiment(path, scenes):
     lazy, yaml = (
-        prepare_experiment(path.with_suffix(suffix), data=scenes, tiny=True)
+        prepare_detectron2(path.with_suffix(suffix), data=scenes, tiny=True)
         for suffix in (".py", ".yaml")
     )
     models = [experiment.build_model() for experiment in (lazy, yaml)]
@@ -161,7 +161,7 @@ def test_every_registry_has_its_class():
 
 def test_a_yaml_config_of_the_model_zoo_is_read(scenes):
     path = model_zoo.get_config_file(ZOO["retinanet"])
-    experiment = prepare_experiment(path, data=scenes, tiny=True, train=False)
+    experiment = prepare_detectron2(path, data=scenes, tiny=True, train=False)
     assert type(experiment.build_model()).__name__ == "RetinaNet"
 
 
@@ -170,7 +170,7 @@ def test_yaml_without_a_loss_says_so():
     add_polyfocal_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "PolyfocalRetinaNet"
-    with pytest.raises(UserError, match="cls_loss of RetinaNet has type None"):
+    with pytest.raises(UserError, match="cls_loss of RetinaNet: there is no loss 'None'"):
         build_model(cfg)
 
 

@@ -15,6 +15,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2_models import CONFIGS
 from PIL import Image
+from prepared import prepare_detectron2
 
 from polyfocal.coco import load_split
 from polyfocal.detectron2.data import (
@@ -25,7 +26,6 @@ from polyfocal.detectron2.data import (
     register_split,
 )
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
-from polyfocal.detectron2.prepare import prepare_experiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
 
@@ -71,7 +71,7 @@ def solver(experiment):
 
 def test_yaml_schedule_follows_the_overrides(folder):
     path = CONFIGS / "retinanet_poly1.yaml"
-    plain = prepare_experiment(path, data=folder)
+    plain = prepare_detectron2(path, data=folder)
     steps = round(90000 / COCO_TRAIN * 4)  # as many passes over 4 pictures
     assert (steps, 0) == (solver(plain).MAX_ITER, solver(plain).WARMUP_ITERS)
     for options, warm_up, milestones in (
@@ -81,14 +81,14 @@ def test_yaml_schedule_follows_the_overrides(folder):
         ("SOLVER.MAX_ITER 900 SOLVER.WARMUP_ITERS 3", 3, (600, 800)),
         ("SOLVER.MAX_ITER 2", 0, (1,)),  # 1 and 2: none at the very end
     ):
-        experiment = prepare_experiment(path, data=folder, options=options.split())
+        experiment = prepare_detectron2(path, data=folder, options=options.split())
         found = solver(experiment)
         assert (warm_up, milestones) == (found.WARMUP_ITERS, found.STEPS), options
         assert experiment.settings().eval_period == -(-found.MAX_ITER // 3)
         (note,) = [note for note in experiment.notes if "steps are" in note]
         assert note.startswith(f"{found.MAX_ITER} steps are {found.MAX_ITER * 4:g} passes over 4 ")
         assert "changes that" not in note
-    given = prepare_experiment(path, data=folder, options=["TEST.EVAL_PERIOD", "7"])
+    given = prepare_detectron2(path, data=folder, options=["TEST.EVAL_PERIOD", "7"])
     assert given.settings().eval_period == 7
     assert any("SOLVER.MAX_ITER changes that" in note for note in given.notes)
 
@@ -96,7 +96,7 @@ def test_yaml_schedule_follows_the_overrides(folder):
 def test_the_built_learning_rate_has_its_warm_up_and_steps(folder):
     """The rates of a training of 900 steps, as Detectron2 computes them."""
     options = ["SOLVER.MAX_ITER", "900", "SOLVER.WARMUP_METHOD", "constant"]
-    experiment = prepare_experiment(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
+    experiment = prepare_detectron2(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
     schedule = experiment.build_schedule(optimizer)
     rates = []
@@ -110,11 +110,11 @@ def test_the_built_learning_rate_has_its_warm_up_and_steps(folder):
 
 def test_lazy_schedule_follows_the_overrides(folder):
     path = CONFIGS / "retinanet_poly1.py"
-    experiment = prepare_experiment(path, data=folder, options=["train.max_iter=120"])
+    experiment = prepare_detectron2(path, data=folder, options=["train.max_iter=120"])
     settings = experiment.settings()
     assert (settings.max_iter, settings.eval_period, settings.checkpoint_period) == (120, 40, 10)
     options = ["train.max_iter=120", "train.eval_period=7", "train.checkpointer.period=5"]
-    settings = prepare_experiment(path, data=folder, options=options).settings()
+    settings = prepare_detectron2(path, data=folder, options=options).settings()
     assert (settings.eval_period, settings.checkpoint_period) == (7, 5)
 
 
@@ -126,31 +126,31 @@ def test_lazy_schedule_follows_the_overrides(folder):
     ],
 )
 def test_another_batch_keeps_the_passes_and_names_the_rate(folder, name, options, rate):
-    experiment = prepare_experiment(CONFIGS / name, data=folder, options=options)
+    experiment = prepare_detectron2(CONFIGS / name, data=folder, options=options)
     assert experiment.settings().max_iter == round(90000 * 16 / COCO_TRAIN)
     assert any(f"{rate} would be in proportion" in note for note in experiment.notes)
     key, _, value = rate.partition(" ")
     both = [*options, f"{key}={value}"] if name.endswith(".py") else [*options, key, value]
-    experiment = prepare_experiment(CONFIGS / name, data=folder, options=both)
+    experiment = prepare_detectron2(CONFIGS / name, data=folder, options=both)
     assert not any("in proportion" in note for note in experiment.notes)
 
 
 def test_reference_world_size_scales_as_in_detectron2(folder):
     options = ["SOLVER.REFERENCE_WORLD_SIZE", "8", "SOLVER.MAX_ITER", "900"]
-    experiment = prepare_experiment(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
+    experiment = prepare_detectron2(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
     found = solver(experiment)
     assert (found.IMS_PER_BATCH, found.MAX_ITER, found.STEPS) == (2, 7200, (4800, 6400))
     assert pytest.approx(0.00125) == found.BASE_LR
     assert any("scaled to 1 processes" in note for note in experiment.notes)
     options[-1:] = ["900", "SOLVER.IMS_PER_BATCH", "10"]
     with pytest.raises(UserError, match="IMS_PER_BATCH 10: expected a multiple of .*SIZE, 8"):
-        prepare_experiment(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
+        prepare_detectron2(CONFIGS / "retinanet_poly1.yaml", data=folder, options=options)
 
 
 @pytest.mark.parametrize("key", ["TEST.AUG.ENABLED", "TEST.PRECISE_BN.ENABLED"])
 def test_what_the_tool_does_not_do_is_refused(folder, key):
     with pytest.raises(UserError, match=f"{key} True, which this tool does not do"):
-        prepare_experiment(CONFIGS / "retinanet_poly1.yaml", data=folder, options=[key, "True"])
+        prepare_detectron2(CONFIGS / "retinanet_poly1.yaml", data=folder, options=[key, "True"])
 
 
 def test_half_a_yaml_change_is_refused(folder, tmp_path):
@@ -159,7 +159,7 @@ def test_half_a_yaml_change_is_refused(folder, tmp_path):
     loss = "{type: Poly1FocalLoss, epsilon: 1.0, use_sigmoid: true}"
     file.write_text(f"_BASE_: {base}\nMODEL: {{RETINANET: {{CLS_LOSS: {loss}}}}}\n")
     with pytest.raises(UserError, match="MODEL.RETINANET.CLS_LOSS would have no effect"):
-        prepare_experiment(file, data=folder)
+        prepare_detectron2(file, data=folder)
 
 
 def test_evaluators_of_a_config_are_kept(folder):
@@ -277,11 +277,11 @@ def test_a_data_set_without_an_object_to_train_on_is_refused(tmp_path, useless):
     write(tmp_path, boxes(**useless))
     write(tmp_path, boxes(), "val")
     with pytest.raises(UserError, match="nothing to (train on|learn)"):
-        prepare_experiment(CONFIGS / "retinanet_poly1.py", data=tmp_path)
+        prepare_detectron2(CONFIGS / "retinanet_poly1.py", data=tmp_path)
 
 
 def test_the_objects_are_named(folder):
-    experiment = prepare_experiment(CONFIGS / "retinanet_poly1.py", data=folder)
+    experiment = prepare_detectron2(CONFIGS / "retinanet_poly1.py", data=folder)
     assert "4 objects are trained on: a 4, b 0." in experiment.notes
 
 

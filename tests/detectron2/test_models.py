@@ -370,8 +370,11 @@ def test_a_built_loss_and_its_config_are_the_same():
         (lambda: dense("retinanet_focal", SOFTMAX), "RetinaNet is a Poly1CrossEntropyLoss of soft"),
         (lambda: dense("fcos_focal", dict(FOCAL, gamma=-1)), "gamma=-1: expected"),
         (lambda: dense("retinanet_focal", dict(FOCAL, gama=1)), "no keyword 'gama'"),
-        (lambda: dense("retinanet_focal", dict(use_sigmoid=True)), "has type None: expected one"),
-        (lambda: dense("retinanet_focal", dict(type="DiceLoss")), "has type 'DiceLoss'"),
+        (
+            lambda: dense("retinanet_focal", dict(use_sigmoid=True)),
+            "there is no loss 'None'",
+        ),
+        (lambda: dense("retinanet_focal", dict(type="DiceLoss")), "there is no loss 'DiceLoss'"),
         (lambda: rcnn("mask_rcnn_ce", mask=SOFTMAX), "write use_sigmoid=True"),
         (lambda: rcnn("mask_rcnn_ce", rpn=SOFTMAX), "cls_loss of RPN"),
         (
@@ -550,7 +553,7 @@ class Source(plugin.BiasSource):
         ),
         (
             lambda: dict(type="GaussianPoly1FocalLoss"),
-            "has type 'GaussianPoly1FocalLoss'",
+            "is a GaussianPoly1FocalLoss: expected",
         ),
     ],
 )

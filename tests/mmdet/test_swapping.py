@@ -131,6 +131,6 @@ def test_what_cannot_be_swapped_is_said(config, loss, settings, message):
 
 def test_the_tool_says_it_too(capsys):
     assert swap_loss.main([SEESAW, "--loss", "poly1"]) == 2
-    assert "swap_loss.py: Shared2FCBBoxHead.loss_cls is a SeesawLoss" in capsys.readouterr().err
+    assert "error: Shared2FCBBoxHead.loss_cls is a SeesawLoss" in capsys.readouterr().err
     assert swap_loss.main([MASK, "--epsilon", "1"]) == 2
     assert swap_loss.main([MASK, "--loss", "poly1", "gamma"]) == 2

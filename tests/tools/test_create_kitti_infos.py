@@ -78,5 +78,5 @@ def test_nothing_to_describe_or_nowhere_to_write(tree, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert tool.main([str(tree), "--out", str(tmp_path / "file")]) == 2
     error = capsys.readouterr().err
-    assert f"error: Cannot write {tmp_path}/file/kitti_infos_train.pkl: " in error
+    assert f"error: {tmp_path}/file/kitti_infos_train.pkl cannot be written: " in error
     assert error.count("\n") == 1

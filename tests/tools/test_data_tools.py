@@ -109,7 +109,7 @@ def test_browse_one_category(digits: Path, tmp_path: Path, monkeypatch: pytest.M
         (["--category", "zebra"], "error: --category 'zebra' is not a class of"),
         (["--split", "test"], "annotations holds train.json, val.json."),
         (["--num", -1], "error: --num must be 0 or more, got -1."),
-        (["--out", "/dev/null/x"], "error: Cannot write pictures to /dev/null/x: Not a directory."),
+        (["--out", "/dev/null/x"], "/dev/null/x/01_000001.png cannot be written: Not a directory."),
     ],
 )
 def test_browse_refuses(digits: Path, args: list, sentence: str) -> None:

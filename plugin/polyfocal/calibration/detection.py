@@ -5,7 +5,7 @@ does; :class:`DetectionCalibration` measures from that how far the scores are to
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from rich.table import Table
 
 from polyfocal.calibration.classification import (
     Bins,
@@ -25,9 +26,10 @@ from polyfocal.calibration.classification import (
 )
 from polyfocal.data.annotations import Annotations
 from polyfocal.data.detections import Detections, Kind
-from polyfocal.data.evaluation import truth_for
+from polyfocal.data.evaluation import CocoResult, evaluate, truth_for
 from polyfocal.data.masks import run_lengths
 from polyfocal.errors import UserError
+from polyfocal.tables import table
 
 Booleans = NDArray[np.bool_]
 
@@ -148,6 +150,17 @@ class DetectionResult:
             "LRP": self.lrp,
             "oLRP": self.olrp,
         }
+
+    def table(self) -> Table:
+        """The calibration of each class, and the score from which on its oLRP counts."""
+        numbers = ("la_ece", "la_ace_0", "lrp", "olrp", "threshold")
+        rows = [
+            [name, str(one.num_objects), str(one.num_detections)]
+            + [getattr(one, number) for number in numbers]
+            for name, one in self.classes.items()
+        ]
+        header = ("", "objects", "detected", "LaECE", "LaACE_0", "LRP", "oLRP", "score")
+        return table("Calibration by class", header, rows)
 
 
 class DetectionCalibration:
@@ -280,6 +293,34 @@ class DetectionCalibration:
             threshold=threshold,
             bins=diagram,
         )
+
+
+def measure(
+    ground_truth: COCO | Annotations | str | Path,
+    results: Sequence[dict[str, Any]] | str | Path | Detections,
+    kind: Kind = "bbox",
+    max_dets: int = 100,
+    category_ids: Sequence[int] | None = None,
+    *,
+    iou: float = 0.5,
+) -> tuple[CocoResult, DetectionResult]:
+    """Average precision and recall, and calibration.
+
+    The arguments are those of :func:`polyfocal.coco.evaluate`, and ``iou`` that of
+    :class:`DetectionCalibration`.
+
+    Returns:
+        What COCO measures with the numbers of calibration added to its ``stats``, and everything
+        of calibration.
+
+    Raises:
+        UserError: The results do not fit, or a score is not in [0, 1].
+    """
+    result = evaluate(ground_truth, results, kind, max_dets, category_ids)
+    metric = DetectionCalibration(iou)
+    metric.update(ground_truth, results, kind, max_dets, category_ids)
+    calibration = metric.compute()
+    return replace(result, stats={**result.stats, **calibration.stats}), calibration
 
 
 def match(

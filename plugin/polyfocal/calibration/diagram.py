@@ -1,6 +1,5 @@
 """Reliability diagrams."""
 
-import os
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from polyfocal.calibration.classification import Bins
 from polyfocal.calibration.detection import DetectionResult
-from polyfocal.errors import UserError
+from polyfocal.data.files import written_whole
 
 _MAX_CLASSES = 20
 _COLUMNS = 5
@@ -60,18 +59,11 @@ def save_diagrams(result: DetectionResult, folder: str | Path, prefix: str = "")
     Raises:
         UserError: The folder cannot be written.
     """
-    files = []
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, draw in DIAGRAMS.items():
-            file = Path(folder) / f"{prefix}{name}.png"
-            part = file.with_name(f".{file.name}.part")
-            draw(result).savefig(part, dpi=120, format="png")
-            os.replace(part, file)
-            files.append(file)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
-    return files
+    files = {Path(folder) / f"{prefix}{name}.png": draw for name, draw in DIAGRAMS.items()}
+    for file, draw in files.items():
+        with written_whole(file) as part:
+            draw(result).savefig(part, dpi=120)
+    return list(files)
 
 
 def pixels(figure: Figure) -> np.ndarray:

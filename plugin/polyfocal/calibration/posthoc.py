@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,11 +17,14 @@ from scipy.optimize import minimize
 
 from polyfocal.calibration.classification import Floats, as_array, in_unit_interval
 from polyfocal.calibration.detection import LAECE_IOU, MatchedDetections
+from polyfocal.data.annotations import Annotations
+from polyfocal.data.detections import Detections
 from polyfocal.data.files import read_json, write_text
 from polyfocal.errors import UserError
 
-METHODS = ("temperature", "platt", "isotonic")
-TARGETS = ("iou", "precision")
+Method = Literal["temperature", "platt", "isotonic"]
+Target = Literal["iou", "precision"]
+METHODS, TARGETS = get_args(Method), get_args(Target)
 
 _FORMAT = "polyfocal calibrator 1"
 _CLIP = 1e-6  # scores of 0 and 1 have no finite logit
@@ -78,6 +81,21 @@ class Calibrator:
             calibrated[rows] = _MAPS[self.method](s[rows], self.classes.get(name, self.shared))
         return calibrated
 
+    def apply_to(self, results: Detections, truth: Annotations) -> Detections:
+        """Measured detections with new scores, and everything else that they had.
+
+        Args:
+            results: That fit the ground truth.
+            truth: Names the classes.
+        """
+        names = {category["id"]: category["name"] for category in truth.categories}
+        entries = results.entries
+        scores = self.apply(
+            [one["score"] for one in entries], [names[one["category_id"]] for one in entries]
+        )
+        calibrated = zip(entries, scores.tolist(), strict=True)
+        return Detections(results.source, [{**one, "score": score} for one, score in calibrated])
+
     def save(self, file: str | Path) -> None:
         """Write it as JSON.
 
@@ -127,8 +145,8 @@ class Calibrator:
 
 def fit(
     matched: MatchedDetections,
-    method: Literal["temperature", "platt", "isotonic"],
-    target: Literal["iou", "precision"] = "iou",
+    method: Method,
+    target: Target = "iou",
     iou: float = 0.5,
     per_class: bool = True,
 ) -> Calibrator:

@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from polyfocal.data.annotations import Annotations, annotations_of
 from polyfocal.data.detections import Detections, Kind
 from polyfocal.data.files import DatasetError
+from polyfocal.tables import table
 
 USUAL_LIMIT = 100
 """Most detections of a category in a picture that COCO counts."""
@@ -74,6 +74,22 @@ def detection_limit(truth: Annotations) -> int:
     With fewer than there are objects, a perfect model would not have an average precision of 1.
     """
     return max(USUAL_LIMIT, -(-truth.max_instances // 100) * 100)
+
+
+def remark_on_limit(truth: Annotations, results: Detections, max_dets: int) -> str:
+    """What to say about detections that do not count, or count against custom; else empty."""
+    if max_dets > USUAL_LIMIT:
+        return (
+            f"a picture holds up to {truth.max_instances} objects: up to {max_dets} detections of "
+            f"a class in a picture count, not the customary {USUAL_LIMIT}."
+        )
+    most = results.most_in_a_picture
+    if most > max_dets:
+        return (
+            f"a picture has up to {most} detections of a class: the best {max_dets} count, as is "
+            f"customary; --max-dets {most} counts them all."
+        )
+    return ""
 
 
 def evaluate(
@@ -176,21 +192,14 @@ def format_table(results: dict[str, CocoResult]) -> Group:
         results: The columns by name, such as ``{"bbox": ..., "segm": ...}``.
     """
 
-    def table(title: str, rows: list[dict[str, float]]) -> Table:
-        made = Table(title=title)
-        made.add_column("")
-        for name in results:
-            made.add_column(name, justify="right")
-        for key in dict.fromkeys(key for row in rows for key in row):
-            values = [row.get(key, math.nan) for row in rows]
-            made.add_row(
-                Text(key), *("-" if math.isnan(value) else f"{value:.3f}" for value in values)
-            )
-        return made
+    def made(title: str, columns: list[dict[str, float]]) -> Table:
+        keys = dict.fromkeys(key for column in columns for key in column)
+        rows = [[key, *(column.get(key, math.nan) for column in columns)] for key in keys]
+        return table(title, ("", *results), rows)
 
     return Group(
-        table("COCO metrics", [result.stats for result in results.values()]),
-        table("mAP by class", [result.per_class for result in results.values()]),
+        made("COCO metrics", [result.stats for result in results.values()]),
+        made("mAP by class", [result.per_class for result in results.values()]),
     )
 
 

@@ -1,9 +1,10 @@
 """Files of a data set: text and JSON read with one sentence for each way to fail; whole writes."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -111,23 +112,40 @@ class Kept(Generic[T]):
         self._found.pop(key, None)
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a text file, which appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+@contextlib.contextmanager
+def written_whole(file: str | Path) -> Iterator[Path]:
+    """Have a file, and the folders that it is in, appear complete or not at all.
 
+    Args:
+        file: What is to be there in the end.
 
-def write_text(file: str | Path, text: str) -> None:
-    """Write a text file that a person has named, complete or not at all.
+    Yields:
+        The name to write to, beside it and with its ending.
 
     Raises:
         UserError: It cannot be written.
     """
+    file = Path(file)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
     try:
-        replace_text(Path(file), text)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, file)
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):
+            reason = f"{file.parent} is not a folder"
+        raise UserError(f"{file} cannot be written: {reason}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text file, complete or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf-8")

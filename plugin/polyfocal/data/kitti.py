@@ -18,6 +18,7 @@ Suite*, CVPR 2012.
 import copy
 import math
 import os
+import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from polyfocal.data.files import DatasetError, Kept, read_text, replace_text
+from polyfocal.data.files import DatasetError, Kept, read_text, write_text, written_whole
 from polyfocal.data.splits import held_out
 from polyfocal.errors import UserError
 
@@ -43,6 +44,8 @@ CLASSES = (
     "Misc",
 )
 """Types of objects in the order of the labels that MMDetection3D gives them."""
+
+SPLITS = ("train", "val", "trainval", "test")
 
 DONT_CARE = "DontCare"
 """Type of the regions in which nobody labelled; their label is -1."""
@@ -171,6 +174,42 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
     return copy.deepcopy(load_split(root, split).infos)
 
 
+def write_infos(root: str | Path, out: str | Path) -> list[str]:
+    """Write MMDetection3D's info files of the splits of a folder, all or, where one is bad, none.
+
+    Args:
+        root: The folder that holds ``ImageSets`` and ``training``.
+        out: Folder for ``kitti_infos_train.pkl`` and the like; made as needed.
+
+    Returns:
+        What a person should know, a sentence each.
+
+    Raises:
+        UserError: A split is not usable, there is none, or ``out`` cannot be written.
+    """
+    root, out = Path(root), Path(out)
+    splits = [split for split in SPLITS if (root / "ImageSets" / f"{split}.txt").is_file()]
+    if not splits:
+        raise KittiError(
+            f"{root} has none of ImageSets/{', '.join(f'{split}.txt' for split in SPLITS)}: they "
+            "name the frames of a split, one a line."
+        )
+    found = {out / f"kitti_infos_{split}.pkl": load_split(root, split) for split in splits}
+    said = []
+    for file, split in found.items():
+        with written_whole(file) as part:
+            part.write_bytes(pickle.dumps(split.infos))
+        frames = split.infos["data_list"]
+        objects = [one for frame in frames for one in frame.get("instances", ())]
+        points = [one["num_lidar_pts"] for one in objects if one["bbox_label"] >= 0]
+        said.append(
+            f"{file}: {len(frames)} frames, {len(points)} objects that are no {DONT_CARE}, "
+            f"{sum(points)} points in them"
+        )
+        said += [f"note: {note}" for note in split.notes]
+    return said
+
+
 def hold_out(root: str | Path, folder: str | Path) -> Path:
     """Divide the train split in two, see :func:`polyfocal.data.splits.held_out`.
 
@@ -193,7 +232,7 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
     for split, out in (("train", False), ("val", True)):
         part = [name for name, held in zip(names, chosen, strict=True) if held == out]
         file = folder / "ImageSets" / f"{split}.txt"
-        replace_text(file, "\n".join(part) + "\n")
+        write_text(file, "\n".join(part) + "\n")
     link, wanted = folder / "training", (Path(root) / "training").resolve()
     if not link.exists():
         link.unlink(missing_ok=True)  # one whose target has gone

@@ -3,7 +3,6 @@
 import codecs
 import json
 from collections import Counter, OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -24,7 +23,8 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from PIL import Image
 
-from polyfocal.calibration import DetectionCalibration, DetectionResult
+from polyfocal.calibration import DetectionResult
+from polyfocal.calibration.detection import measure
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.coco import CocoResult, CocoSplit, evaluate
 from polyfocal.data.annotations import read_annotations
@@ -221,11 +221,8 @@ class CalibrationEvaluator(CocoEvaluator):
         self, truth: Path, detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]
     ) -> CocoResult:
         """Average precision and recall, and calibration."""
-        result = super().measure(truth, detections, kind)
-        metric = DetectionCalibration(self.iou)
-        metric.update(truth, detections, kind, self.max_dets)
-        calibration = metric.compute()
+        result, calibration = measure(truth, detections, kind, self.max_dets, iou=self.iou)
         self.calibration[kind] = calibration
         if self.output_dir is not None:
             save_diagrams(calibration, self.output_dir, f"{kind}_")
-        return replace(result, stats={**result.stats, **calibration.stats})
+        return result

@@ -100,28 +100,13 @@ def register(registry: Registry, cls: type[nn.Module]) -> None:
     registry.register(type(f"Polyfocal{cls.__name__}", (cls,), like))
 
 
-def known_losses() -> dict[str, type[ClassificationLoss]]:
-    """The losses of logits, by name."""
-    return {
-        name: loss
-        for name, loss in sorted(losses.LOSSES.items())
-        if issubclass(loss, ClassificationLoss)
-    }
-
-
 def _from_config(config: Mapping[str, Any], where: str) -> Any:
     settings = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
-    name = settings.pop("type", None)
-    known = known_losses()
-    loss = known.get(str(name).removeprefix("polyfocal."))
-    if loss is None:
-        raise UserError(
-            f"the cls_loss of {where} has type {name!r}: expected one of {', '.join(known)}"
-        )
+    name = str(settings.pop("type", None))
     try:
-        return loss(**{key: _setting(key, value) for key, value in settings.items()})
-    except TypeError as error:
-        raise UserError(f"the cls_loss of {where} cannot be built: {error}") from None
+        return losses.LOSSES.build(name, {k: _setting(k, v) for k, v in settings.items()})
+    except UserError as error:
+        raise UserError(f"the cls_loss of {where}: {error}") from None
 
 
 def _setting(name: str, value: Any) -> Any:

@@ -1,7 +1,7 @@
 """From a config file and the tool's options to an experiment that is ready to run."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +14,7 @@ from polyfocal.detectron2.experiment import USUAL_MAX_DETS, Data, Experiment
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
 
 DEMO_FOLDER = Path("data/digit_scenes")
 """Where the built-in pictures are kept, below the current directory."""
@@ -22,31 +23,19 @@ _MOST_LISTED = 10  # classes
 _MAX_SIDE = 320  # pixels, in the tiny profile where the pictures are larger
 
 
-def prepare_experiment(
-    path: str | Path,
-    *,
-    data: str | Path | None = None,
-    tiny: bool = False,
-    demo: bool = False,
-    options: Sequence[str] = (),
-    train: bool = True,
-) -> Experiment:
-    """Read a config, a LazyConfig or yaml, and adapt it to the data set and the machine.
+def prepare_experiment(request: Request) -> Experiment:
+    """Read a config, a LazyConfig or yaml, and adapt it to what is asked for.
 
     Args:
-        path: The config: ``.py`` for a LazyConfig, ``.yaml`` for Detectron2's older kind.
-        data: A COCO-format folder to use in the place of the config's data set, see
-            :func:`polyfocal.coco.load_split`.
-        tiny: Use the CPU-sized version of the architecture.
-        demo: Use the built-in digit scenes and the tiny profile.
-        options: Overrides in the way of the kind of config: ``key=value`` for a LazyConfig, ``KEY
-            value`` for yaml. They win over everything else.
-        train: Whether the train split is needed too, or only the val split.
+        request: Its config is ``.py`` for a LazyConfig, ``.yaml`` for Detectron2's older kind; its
+            options are words in the way of that kind, ``key=value`` or ``KEY value``; its data are
+            a COCO-format folder, see :func:`polyfocal.coco.load_split`, the built-in ones digit
+            scenes.
 
     Raises:
         UserError: The config, an override or the data set is not usable.
     """
-    path = Path(path)
+    path = Path(request.config)
     kinds: dict[str, Callable[[Path], Experiment]] = {
         ".py": LazyExperiment,
         ".yaml": YamlExperiment,
@@ -57,21 +46,20 @@ def prepare_experiment(
     if path.suffix not in kinds:
         raise UserError(f"{path} must end in .py (a LazyConfig) or .yaml.")
     experiment = kinds[path.suffix](path)
-    if demo:
-        data = write_digit_scenes(DEMO_FOLDER)
-    adapted = None if data is None else _load_data(experiment, Path(data), train)
-    tiny = tiny or demo
+    data = write_digit_scenes(DEMO_FOLDER) if request.demo else request.data
+    adapted = None if data is None else _load_data(experiment, Path(data), request.train)
+    tiny = request.tiny or request.demo
     if tiny:
         side = _MAX_SIDE if adapted is None else min(_MAX_SIDE, _usual_side(adapted.val))
         experiment.use_tiny_profile(side)
     if adapted is not None:
         experiment.use_data(adapted)
-    if demo:
+    if request.demo:
         # A mirrored digit is another sign or none.
         experiment.no_flip()
-    experiment.finish(options, adapted, tiny=tiny)
+    experiment.finish(list(request.options), adapted, tiny=tiny)
     train_sets, test_sets = experiment.datasets()
-    for name in (train_sets if train else []) + test_sets:
+    for name in (train_sets if request.train else []) + test_sets:
         _check_dataset(name, path)
     return experiment
 

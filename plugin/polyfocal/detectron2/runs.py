@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2 import engine
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
@@ -21,17 +22,53 @@ from rich.console import Console
 from torch import nn
 
 from polyfocal.coco import format_table
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text
 from polyfocal.detectron2.checkpoint import check_checkpoint, only_data
 from polyfocal.detectron2.data import CocoEvaluator, number_from_1
 from polyfocal.detectron2.experiment import Evaluations, Experiment, Settings
+from polyfocal.detectron2.prepare import prepare_experiment
 from polyfocal.detectron2.progress import ProgressHook
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import Request
 from polyfocal.folders import own_folder
 
 _LOGGERS = ("detectron2", "fvcore", "iopath")
 _PROGRESS = "detectron2.utils.events"
 _STARTED = "started.json"
+
+
+def launch(
+    request: Request,
+    *,
+    resume: bool,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """Start the processes that train, or evaluate where the request is for no training.
+
+    Args:
+        request: What to train or evaluate.
+        resume: See :func:`train` and :func:`test`.
+        num_gpus: Of each machine.
+        num_machines, machine_rank, dist_url: As ``detectron2.engine.launch`` takes them.
+
+    Raises:
+        UserError: The options contradict each other or the machine, and see :func:`train`.
+    """
+    for override in request.options:
+        if override.startswith("--"):
+            raise UserError(f"{override} stands behind an override: options come before them.")
+    if num_gpus * num_machines > 1:
+        if num_gpus > (found := torch.cuda.device_count()):
+            raise UserError(f"--num-gpus {num_gpus}: torch finds {found} here.")
+        prepare_experiment(request)  # what is wrong with it is better said once
+    engine.launch(_run, num_gpus, num_machines, machine_rank, dist_url, (request, resume))
+
+
+def _run(request: Request, resume: bool) -> None:
+    (train if request.train else test)(prepare_experiment(request), resume=resume)
 
 
 @only_data()
@@ -180,7 +217,7 @@ def _own(experiment: Experiment, output_dir: Path, *, resume: bool) -> Iterator[
         return
     with own_folder(output_dir, experiment.OUTPUT):
         _check_started(experiment, output_dir, data=True)
-        replace_text(output_dir / _STARTED, json.dumps(_told_apart_by(experiment), indent=1))
+        write_text(output_dir / _STARTED, json.dumps(_told_apart_by(experiment), indent=1))
         if not resume:
             # A later --resume is to go on with this run and not with the one before.
             (output_dir / "last_checkpoint").unlink(missing_ok=True)

@@ -5,7 +5,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from polyfocal.errors import UserError
@@ -38,8 +39,8 @@ def add_config(parser: argparse.ArgumentParser, text: str = "of the training") -
     parser.add_argument("config", metavar="CONFIG", type=config_file, help=text)
 
 
-def add_experiment_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a data set, a size, a place and overrides."""
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a data set and a size."""
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -57,6 +58,11 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the built-in pictures or LiDAR scans (written to data/) with the tiny profile",
     )
+
+
+def add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`add_data_options`, and those of a place and of overrides."""
+    add_data_options(parser)
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
@@ -86,7 +92,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True) -> Request:
-    """What the options of :func:`add_experiment_options` ask for.
+    """What the options of :func:`add_data_options` and the overrides ask for.
 
     Args:
         args: The command line.
@@ -104,9 +110,21 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
         data=args.data,
         tiny=args.profile == "tiny",
         demo=args.demo,
-        options=args.cfg_options or {},
+        options={} if args.cfg_options is None else args.cfg_options,
         train=train,
     )
+
+
+def check_file(option: str, name: str | None, endings: Sequence[str]) -> None:
+    """Look at the name of a file that a tool will write in the end.
+
+    Raises:
+        UserError: It has another ending, or there is no folder for it.
+    """
+    if name is not None and Path(name).suffix not in endings:
+        raise UserError(f"{option} takes a name that ends in {' or '.join(endings)}, got {name}.")
+    if name is not None and not Path(name).absolute().parent.is_dir():
+        raise UserError(f"{option}: there is no folder {Path(name).parent}.")
 
 
 def run_tool(
@@ -174,15 +192,33 @@ class _KeyValues(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        found = dict(getattr(namespace, self.dest, None) or {})
         try:
-            for pair in values or ():
-                key, text = pair.split("=", maxsplit=1)
-                found[key] = value_of(text)
+            found = settings_of(values or (), self.option_strings[0])
+        except UserError as error:
+            parser.error(str(error))
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest, None) or {}), **found})
+
+
+def settings_of(words: Iterable[str], option: str) -> dict[str, Any]:
+    """The settings of words such as ``gamma=2``.
+
+    Args:
+        words: ``KEY=VALUE`` each, see :func:`value_of`.
+        option: That they were given to, for the sentence of the error.
+
+    Raises:
+        UserError: A word is none.
+    """
+    settings = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            settings[key] = value_of(text)
         except ValueError:
-            given = " ".join(values or ())
-            parser.error(f"{self.option_strings[0]} takes KEY=VALUE, got {given}")
-        setattr(namespace, self.dest, found)
+            raise UserError(f"{option} takes KEY=VALUE, got {word}") from None
+    return settings
 
 
 def value_of(text: str) -> Any:

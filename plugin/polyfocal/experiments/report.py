@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.table import Table as ConsoleTable
 from rich.text import Text
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text, written_whole
 from polyfocal.experiments.study import (
     Difference,
     Outcome,
@@ -398,10 +398,9 @@ def draw_series(study: Study, outcomes: Sequence[Outcome], folder: Path) -> list
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=len(series), frameon=False)
         figure.tight_layout(rect=(0, 0, 1, 0.92))
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
         files.append(folder / f"{measure}.svg")
-        replace_text(files[-1], stream.getvalue())
+        with written_whole(files[-1]) as part:
+            figure.savefig(part, metadata={"Date": None})
     return files
 
 
@@ -433,7 +432,7 @@ def write_study(
         ),
     }
     for name, text in texts.items():
-        replace_text(folder / name, text)
+        write_text(folder / name, text)
     return [*(folder / name for name in texts), *draw_series(study, outcomes, folder)]
 
 

@@ -102,7 +102,8 @@ class Request:
         data: A folder to use in the place of the config's data set.
         tiny: Use the CPU-sized version of the architecture.
         demo: Use the built-in data and the CPU-sized version.
-        options: Overrides such as ``{"train_cfg.max_epochs": 10}``. They win over everything else.
+        options: Overrides such as ``{"train_cfg.max_epochs": 10}``, or a list in Detectron2's way.
+            They win over everything else.
         train: Whether the train split is needed too, or only the val split.
     """
 
@@ -111,7 +112,7 @@ class Request:
     data: str | Path | None = None
     tiny: bool = False
     demo: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Any = field(default_factory=dict)
     train: bool = True
 
     @cached_property

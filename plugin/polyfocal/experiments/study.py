@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 
 RESULT_FILE = "result.json"
@@ -515,4 +515,4 @@ def _write(outcome: Outcome, place: Path) -> None:
         "measured": outcome.measured,
         "seconds": round(outcome.seconds, 1),
     }
-    replace_text(place / RESULT_FILE, json.dumps(content, indent=2) + "\n")
+    write_text(place / RESULT_FILE, json.dumps(content, indent=2) + "\n")

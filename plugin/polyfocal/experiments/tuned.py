@@ -16,7 +16,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text, written_whole
 from polyfocal.errors import UserError
 from polyfocal.experiments.report import Table, summary_table
 from polyfocal.experiments.request import Request
@@ -211,7 +211,7 @@ def write_report(
         rows.append(list(map(str, cells)))
     header = ("trial", *settings, "epochs", "score", "seconds")
     lines.append(Table(header, rows, text_columns=0).markdown())
-    replace_text(file, "\n".join(lines) + "\n")
+    write_text(file, "\n".join(lines) + "\n")
 
 
 def trial_line(trial: FrozenTrial, metric: str) -> str:
@@ -332,7 +332,6 @@ def _draw(study: optuna.Study, metric: str, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is called experimental
         plot_slice(study, target_name=metric)
-    partial_file = file.with_name(f".{file.name}")
-    plt.savefig(partial_file, format="png", dpi=100, bbox_inches="tight")
+    with written_whole(file) as part:
+        plt.savefig(part, dpi=100, bbox_inches="tight")
     plt.close("all")
-    os.replace(partial_file, file)

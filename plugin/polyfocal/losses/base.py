@@ -54,6 +54,24 @@ class Table(Mapping[str, "type[Loss]"]):
             for told in self._told:
                 told(cls)
 
+    def of_logits(self) -> list[str]:
+        """Names of the losses of logits and labels, in alphabetical order."""
+        return sorted(name for name, cls in self.items() if issubclass(cls, ClassificationLoss))
+
+    def build(self, name: str, settings: Mapping[str, Any]) -> "Loss":
+        """A loss from its name, with or without ``polyfocal.`` in front, and its keywords.
+
+        Raises:
+            UserError: there is no such loss, or a keyword or a value is wrong.
+        """
+        cls = self.get(name.removeprefix("polyfocal."))
+        if cls is None:
+            raise UserError(f"there is no loss {name!r}: expected one of {', '.join(sorted(self))}")
+        try:
+            return cls(**settings)
+        except TypeError as error:  # a keyword too many or too few, a list for a number
+            raise UserError(f"{name} does not take these settings: {error}") from None
+
     def follow(self, told: "Callable[[type[Loss]], None]") -> None:
         """Calls ``told`` with every loss that is there, and with every one that comes."""
         self._told.append(told)

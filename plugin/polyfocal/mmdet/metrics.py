@@ -5,10 +5,8 @@ import copy
 import io
 import json
 import math
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +21,11 @@ from mmengine.visualization import Visualizer
 from pycocotools.coco import COCO
 from rich.console import RenderableType
 
-from polyfocal.calibration import DetectionCalibration, DetectionResult
+from polyfocal.calibration import DetectionResult
+from polyfocal.calibration.detection import measure
 from polyfocal.calibration.diagram import DIAGRAMS, pixels
 from polyfocal.coco import CocoResult, evaluate, format_table
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.mmdet.datasets import load_coco
 from polyfocal.mmengine.configs import is_a
@@ -221,12 +221,10 @@ class CalibrationMetric(CocoMetric):
         self, coco: COCO, found: str | list[dict[str, Any]], kind: Literal["bbox", "segm"]
     ) -> CocoResult:
         """Average precision and recall, and calibration."""
-        result = super().measure(coco, found, kind)
-        metric = DetectionCalibration(self.iou)
-        metric.update(coco, found, kind, self.max_dets, list(self.cat_ids))
-        calibration = metric.compute()
-        self.calibration = {**self.calibration, kind: calibration}
-        return replace(result, stats={**result.stats, **calibration.stats})
+        categories = list(self.cat_ids)
+        result, found_out = measure(coco, found, kind, self.max_dets, categories, iou=self.iou)
+        self.calibration = {**self.calibration, kind: found_out}
+        return result
 
     @staticmethod
     def _draw(kind: str, calibration: DetectionResult) -> None:
@@ -289,7 +287,4 @@ def _keep(file: Path, place: Path) -> None:
         # Single precision written as double: two thirds of the digits mean nothing.
         detection["bbox"] = [float(f"{value:.6g}") for value in detection["bbox"]]
         detection["score"] = float(f"{detection['score']:.6g}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.tmp")
-    temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    os.replace(temporary, place)
+    write_text(place, json.dumps(content, separators=(",", ":")))

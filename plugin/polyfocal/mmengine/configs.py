@@ -86,12 +86,8 @@ def set_evaluators(cfg: Config, split: str, metrics: list[ConfigDict]) -> None:
         cfg[f"{split}_evaluator"] = metrics[0] if len(metrics) == 1 else metrics
 
 
-def read_config(path: str | Path) -> Config:
-    """A config, of the old style or the new one, all of whose types can be imported.
-
-    Raises:
-        UserError: There is none, or it cannot be read.
-    """
+def _loaded(path: str | Path) -> Config:
+    """A config, all of whose types can be imported."""
     if not Path(path).is_file():
         raise UserError(f"there is no config {path}.")
     try:
@@ -104,13 +100,49 @@ def read_config(path: str | Path) -> Config:
             raise UserError(
                 f"{path} is a config of MMDetection3D, which is not installed: run `make setup-3d`."
             ) from error
+        text = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as a config: {type(error).__name__}: {error}."
+            f"{path} cannot be read as a config: {type(error).__name__}: {text}."
         ) from error
+    return cfg
+
+
+def read_config(path: str | Path) -> Config:
+    """A config, of the old style or the new one, all of whose types can be imported.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    cfg = _loaded(path)
     missing = [key for key in ("model", "train_dataloader", "val_dataloader") if key not in cfg]
     if missing:
         raise UserError(f"{path} is not the config of a detector: it has no {missing[0]!r}.")
     return cfg
+
+
+def losses_in(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """Names and settings of the losses of this package in a config's model, each once.
+
+    MMDetection's FocalLoss counts as the one of this package, which gives the same numbers.
+
+    Raises:
+        UserError: The file is no config, or has no such loss.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for node in walk(_loaded(path).get("model")):
+        kind: Any = node.get("type")
+        scope = (kind.__module__ if isinstance(kind, type) else str(kind)).partition(".")
+        settings = {key: value for key, value in node.items() if key != "type"}
+        one = (type_name(node), settings)
+        ours = scope[0] in ("polyfocal", "mmdet") or not scope[1]
+        if ours and one[0] in losses.LOSSES.of_logits() and one not in found:
+            found.append(one)
+    if not found:
+        raise UserError(
+            f"{path} has no loss of this package; plain cross-entropy is --loss "
+            "Poly1CrossEntropyLoss epsilon=0"
+        )
+    return found
 
 
 def framework_of(cfg: Config) -> str:

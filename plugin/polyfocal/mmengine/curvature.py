@@ -1,10 +1,12 @@
 """Curvature of a model's training loss: measured beside a training, and held down in it."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from polyfocal import curvature
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.mmengine.registry import HOOKS
+from polyfocal.tables import table
 
 _PENALTY = "loss_trace"
 
@@ -129,6 +134,45 @@ class Curvature:
     trace: curvature.Estimate
     density: curvature.SpectralDensity | None
     seconds: float
+
+    def write(self, file: str | Path, settings: dict[str, Any]) -> None:
+        """Write what was measured as JSON, and how.
+
+        Args:
+            file: To write.
+            settings: Of the measurement.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        numbers: dict[str, Any] = {
+            "parameters": list(self.parameters),
+            "size": self.size,
+            "loss": self.loss,
+            "eigenvalues": self.eigenvalues.values.tolist(),
+            "eigenvalue_errors": self.eigenvalues.errors.tolist(),
+            "steps": self.eigenvalues.steps,
+            "trace": self.trace.value,
+            "trace_error": self.trace.standard_error,
+            "seconds": self.seconds,
+        }
+        if self.density is not None:
+            values, weights = self.density.values.tolist(), self.density.weights.tolist()
+            numbers["density"] = {"values": values, "weights": weights}
+        numbers["settings"] = settings
+        write_text(file, json.dumps(numbers, indent=1) + "\n")
+
+    def table(self) -> Table:
+        """What was measured, for a terminal."""
+        values, errors = self.eigenvalues.values.tolist(), self.eigenvalues.errors.tolist()
+        rows = [
+            [f"eigenvalue {number}", f"{value:.5g}", f"{error:.1g}"]
+            for number, (value, error) in enumerate(zip(values, errors, strict=True), start=1)
+        ]
+        rows.append(["trace", f"{self.trace.value:.5g}", f"{self.trace.standard_error:.2g}"])
+        rows.append(["loss", f"{self.loss:.5g}", ""])
+        title = f"Hessian over {self.size:,} parameters"
+        return table(title, ("", "value", "±"), rows, title_justify="left")
 
 
 def measure_curvature(

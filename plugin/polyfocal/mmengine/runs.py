@@ -15,9 +15,8 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console, RenderableType
-from rich.table import Table
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.experiments.trained import KEPT_RESULTS
 from polyfocal.folders import own_folder
@@ -32,6 +31,7 @@ from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curva
 from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.objects import check_training_objects, is_empty, nothing_to_train_on
 from polyfocal.mmengine.work_dir import short_names
+from polyfocal.tables import table
 
 
 class Runnable(Protocol):
@@ -143,10 +143,7 @@ def _tables(
     tables = experiment.tables(metrics)
     if tables or not measured:
         return tables
-    plain = Table("", "measured")
-    for name, value in short_names(measured).items():
-        plain.add_row(name, f"{value:.3f}")
-    return [plain]
+    return [table(None, ("", "measured"), short_names(measured).items())]
 
 
 def train_into(
@@ -201,7 +198,7 @@ def start_in(
         if not (resume and same):
             shutil.rmtree(work_dir, ignore_errors=True)
             work_dir.mkdir(parents=True)
-            replace_text(started, settings)
+            write_text(started, settings)
     barrier()
     cfg.work_dir = str(work_dir)
     cfg.launcher = launcher
@@ -388,8 +385,7 @@ def _wrap_without_gpu(cfg: Config) -> None:
 
 def _report(runner: ConsoleRunner, tables: list[RenderableType], lines: dict[str, Any]) -> None:
     console = Console()
-    for table in tables:
-        console.print(table)
+    console.print(*tables, sep="\n")
     for name, value in {**lines, "log": _log_file(runner)}.items():
         console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
 

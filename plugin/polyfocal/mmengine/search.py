@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 
-from polyfocal.data.files import replace_text
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Setting, Watcher
 from polyfocal.losses import Range
@@ -170,7 +170,7 @@ def write_variant(
         lines.append(f"_base_ = {Path(base).as_posix()!r}")
         changed = _changed(old.model.to_dict(), new.model.to_dict())
         text = Config({"model": changed}).pretty_text
-    replace_text(file, "\n".join(lines) + f"\n{text}")
+    write_text(file, "\n".join(lines) + f"\n{text}")
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
