@@ -9,7 +9,7 @@ not depend on how many pictures there are.
 import colorsys
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 
-from polyfocal.demo.folder import write_once
-from polyfocal.errors import UserError
+from polyfocal.demo.folder import Scenes, whole, whole_pair
 
 VERSION = 1
 """Raised whenever the same settings would give other pictures or annotations."""
 
 CLASSES = tuple(str(digit) for digit in range(10))
-SETTINGS_FILE = "digit_scenes.json"
 
 # A digit hidden more than this can no longer be read, whatever its box shares with the others.
 _MIN_VISIBLE = 0.5
@@ -41,20 +39,11 @@ _SPLITS = ("train", "val", "ood")
 _SCENE, _CUE, _LABEL_NOISE = range(3)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_whole, value))
-
-
 @dataclass(frozen=True)
-class DigitScenes:
+class DigitScenes(Scenes):
     """The settings of a set of digit scenes; checked when made.
 
     Attributes:
-        seed: Seed of everything random, ``>= 0``.
         num_train: Pictures in the train split, ``>= 1``.
         num_val: Pictures in the val split, ``>= 1``.
         num_ood: Pictures in the ood split, ``>= 1``; written only where ``spurious > 0``.
@@ -79,7 +68,10 @@ class DigitScenes:
         UserError: A value is out of its range.
     """
 
-    seed: int = 0
+    what = "digit scenes"
+    settings_file = "digit_scenes.json"
+    version = VERSION
+
     num_train: int = 600
     num_val: int = 150
     num_ood: int = 150
@@ -93,26 +85,18 @@ class DigitScenes:
     cue: Literal["color", "background"] = "color"
 
     def __post_init__(self) -> None:
-        def check(name: str, ok: bool, right: str) -> None:
-            if not ok:
-                raise UserError(
-                    f"{name} of digit scenes must be {right}, got {getattr(self, name)!r}."
-                )
-
-        check("seed", _whole(self.seed) and self.seed >= 0, "a whole number of 0 or more")
-        for name in ("num_train", "num_val", "num_ood"):
-            count = getattr(self, name)
-            check(name, _whole(count) and count >= 1, "a whole number of 1 or more")
-        check("size", _whole(self.size) and self.size >= 64, "a whole number of 64 pixels or more")
+        super().__post_init__()
+        check = self.check
+        check("size", whole(self.size) and self.size >= 64, "a whole number of 64 pixels or more")
         check(
             "digits",
-            _whole_pair(self.digits) and 1 <= self.digits[0] <= self.digits[1],
+            whole_pair(self.digits) and 1 <= self.digits[0] <= self.digits[1],
             "two whole numbers (fewest, most) with 1 <= fewest <= most",
         )
         largest = math.floor(0.7 * self.size)
         check(
             "digit_size",
-            _whole_pair(self.digit_size)
+            whole_pair(self.digit_size)
             and 16 <= self.digit_size[0] <= self.digit_size[1] <= largest,
             "two whole numbers of pixels (smallest, largest) with 16 <= smallest <= largest <= "
             f"{largest} (0.7 of size {self.size})",
@@ -126,7 +110,6 @@ class DigitScenes:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Name and number of pictures of each split that is written."""
         splits = {"train": self.num_train, "val": self.num_val}
         if self.spurious > 0:
             splits["ood"] = self.num_ood
@@ -137,6 +120,10 @@ class DigitScenes:
         ratio = self.long_tail if split == "train" else 1.0
         weights = ratio ** -np.linspace(0.0, 1.0, len(CLASSES))
         return weights / weights.sum()
+
+    def fill(self, folder: Path) -> None:
+        for split, count in self.splits.items():
+            _write_split(folder, self, split, count)
 
 
 @dataclass(frozen=True)
@@ -152,33 +139,13 @@ class Instance:
 def write_digit_scenes(
     root: Path, scenes: DigitScenes = DigitScenes(), *, overwrite: bool = False
 ) -> Path:
-    """Write digit scenes as a COCO-format folder.
+    """Write digit scenes as a COCO-format folder, see :meth:`DigitScenes.write`.
 
     ``root/annotations/{train,val}.json``, ``root/images/{train,val}/000001.png`` and
     ``root/digit_scenes.json`` with the version and the settings; ``ood`` too where ``spurious`` is
-    above 0. The folder appears complete or not at all. A folder that holds the same settings
-    already is left alone.
-
-    Args:
-        root: The folder to make; its parents are made as needed.
-        scenes: The settings.
-        overwrite: Replace digit scenes of other settings. Any other folder is never replaced.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else or cannot be written.
+    above 0.
     """
-    return write_once(
-        Path(root),
-        what="digit scenes",
-        settings_file=SETTINGS_FILE,
-        version=VERSION,
-        settings=asdict(scenes),
-        fill=lambda folder: _fill(folder, scenes),
-        overwrite=overwrite,
-    )
+    return scenes.write(root, overwrite=overwrite)
 
 
 def render_scene(
@@ -232,11 +199,6 @@ def render_scene(
         patch = canvas[top : top + height, left : left + width]
         patch += opacity[:, :, None] * (color - patch)
     return np.round(canvas * 255).astype(np.uint8), instances
-
-
-def _fill(root: Path, scenes: DigitScenes) -> None:
-    for split, count in scenes.splits.items():
-        _write_split(root, scenes, split, count)
 
 
 def _write_split(root: Path, scenes: DigitScenes, split: str, count: int) -> None:

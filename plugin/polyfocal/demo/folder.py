@@ -1,73 +1,112 @@
-"""Folders that a generator writes whole or not at all, and never over anything else."""
+"""Generated data sets: settings that are checked, folders written whole or not at all."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from polyfocal.errors import UserError
 
 
-def write_once(
-    root: Path,
-    *,
-    what: str,
-    settings_file: str,
-    version: int,
-    settings: dict[str, Any],
-    fill: Callable[[Path], None],
-    overwrite: bool,
-) -> Path:
-    """Have a folder filled, unless it holds the same already.
+@dataclass(frozen=True)
+class Scenes(ABC):
+    """The settings of a generated data set.
 
-    Args:
-        root: The folder to make; its parents are made as needed.
+    Attributes:
         what: What is in it, such as ``"digit scenes"``, for the sentences of errors.
-        settings_file: Name of the JSON file, below ``root``, that tells what is in it.
-        version: Of the generator.
-        settings: Of the generator; what JSON makes of them is compared.
-        fill: Writes the content into the folder that it is given, which exists.
-        overwrite: Replace a folder of the same kind with other settings.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else or cannot be written.
+        settings_file: Name of the JSON file, in its folder, that tells what is in it.
+        version: Of the generator: raised whenever the same settings would give other files.
+        seed: Seed of everything random, ``>= 0``.
     """
-    wanted = {"version": version, "settings": json.loads(json.dumps(settings))}
-    found = _settings_in(root / settings_file)
-    if found == wanted:
-        return root
-    if found is not None and not overwrite:
-        raise UserError(
-            f"{root} holds {what} of other settings ({_difference(found, wanted)}); "
-            "give another folder or ask to overwrite it."
-        )
-    if found is None and root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise UserError(f"{root} exists and holds no {what}; give a new or an empty folder.")
 
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    what: ClassVar[str]
+    settings_file: ClassVar[str]
+    version: ClassVar[int]
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("num_train", 1), ("num_val", 1), ("num_ood", 1)):
+            count = getattr(self, name, 1)
+            self.check(name, whole(count) and count >= least, f"a whole number of {least} or more")
+
+    def check(self, name: str, ok: bool, right: str) -> None:
+        """Refuse the value of a setting.
+
+        Raises:
+            UserError: It is not ok.
+        """
+        if not ok:
+            raise UserError(f"{name} of {self.what} must be {right}, got {getattr(self, name)!r}.")
+
+    @property
+    @abstractmethod
+    def splits(self) -> dict[str, int]:
+        """Name and number of pictures or frames of each split that is written."""
+
+    @abstractmethod
+    def fill(self, folder: Path) -> None:
+        """Write the data into a folder, which exists."""
+
+    def write(self, root: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the folder, which appears complete or not at all, unless it holds the same already.
+
+        Args:
+            root: The folder to make; its parents are made as needed.
+            overwrite: Replace a folder of the same kind with other settings. Any other folder is
+                never replaced.
+
+        Returns:
+            ``root``.
+
+        Raises:
+            UserError: ``root`` holds something else or cannot be written.
+        """
+        root = Path(root)
+        file = self.settings_file
+        wanted = {"version": self.version, "settings": json.loads(json.dumps(asdict(self)))}
+        found = _settings_in(root / file)
+        if found == wanted:
+            return root
+        if found is not None and not overwrite:
+            raise UserError(
+                f"{root} holds {self.what} of other settings ({_difference(found, wanted)}); "
+                "give another folder or ask to overwrite it."
+            )
+        if found is None and root.exists() and not (root.is_dir() and not any(root.iterdir())):
+            raise UserError(f"{root} exists and holds no {self.what}; give a new or empty folder.")
         try:
-            new = temporary / "new"
-            new.mkdir()
-            fill(new)
-            (new / settings_file).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            if found is not None:
-                os.replace(root, temporary / "old")
-            os.replace(new, root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        # Another process may have finished the same set first.
-        if _settings_in(root / settings_file) != wanted:
-            raise UserError(f"Cannot write {what} to {root}: {error.strerror}.") from error
-    return root
+            root.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+            try:
+                new = temporary / "new"
+                new.mkdir()
+                self.fill(new)
+                (new / file).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+                if found is not None:
+                    os.replace(root, temporary / "old")
+                os.replace(new, root)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            # Another process may have finished the same set first.
+            if _settings_in(root / file) != wanted:
+                raise UserError(f"Cannot write {self.what} to {root}: {error.strerror}.") from error
+        return root
+
+
+def whole(value: Any) -> bool:
+    """Whether a setting is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole_pair(value: Any) -> bool:
+    """Whether a setting is two whole numbers."""
+    return isinstance(value, tuple) and len(value) == 2 and all(map(whole, value))
 
 
 def _settings_in(file: Path) -> dict[str, Any] | None:

@@ -9,22 +9,20 @@ Labels are exact, since the generator knows every box. Same seed, same settings 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyfocal.data.kitti import DONT_CARE, IMAGE_SIZE
-from polyfocal.demo.folder import write_once
-from polyfocal.errors import UserError
+from polyfocal.demo.folder import Scenes, whole_pair
 
 VERSION = 1
 """Raised whenever the same settings would give other points or labels."""
 
-SETTINGS_FILE = "lidar_scenes.json"
 CLASSES = ("Pedestrian", "Cyclist", "Car")
 
 # Metres, degrees. The beams are a Velodyne HDL-64E's: two blocks, the upper one denser.
@@ -64,16 +62,11 @@ _LIDAR_TO_CAMERA = np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27]]
 _SPLITS = ("train", "val")
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
-class LidarScenes:
+class LidarScenes(Scenes):
     """The settings of a set of LiDAR scenes; checked when made.
 
     Attributes:
-        seed: Seed of everything random, ``>= 0``.
         num_train: Frames in the train split, ``>= 1``.
         num_val: Frames in the val split, ``>= 1``.
         cars: Fewest and most cars tried in a frame. A thing for which no place is found is left
@@ -86,7 +79,10 @@ class LidarScenes:
         UserError: A value is out of its range.
     """
 
-    seed: int = 0
+    what = "LiDAR scenes"
+    settings_file = "lidar_scenes.json"
+    version = VERSION
+
     num_train: int = 200
     num_val: int = 50
     cars: tuple[int, int] = (5, 12)
@@ -95,32 +91,22 @@ class LidarScenes:
     clutter: tuple[int, int] = (4, 12)
 
     def __post_init__(self) -> None:
-        def check(name: str, ok: bool, right: str) -> None:
-            if not ok:
-                raise UserError(
-                    f"{name} of LiDAR scenes must be {right}, got {getattr(self, name)!r}."
-                )
-
-        check("seed", _whole(self.seed) and self.seed >= 0, "a whole number of 0 or more")
-        for name in ("num_train", "num_val"):
-            count = getattr(self, name)
-            check(name, _whole(count) and count >= 1, "a whole number of 1 or more")
+        super().__post_init__()
         for name in ("cars", "pedestrians", "cyclists", "clutter"):
             pair = getattr(self, name)
-            check(
+            self.check(
                 name,
-                isinstance(pair, tuple)
-                and len(pair) == 2
-                and all(map(_whole, pair))
-                and 0 <= pair[0] <= pair[1] <= 50,
+                whole_pair(pair) and 0 <= pair[0] <= pair[1] <= 50,
                 "two whole numbers (fewest, most) with 0 <= fewest <= most <= 50",
             )
-        check("cars", self.cars[0] >= 1, "at least one car, (1, 1) or more")
+        self.check("cars", self.cars[0] >= 1, "at least one car, (1, 1) or more")
 
     @property
     def splits(self) -> dict[str, int]:
-        """Name and number of frames of each split."""
         return {"train": self.num_train, "val": self.num_val}
+
+    def fill(self, folder: Path) -> None:
+        _fill(folder, self)
 
 
 @dataclass(frozen=True)
@@ -152,31 +138,11 @@ class _Part(NamedTuple):
 
 
 def write(root: Path, scenes: LidarScenes = LidarScenes(), *, overwrite: bool = False) -> Path:
-    """Write LiDAR scenes as a folder in KITTI's layout, see :mod:`polyfocal.kitti`.
+    """Write LiDAR scenes as a folder in KITTI's layout, see :meth:`LidarScenes.write`.
 
-    There are no pictures; the points are those that a camera of KITTI's sees. The folder appears
-    complete or not at all. A folder that holds the same settings already is left alone.
-
-    Args:
-        root: The folder to make; its parents are made as needed.
-        scenes: The settings.
-        overwrite: Replace LiDAR scenes of other settings. Any other folder is never replaced.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else or cannot be written.
+    There are no pictures; the points are those that a camera of KITTI's sees.
     """
-    return write_once(
-        Path(root),
-        what="LiDAR scenes",
-        settings_file=SETTINGS_FILE,
-        version=VERSION,
-        settings=asdict(scenes),
-        fill=lambda folder: _fill(folder, scenes),
-        overwrite=overwrite,
-    )
+    return scenes.write(root, overwrite=overwrite)
 
 
 def scan(scenes: LidarScenes, split: str, index: int) -> tuple[NDArray[np.float32], list[Thing]]:
