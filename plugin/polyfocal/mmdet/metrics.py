@@ -7,7 +7,6 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
@@ -108,31 +107,25 @@ class CocoMetric(MMDetCocoMetric):
 
     def compute_metrics(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
         """Write the detections of all pictures as COCO results and evaluate them."""
-        ground_truth, detections = zip(*results, strict=True)
-        with tempfile.TemporaryDirectory() as folder:
-            prefix = str(Path(folder) / "results")
-            coco = self._coco_api or self._from_samples(ground_truth, prefix)
-            classes = self.dataset_meta["classes"]
-            self.cat_ids = (
-                self._coco_api.get_cat_ids(cat_names=classes)
-                if self._coco_api
-                else range(len(classes))
-            )
-            files = self.results2json(detections, prefix)
-            if self.outfile_prefix is not None:
-                for kind in files.keys() & {"bbox", "segm"}:
-                    _keep(Path(files[kind]), Path(f"{self.outfile_prefix}.{kind}.json"))
-            if self.format_only:
-                return {}
-            metrics: dict[str, float] = {}
-            for kind in self.metrics:
-                if kind not in files:
-                    raise UserError(
-                        f"the model predicts no masks, so {kind!r} cannot be evaluated."
-                    )
-                result = self.measure(coco, files[kind], kind)
-                self.coco_results[kind] = result
-                metrics.update(self._named(kind, result))
+        ground_truth, predictions = zip(*results, strict=True)
+        coco = self._coco_api or self._from_samples(ground_truth)
+        classes = self.dataset_meta["classes"]
+        self.cat_ids = (
+            self._coco_api.get_cat_ids(cat_names=classes) if self._coco_api else range(len(classes))
+        )
+        found = self._detections(predictions)
+        if self.outfile_prefix is not None:
+            for kind, detections in found.items():
+                _keep(detections, f"{self.outfile_prefix}.{kind}.json")
+        if self.format_only:
+            return {}
+        metrics: dict[str, float] = {}
+        for kind in self.metrics:
+            if kind not in found:
+                raise UserError(f"the model predicts no masks, so {kind!r} cannot be evaluated.")
+            result = self.measure(coco, found[kind], kind)
+            self.coco_results[kind] = result
+            metrics.update(self._named(kind, result))
         return {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
 
     def table(self) -> RenderableType | None:
@@ -159,13 +152,13 @@ class CocoMetric(MMDetCocoMetric):
         ]
 
     def measure(
-        self, coco: COCO, found: str | list[dict[str, Any]], kind: Literal["bbox", "segm"]
+        self, coco: COCO, found: list[dict[str, Any]], kind: Literal["bbox", "segm"]
     ) -> CocoResult:
         """The numbers of one kind.
 
         Args:
             coco: The ground truth.
-            found: The detections in COCO's results format, or a file of them.
+            found: The detections in COCO's results format.
             kind: What to compare.
         """
         return evaluate(coco, found, kind, self.max_dets, list(self.cat_ids))
@@ -177,10 +170,29 @@ class CocoMetric(MMDetCocoMetric):
                 named[f"{kind}_{name}_precision"] = value
         return named
 
-    def _from_samples(self, ground_truth: Sequence[dict], prefix: str) -> COCO:
+    def _detections(self, predictions: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
+        """The detections of all pictures in COCO's results format, by kind."""
+        found: dict[str, list[dict[str, Any]]] = {"bbox": []}
+        if "masks" in predictions[0]:
+            found["segm"] = []
+        for one in predictions:
+            of_kind = {"bbox": one["scores"], "segm": one.get("mask_scores", one["scores"])}
+            for row, label in enumerate(one["labels"]):
+                box = self.xyxy2xywh(one["bboxes"][row])
+                where = {"image_id": one["img_id"], "category_id": self.cat_ids[label], "bbox": box}
+                for kind, detections in found.items():
+                    detections.append({**where, "score": float(of_kind[kind][row])})
+                if "segm" in found:
+                    rle = dict(one["masks"][row])
+                    if isinstance(rle["counts"], bytes):
+                        rle["counts"] = rle["counts"].decode()
+                    found["segm"][-1]["segmentation"] = rle
+        return found
+
+    def _from_samples(self, ground_truth: Sequence[dict]) -> COCO:
         """The ground truth that came with the samples, as MMDetection makes COCO's format of it."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(self.gt_to_coco_json(ground_truth, prefix))
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(self.gt_to_coco_json(ground_truth, f"{folder}/truth"))
         coco.dataset.setdefault("annotations", [])
         return coco
 
@@ -218,7 +230,7 @@ class CalibrationMetric(CocoMetric):
         return metrics
 
     def measure(
-        self, coco: COCO, found: str | list[dict[str, Any]], kind: Literal["bbox", "segm"]
+        self, coco: COCO, found: list[dict[str, Any]], kind: Literal["bbox", "segm"]
     ) -> CocoResult:
         """Average precision and recall, and calibration."""
         categories = list(self.cat_ids)
@@ -280,11 +292,12 @@ def check_names(cfg: Config, metrics: Sequence[Any], classes: Sequence[str]) -> 
             )
 
 
-def _keep(file: Path, place: Path) -> None:
-    """Move a JSON file of detections to its place, smaller, complete or not at all."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    for detection in content:
+def _keep(detections: list[dict[str, Any]], file: str) -> None:
+    """Write detections, compact, complete or not at all."""
+
+    def shorter(one: dict[str, Any]) -> dict[str, Any]:
         # Single precision written as double: two thirds of the digits mean nothing.
-        detection["bbox"] = [float(f"{value:.6g}") for value in detection["bbox"]]
-        detection["score"] = float(f"{detection['score']:.6g}")
-    write_text(place, json.dumps(content, separators=(",", ":")))
+        box = [float(f"{value:.6g}") for value in one["bbox"]]
+        return {**one, "bbox": box, "score": float(f"{one['score']:.6g}")}
+
+    write_text(file, json.dumps([shorter(one) for one in detections], separators=(",", ":")))
