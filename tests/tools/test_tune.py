@@ -28,7 +28,8 @@ from polyfocal.experiments import tuned as reported
 from polyfocal.experiments import tuning
 from polyfocal.experiments.request import Request, Setting
 from polyfocal.experiments.study import Outcome, Run, paired_difference
-from polyfocal.mmengine import runs, search
+from polyfocal.mmengine import runs
+from polyfocal.mmengine.experiment import Experiment
 from polyfocal.mmengine.hooks import ExactResumeHook
 
 ROOT = Path(__file__).parents[2]
@@ -335,8 +336,8 @@ def test_configs_of_other_heads(tmp_path, name, setting, heads):
     """In every head, within an adapter too, and written so that MMEngine reads the same."""
     config = CONFIGS / f"{name}.py"
     cfg = Config.fromfile(config)
-    search.use_values(cfg, {setting: 1.5})
-    search.write_variant(tmp_path / "best.py", config, {setting: 1.5}, ["why"])
+    Experiment(cfg).write_variant(tmp_path / "best.py", {setting: 1.5}, ["why"])
+    Experiment(cfg).use_values({setting: 1.5})
     assert Config.fromfile(tmp_path / "best.py").model == cfg.model
     assert str(cfg.model).count(f"'{setting}': 1.5") == heads
 
@@ -390,7 +391,7 @@ def test_every_declared_range_can_be_built():
 
 def test_a_training_of_another_length_keeps_the_shape_of_its_schedule():
     cfg = Config.fromfile(RETINANET)  # 12 epochs, the rate divided after 8 and 11
-    search.use_epochs(cfg, 3)
+    Experiment(cfg).use_epochs(3)
     assert cfg.train_cfg.max_epochs == 3
     warmup, steps = cfg.param_scheduler
     assert (warmup.begin, warmup.end) == (0, 500), "in iterations"

@@ -12,7 +12,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner
-from rich.console import RenderableType
 
 from polyfocal.data import kitti
 from polyfocal.demo import lidar_scenes
@@ -52,10 +51,6 @@ _CUDA_ONLY = {
 
 class Experiment(mmengine_experiment.Experiment):
     """A 3D config that is ready to run."""
-
-    def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
-        found = [metric for metric in metrics if isinstance(metric, KittiMetric)]
-        return [table for metric in found if (table := metric.table()) is not None]
 
     per_cent = 1.0  # KITTI counts in it
 

@@ -1,20 +1,25 @@
 """What the experiments of all of MMEngine's frameworks share: a config, and how it is run."""
 
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from rich.console import RenderableType
 
+from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Setting, Watcher
+from polyfocal.losses import Range
 from polyfocal.mmengine import runs, search
-from polyfocal.mmengine.configs import read_config
+from polyfocal.mmengine.configs import class_of, is_new_style, read_config, type_name
 
 
 @dataclass
@@ -35,29 +40,78 @@ class Experiment:
 
     @property
     def epochs(self) -> int:
-        return search.epochs_of(self.config)
+        cfg = self.config
+        whole = cfg.train_cfg.get("max_epochs")
+        if whole is None:
+            raise UserError(f"{cfg.filename} has no train_cfg.max_epochs: a trial is some epochs.")
+        return whole
 
     def content(self) -> str:
         return read_config(self.config.filename).pretty_text
 
     def settings(self) -> dict[str, Setting]:
-        return search.settings_of(self.config)
+        cfg = self.config
+        scope = cfg.get("default_scope")
+        nodes = search.innermost_losses(cfg)
+        kinds = sorted({type_name(node) for node in nodes})
+        if len({class_of(node, MODELS, scope) for node in nodes}) > 1:
+            raise UserError(
+                f"{cfg.filename} has heads with different losses, {' and '.join(kinds)}: a search "
+                "is for one."
+            )
+        try:
+            with DefaultScope.overwrite_default_scope(scope):
+                loss = MODELS.build(nodes[0])
+        except Exception as error:  # a config can name any class and give it anything
+            raise UserError(f"the loss of {cfg.filename} cannot be built: {error}") from error
+        if not hasattr(loss, "tunable"):
+            raise UserError(
+                f"the classification loss of {cfg.filename} is {kinds[0]}, which declares nothing "
+                "to search: expected one of polyfocal's, such as type='polyfocal.FocalLoss'."
+            )
+        found = {}
+        for name, range_ in loss.tunable().items():
+            value = search.value_of(loss, nodes[0], name)
+            # None and a number per class are decisions that a search for one number does not take.
+            if not isinstance(value, int | float) or (range_.log and value <= 0):
+                continue
+            # The config's own value is the first trial: it is always within.
+            low, high = min(range_.low, value), max(range_.high, value)
+            found[name] = Setting(float(value), Range(low, high, range_.log))
+        return found
 
     def use_values(self, values: Mapping[str, float]) -> None:
-        search.use_values(self.config, values)
+        for loss in search.innermost_losses(self.config) if values else ():
+            for name, value in values.items():
+                key, _, place = name.partition(".")
+                if place:
+                    loss[key] = [
+                        value if j == int(place) else old for j, old in enumerate(loss[key])
+                    ]
+                else:
+                    loss[key] = value
 
     def use_epochs(self, epochs: int) -> None:
-        search.use_epochs(self.config, epochs)
+        cfg = self.config
+        share = epochs / cfg.train_cfg.max_epochs
+        cfg.train_cfg.update(max_epochs=epochs, val_interval=1, val_begin=1)
+        schedulers = cfg.get("param_scheduler") or []
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if not scheduler.get("by_epoch", True):
+                continue
+            for key in ("end", "T_max"):
+                if scheduler.get(key) is not None:
+                    scheduler[key] = max(1, round(share * scheduler[key]))
+            if "begin" in scheduler:
+                scheduler.begin = round(share * scheduler.begin)
+            if "milestones" in scheduler:
+                scheduler.milestones = [max(1, round(share * one)) for one in scheduler.milestones]
+        # Nobody looks at the weights of a trial.
+        cfg.default_hooks.checkpoint = ConfigDict(
+            type="CheckpointHook", interval=-1, save_last=False, by_epoch=True
+        )
 
     def hold_out(self, folder: Path) -> None:
-        """Train on four fifths of the training split, and evaluate on the others, not on val.
-
-        Args:
-            folder: Where what tells the two parts apart goes.
-
-        Raises:
-            UserError: The training split cannot be divided.
-        """
         raise NotImplementedError
 
     def measure(
@@ -82,7 +136,18 @@ class Experiment:
     def write_variant(
         self, file: Path, values: Mapping[str, float], comment: Sequence[str]
     ) -> None:
-        search.write_variant(file, Path(self.config.filename), values, comment)
+        config = Path(self.config.filename)
+        old, new = read_config(config), read_config(config)
+        Experiment(new).use_values(values)
+        lines = [f"# {line}" for one in comment for line in textwrap.wrap(one, 98)]
+        if is_new_style(old):  # which cannot be a _base_ of the old style
+            text = new.pretty_text
+        else:
+            base = os.path.relpath(config.resolve(), file.parent.resolve())
+            lines.append(f"_base_ = {Path(base).as_posix()!r}")
+            changed = search.changed(old.model.to_dict(), new.model.to_dict())
+            text = Config({"model": changed}).pretty_text
+        write_text(file, "\n".join(lines) + f"\n{text}")
 
     def tables(self, metrics: list[BaseMetric]) -> list[RenderableType]:
         """What an evaluation found, to print; nothing where there was none yet."""
