@@ -132,7 +132,7 @@ def losses_in(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     for node in walk(_loaded(path).get("model")):
         kind: Any = node.get("type")
         scope = (kind.__module__ if isinstance(kind, type) else str(kind)).partition(".")
-        settings = {key: value for key, value in node.items() if key != "type"}
+        settings = {k: v for k, v in node.items() if k not in ("type", SCOPE_KEY)}
         one = (type_name(node), settings)
         ours = scope[0] in ("polyfocal", "mmdet") or not scope[1]
         if ours and one[0] in losses.LOSSES.of_logits() and one not in found:
