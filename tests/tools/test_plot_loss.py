@@ -163,7 +163,7 @@ def test_losses_of_a_config(tmp_path: Path) -> None:
         (["--loss", "FocalLoss", "gamma"], "before the first --loss) takes KEY=VALUE, got gamma"),
         (
             ["--loss", "FocalLoss", "gamma=two"],
-            "gamma='two': expected a finite number",
+            "gamma=two: expected a finite number",
         ),
         (["--loss", "FocalLoss", "gamma=-1"], "gamma=-1: expected a finite number >= 0"),
         (["--loss", "Poly1FocalLoss"], "Poly1FocalLoss has no epsilon: write one, >= -1"),
