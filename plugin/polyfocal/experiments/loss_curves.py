@@ -78,16 +78,17 @@ def build_loss(kind: str, settings: dict[str, Any]) -> ClassificationLoss:
     keywords = inspect.signature(LOSSES[kind]).parameters
     if keywords["use_sigmoid"].default is None:
         settings = {"use_sigmoid": True, **settings}
-    return LOSSES.build(kind, settings)
+    loss: Any = LOSSES.build(kind, settings)
+    return loss
 
 
 def name_of(kind: str, settings: dict[str, Any]) -> str:
     """A loss with those of its settings that are not its defaults, for a legend."""
-    keywords = inspect.signature(LOSSES[kind]).parameters
+    default = {key: one.default for key, one in inspect.signature(LOSSES[kind]).parameters.items()}
     shown = [
         f"{key}={value}"
         for key, value in settings.items()
-        if key == "epsilon" or (value != keywords[key].default and key != "use_sigmoid")
+        if key == "epsilon" or (key != "use_sigmoid" and value != default.get(key))
     ]
     return " ".join([kind, *shown])
 
