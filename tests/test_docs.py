@@ -223,6 +223,7 @@ def test_commands_name_files_and_options_that_exist():
         text = page.read_text(encoding="utf-8")
         for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"^polyfocal (\w+)", r"tools/\1.py", line)
                 tool = re.search(r"\b((?:tools|benchmarks)/\w+\.py)([^#]*)", line)
                 if tool is None:
                     continue

@@ -1,8 +1,11 @@
 """What a user gets who installs the package: its imports, its version, its files, its licence."""
 
 import importlib.metadata
+import importlib.util
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ import pytest
 import yaml
 
 import polyfocal
+from polyfocal.__main__ import COMMANDS, main
+from polyfocal.shipped import CONFIGS, config_file
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = ("mmengine", "mmcv", "mmdet", "mmdet3d", "detectron2", "pycocotools")
@@ -160,8 +165,10 @@ def test_no_extra_asks_for_another_torch():
     assert pinned == ["torch>=2.1"]
 
 
-def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
-    sources = tmp_path / "sources"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this clone, built as ``python -m build`` does but with this Python's tools."""
+    sources = tmp_path_factory.mktemp("wheel") / "sources"
     hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "plugin", sources / "plugin", ignore=hidden)
     shutil.copytree(ROOT / "configs", sources / "configs", ignore=hidden)
@@ -177,7 +184,11 @@ def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (wheel,) = sources.glob("*.whl")
+    (built,) = sources.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_package_its_type_marker_and_its_licence(wheel):
     assert wheel.name.split("-")[:2] == ["polyfocal", polyfocal.__version__]
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -197,6 +208,38 @@ def test_wheel_holds_the_package_its_type_marker_and_its_licence(tmp_path):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"polyfocal"}
 
 
+def test_the_installed_wheel_trains_a_shipped_config_without_a_clone(wheel, tmp_path):
+    pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    pytest.importorskip("pip", reason="needs pip")
+    site, data = tmp_path / "site", tmp_path / "digits"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--target", site, wheel], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}  # before the clone, if that is installed
+
+    def command(*words):
+        done = subprocess.run(
+            [site / "bin" / "polyfocal", *map(str, words)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert command("--version") == f"{polyfocal.__version__}\n"
+    few = ("--num-train", 6, "--num-val", 3, "--size", 64, "--digits", 1, 2, "--digit-size", 20, 40)
+    command("make_demo_data", data, *few)
+    options = [f"{part}_dataloader.num_workers=0" for part in ("train", "val")]
+    options += [f"{part}_dataloader.persistent_workers=False" for part in ("train", "val")]
+    settings = ("--profile", "tiny", "--cfg-options", "train_cfg.max_epochs=1", *options)
+    assert "mAP" in command("train", "retinanet_poly1", "--data", data, *settings)
+    work_dir = tmp_path / "work_dirs" / "retinanet_poly1"
+    assert (work_dir / "epoch_1.pth").is_file()
+    assert str(ROOT) not in "".join(log.read_text("utf-8") for log in work_dir.rglob("*.log"))
+
+
 def test_every_config_is_in_the_model_index():
     index = yaml.safe_load((ROOT / "model-index.yml").read_text(encoding="utf-8"))
     listed = []
@@ -214,3 +257,89 @@ def test_every_config_is_in_the_model_index():
             listed.append(model["Config"])
     shipped = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")]
     assert sorted(listed) == sorted(shipped)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_tool_of_a_clone_too(name, capsys):
+    tool = (ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8")
+    assert f"from polyfocal.commands.{name} import main" in tool
+    try:
+        status = main([name, "--help"])
+    except SystemExit as ended:
+        status = ended.code
+        assert capsys.readouterr().out.startswith(f"usage: polyfocal {name} ")
+    else:  # what it needs is not here
+        assert re.match(r"error: polyfocal.* needs .*pip install", capsys.readouterr().err)
+    assert status == 0 or not importlib.util.find_spec("mmdet")
+
+
+def test_commands_are_found_by_name(capsys):
+    for wrong in ([], ["trian"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+    assert "'trian'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "sentence"),
+    [
+        ("mmengine", "train", "error: polyfocal.mmengine needs MMEngine, which is not installed"),
+        ("pycocotools", "browse_dataset", "error: polyfocal browse_dataset needs pycocotools"),
+    ],
+)
+def test_a_command_names_the_package_that_it_needs(missing, command, sentence):
+    if missing == "pycocotools":  # before which it needs others
+        pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'polyfocal[mmdet]'")
+    use = f"from polyfocal.__main__ import main\nsys.exit(main([{command!r}, 'retinanet_poly1']))"
+    done = run_python(BLOCKER + use, missing)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(sentence) and done.stderr.count("\n") == 1, done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_a_config_is_a_file_or_the_name_of_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = str(CONFIGS / "retinanet_poly1.py")
+    for name in ("retinanet_poly1", "retinanet_poly1.py", "configs/retinanet_poly1.py"):
+        assert config_file(name) == shipped and Path(shipped).is_file()
+    assert config_file("classification/focal") == str(CONFIGS / "classification" / "focal.py")
+    assert config_file("detectron2/retinanet_poly1.yaml").endswith("retinanet_poly1.yaml")
+    assert config_file("mine") == "mine" and config_file("mmdet::a.py") == "mmdet::a.py"
+    Path("retinanet_poly1").mkdir()  # a work directory is no config
+    assert config_file("retinanet_poly1") == shipped
+    Path("retinanet_poly1.py").write_text("model = {}\n")
+    assert config_file("retinanet_poly1.py") == "retinanet_poly1.py"
+
+
+def test_the_version_stands_in_one_place():
+    files = [ROOT / name for name in ("pyproject.toml", "setup.py", "CITATION.cff", "mkdocs.yml")]
+    for file in files:
+        assert polyfocal.__version__ not in file.read_text(encoding="utf-8"), file
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == polyfocal.__version__
+
+
+def test_the_workflow_runs_targets_that_there_are():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    jobs = workflow["jobs"]["make"]["strategy"]["matrix"]["include"]
+    assert {"lint", "docs"} <= {job["name"] for job in jobs}
+    assert workflow["jobs"]["make"]["steps"][-1] == {"run": "${{ matrix.command }}"}
+    for job in jobs:
+        done = subprocess.run(
+            [*shlex.split(job["command"]), "--dry-run"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "setup_env.py" in done.stdout, job["name"]
+
+
+def test_pre_commit_has_the_linters_of_make_test():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (local,) = hooks["repos"]
+    entries = {hook["entry"].replace(" --force-exclude", "") for hook in local["hooks"]}
+    test = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ntest:")[1]
+    lines = test.split("\n\n")[0].splitlines()
+    linters = {line.strip() for line in lines if re.match(r"\t\.venv/bin/(ruff|mypy)", line)}
+    assert entries == {line.removesuffix(" .").removesuffix(" --check") for line in linters}

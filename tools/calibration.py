@@ -1,70 +1,8 @@
-#!/usr/bin/env python
-"""Measure how far a detector's scores can be trusted, and calibrate them.
+"""``polyfocal calibration`` in a clone."""
 
-D-ECE, LaECE, LaECE_0, LaACE_0, LRP and optimal LRP are printed beside average precision.
-RESULTS.json is in COCO's results format, whoever made it; tools/test.py --out makes one.
-docs/calibration.md says what the numbers mean.
-
-With --fit, a calibrator is fitted to these detections and kept; with --apply, a kept one is applied
-to them, and the table shows before and after. Fit on one split and apply to another: a calibrator
-always looks good on what it was fitted to.
-"""
-
-import argparse
 import sys
 
-from polyfocal.calibration.posthoc import METHODS, TARGETS
-from polyfocal.calibration.results import calibrate
-from polyfocal.experiments.command_line import parser_of, run_tool
-
-EXAMPLES = """\
-examples:
-  # the numbers, and reliability diagrams in ./diagrams
-  python tools/calibration.py results.bbox.json annotations/val.json --diagrams diagrams
-
-  # fitted on val, applied to test, the new detections written
-  python tools/calibration.py val.bbox.json annotations/val.json --fit isotonic \\
-      --save work_dirs/run/calibrator.json
-  python tools/calibration.py test.bbox.json annotations/test.json \\
-      --apply work_dirs/run/calibrator.json --out calibrated.json
-"""
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_of("calibration", __doc__, EXAMPLES)
-    add = parser.add_argument
-    add("results", metavar="RESULTS.json", help="detections, COCO's results format")
-    add("truth", metavar="ANNOTATIONS.json", help="COCO's ground truth")
-    add("--masks", action="store_true", help="compare masks instead of boxes")
-    text = "IoU that D-ECE and LRP ask for (default 0.5)"
-    add("--iou", type=float, default=0.5, help=text)
-    text = (
-        "most detections of a class in a picture that count (default 100, or more hundreds where a "
-        "picture holds more objects)"
-    )
-    add("--max-dets", type=int, metavar="N", help=text)
-    add("--diagrams", metavar="DIR", help="draw reliability diagrams into DIR")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--fit", choices=METHODS, help="fit a calibrator to the detections")
-    way.add_argument("--apply", metavar="FILE", help="apply a calibrator that --save wrote")
-    text = "with --fit, what scores are to say: iou (for LaECE) or precision (for D-ECE)"
-    add("--target", choices=TARGETS, default="iou", help=text)
-    add("--shared", action="store_true", help="with --fit, one map for all classes")
-    add("--save", metavar="FILE", help="with --fit, where the calibrator goes")
-    add("--out", metavar="FILE", help="with --apply, where the new results go")
-    args = parser.parse_args(argv)
-    if bool(args.fit) != bool(args.save):
-        parser.error("--fit METHOD and --save FILE are given together")
-    if args.out and not args.apply:
-        parser.error("--out takes the results of --apply FILE")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
-    return run_tool(lambda args: calibrate(**vars(args)), parse_args(argv), goes_on_with=None)
-
+from polyfocal.commands.calibration import main
 
 if __name__ == "__main__":
     sys.exit(main())

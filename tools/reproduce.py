@@ -1,77 +1,8 @@
-"""Carry out a study over seeds: a paper's table beside ours, or a question without a paper.
+"""``polyfocal reproduce`` in a clone."""
 
-A study is a file in configs/studies, or one of yours: rows of settings, and what is measured. Runs
-that are done keep their numbers in work_dirs/reproduce/STUDY or --work-dir: after an interruption
-give the same command again. With real data a paper's table is the published experiment, as far as
-it is known; with --demo a study ends on a laptop.
-"""
-
-import argparse
 import sys
-from functools import partial
-from pathlib import Path
 
-from mmengine.dist import get_rank
-
-from polyfocal.adapters import prepare
-from polyfocal.experiments.batch import Slurm, carry_out
-from polyfocal.experiments.command_line import add_common_options, parser_of, run_tool
-from polyfocal.experiments.study import chosen, find_study, read_study, study_names
-from polyfocal.mmengine.checkpoint import latest_checkpoint
-from polyfocal.mmengine.runs import check_launcher, join_processes
-from polyfocal.mmengine.studies import measure_run
-
-EXAMPLES = """\
-examples:
-  python tools/reproduce.py polyloss_coco --demo --dry-run      # what there is to do, nothing done
-  python tools/reproduce.py polyloss_coco --demo --seeds 3      # 25 minutes on 2 cores
-  python tools/reproduce.py polyloss_coco --data data/coco      # the published experiment, one GPU
-  python tools/reproduce.py polyloss_coco --data data/coco --slurm PARTITION    # a job per training
-  python tools/reproduce.py shortcut --demo --seeds 5           # losses where a colour misleads
-  python tools/reproduce.py gamma_sigmoid --data ~/cells --profile tiny --only gamma_0_alpha_0.25
-"""
-ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ROOT / "configs" / "studies"
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_of("reproduce", __doc__, EXAMPLES)
-    add = parser.add_argument
-    add("study", metavar="STUDY", help=f"a YAML file, or: {', '.join(study_names(STUDIES))}")
-    add("--config", metavar="FILE", help="instead of the config that the study names for its rows")
-    add_common_options(parser)
-    add("--seeds", type=int, nargs="+", default=[3], metavar="N", help="0 to N-1, or these")
-    add("--epochs", type=int, metavar="N", help="of every run (with --demo or --profile tiny)")
-    add("--only", nargs="+", metavar="ROW[/SEED]", help="do these rows or runs now, not all")
-    add("--dry-run", action="store_true", help="say what there is to do")
-    add("--slurm", metavar="PARTITION", help="submit a job for each run that is not done")
-    add("--gpus", type=int, default=8, help="of each such job (default: 8)")
-    add("--sbatch-args", default="", metavar="ARGS", help='more, such as "--time=2-0 -A lab"')
-    args = parser.parse_args(argv)
-    args.argv = sys.argv[1:] if argv is None else argv
-    return args
-
-
-def run(args: argparse.Namespace) -> None:
-    """Do what the study of the command line still needs, and write its tables."""
-    study = read_study(find_study(args.study, STUDIES), args.config)
-    given = {name: getattr(args, name) for name in ("data", "profile", "demo", "epochs")}
-    runs = study.runs(args.seeds, **given, options=args.cfg_options)
-    wanted = chosen(runs, args.only)
-    slurm = Slurm.of(args, [__file__, *args.argv])
-    check_launcher(args.launcher)
-    join_processes(args.launcher)
-    folder = Path(args.work_dir or Path("work_dirs") / "reproduce" / study.name)
-    measure = partial(measure_run, adapter=prepare, root=ROOT, launcher=args.launcher)
-    how = {"slurm": slurm, "dry_run": args.dry_run, "main_process": get_rank() == 0}
-    carry_out(study, runs, wanted, folder, measure, latest_checkpoint, **how)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
-    return run_tool(run, parse_args(argv), goes_on_with="the same command")
-
+from polyfocal.commands.reproduce import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,18 @@ from polyfocal.errors import PackageError
 
 COMMANDS = {
     "train": "train a detector or a classifier",
+    "test": "evaluate a checkpoint",
+    "tune": "search the settings of a loss on your data",
+    "reproduce": "carry out a study over seeds",
+    "compare": "compare finished trainings in one HTML file",
+    "curvature": "measure how curved the loss is at a checkpoint",
+    "calibration": "measure how far scores can be trusted, and calibrate them",
+    "train_detectron2": "train and evaluate a detector of Detectron2",
+    "plot_loss": "draw losses and their gradients",
+    "swap_loss": "write a config with its classification losses swapped",
+    "browse_dataset": "look at a data set before training on it",
+    "make_demo_data": "write the built-in data set",
+    "create_kitti_infos": "write MMDetection3D's info files for a folder in KITTI's layout",
 }
 
 

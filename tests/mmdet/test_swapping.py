@@ -1,6 +1,5 @@
 """Configs with their losses swapped."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,10 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 import polyfocal
+from polyfocal.commands import swap_loss
 from polyfocal.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("swap_loss", ROOT / "tools" / "swap_loss.py")
-swap_loss = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(swap_loss)
-
 RTMDET = "mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py"
 TOOD = "mmdet::tood/tood_r50_fpn_1x_coco.py"
 CASCADE = "mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py"

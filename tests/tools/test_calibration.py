@@ -1,7 +1,6 @@
 """The calibration tool, as a person runs it."""
 
 import contextlib
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -11,11 +10,9 @@ import pytest
 
 from polyfocal.calibration import DetectionCalibration
 from polyfocal.coco import evaluate
+from polyfocal.commands import calibration
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("calibration", ROOT / "tools" / "calibration.py")
-calibration = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(calibration)
 
 
 def run(*args):

@@ -1,7 +1,6 @@
 """The tool that compares trainings: its numbers, its report in a browser, and what it refuses."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -19,14 +18,11 @@ from pycocotools.cocoeval import COCOeval
 
 pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[mmdet]'")
 
+from polyfocal.commands import compare
 from polyfocal.experiments import comparing
 from polyfocal.mmengine.work_dir import read_trained_run
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("compare", ROOT / "tools" / "compare.py")
-compare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
-
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLASSES = ("cat", "dog")
 

@@ -1,6 +1,5 @@
 """create_kitti_infos: the files that it writes, and that it writes all or none."""
 
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -8,12 +7,10 @@ import numpy as np
 import pytest
 
 from polyfocal import kitti
+from polyfocal.commands import create_kitti_infos as tool
 from polyfocal.demo.lidar_scenes import LidarScenes, write
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("infos", ROOT / "tools/create_kitti_infos.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The tool that draws losses: its numbers, its files and what it refuses."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import shlex
@@ -16,16 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from polyfocal.commands import plot_loss
 from polyfocal.experiments.command_line import settings_of
 from polyfocal.experiments.loss_curves import build_loss, loss_and_gradient
 from polyfocal.losses import ClassificationLoss
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "plot_loss.py"
-
-spec = importlib.util.spec_from_file_location("plot_loss", TOOL)
-plot_loss = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plot_loss)
 
 
 def run(*args: object) -> tuple[int, str, str]:

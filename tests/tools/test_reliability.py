@@ -1,6 +1,5 @@
 """What a training does when the machine does not: full disks, lost files, two runs, odd clocks."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 
 import torch
 
+from polyfocal.commands import train as train_tool
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.console import ConsoleRunner
@@ -28,10 +28,6 @@ SHORT = (
     "train_cfg.max_epochs=3",
     "default_hooks.checkpoint.interval=1",
 )
-
-spec = importlib.util.spec_from_file_location("tool_train", ROOT / "tools" / "train.py")
-train_tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_tool)
 
 
 def run(*arguments):

@@ -3,7 +3,6 @@
 import copy
 import csv
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -20,16 +19,13 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
+from polyfocal.commands import reproduce as tool
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
 from polyfocal.mmengine.configs import merge_options, read_config, walk
 from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.search import losses_of
 
 ROOT = Path(__file__).parents[2]
-
-spec = importlib.util.spec_from_file_location("tool_reproduce", ROOT / "tools" / "reproduce.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 # As the papers have them: PolyLoss, table 1; Focal Loss, table 1 (a) and (b).
 PUBLISHED = {
@@ -329,7 +325,9 @@ def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, monkey
         check=True,
     )
     command = json.loads(shell.stdout)
-    args = tool.parse_args(command[command.index(str(ROOT / "tools" / "reproduce.py")) + 1 :])
+    python = command.index(sys.executable)
+    assert command[python + 1 : python + 5] == ["-u", "-m", "polyfocal", "reproduce"]
+    args = tool.parse_args(command[python + 5 :])
     assert (args.data, args.only, args.launcher) == ("my coco", ["poly1/0"], "slurm")
     (one,) = chosen(planned(*options), args.only)
     assert one.name == "poly1" and Path(args.work_dir) == work

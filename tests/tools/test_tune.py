@@ -1,6 +1,5 @@
 """The search for a loss's settings, on scikit-learn's digits and on a few digit scenes."""
 
-import importlib.util
 import json
 import re
 import sqlite3
@@ -17,16 +16,18 @@ import optuna
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from optuna.trial import TrialState
+from searching import SETTINGS, Fake
 
 from polyfocal import losses
 from polyfocal.adapters import prepare
 from polyfocal.coco import hold_out
+from polyfocal.commands import tune
 from polyfocal.data.splits import held_out
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.experiments import tuned as reported
 from polyfocal.experiments import tuning
-from polyfocal.experiments.request import Request, Setting
+from polyfocal.experiments.request import Request
 from polyfocal.experiments.study import Outcome, Run, paired_difference
 from polyfocal.mmengine import runs
 from polyfocal.mmengine.experiment import Experiment
@@ -36,10 +37,6 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 CLASSIFIER = CONFIGS / "classification" / "poly1.py"
 RETINANET = CONFIGS / "retinanet_poly1.py"
-spec = importlib.util.spec_from_file_location("tool_tune", ROOT / "tools" / "tune.py")
-tune = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tune)
-
 SHORT = ("--demo", "--epochs", 1, "--cfg-options", "train_cfg.max_epochs=2")
 
 
@@ -181,34 +178,6 @@ def test_held_out_of_a_classifier():
         for part in (None, False, True)
     )
     assert kept | out == whole and not kept & out and len(out) == len(whole) // 5
-
-
-SETTINGS = {"epsilon": Setting(1.0, losses.Range(-1.0, 5.0))}
-
-
-class Fake:
-    """An experiment whose training is ``train(epsilon, watcher)``; it holds one number."""
-
-    notes, quality, per_cent, epochs = (), ["top1"], 100.0, 12
-
-    def __init__(self, train):
-        self.train, self.epsilon, self.length = train, 1.0, None
-
-    def settings(self):
-        return SETTINGS
-
-    def hold_out(self, folder):
-        self.folder = folder
-
-    def use_epochs(self, epochs):
-        self.length = epochs
-
-    def use_values(self, values):
-        self.epsilon = values["epsilon"]
-
-    def measure(self, place, *, seed, watchers):
-        assert (self.length, seed, self.folder.name) == (4, 0, "split")
-        return {"top1": self.train(self.epsilon, *watchers)}
 
 
 def prepared(tmp_path, train):

@@ -122,7 +122,7 @@ class Calibrator:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise UserError(
                 f"{file} is not a calibrator: it must hold a JSON object with the format "
-                f"{_FORMAT!r}, as tools/calibration.py --save writes it."
+                f"{_FORMAT!r}, as polyfocal calibration --save writes it."
             )
         method, target = content.get("method"), content.get("target")
         if method not in METHODS or target not in TARGETS:

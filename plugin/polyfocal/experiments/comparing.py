@@ -135,7 +135,7 @@ def _add_detections(comparison: Comparison) -> None:
         if not run.results:
             comparison.notes.append(
                 f"{name} keeps no detections, so parts of this report are without it; "
-                f"tools/test.py CONFIG CHECKPOINT --out {run.folder}/val.json writes them."
+                f"polyfocal test CONFIG CHECKPOINT --out {run.folder}/val.json writes them."
             )
     if len(comparison.notes) == len(runs):
         return
@@ -451,7 +451,7 @@ def report(comparison: Comparison, num_pictures: int) -> str:
     add(
         "Results",
         "The last evaluation of every run; the best of a row is marked. Two single runs differ "
-        "by chance too: tools/reproduce.py compares over seeds.",
+        "by chance too: polyfocal reproduce compares over seeds.",
         results_table(comparison),
     )
     add("Cost", text_table(names, cost_rows(comparison.runs)))

@@ -11,7 +11,7 @@ KEPT_RESULTS = "val"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A training of ``tools/train.py`` that has come to its end.
+    """A training of ``polyfocal train`` that has come to its end.
 
     Attributes:
         folder: Its work directory.

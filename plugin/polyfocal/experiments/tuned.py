@@ -114,7 +114,7 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     experiment.write_variant(
         folder / "best.py",
         values,
-        [f"{name} with the loss that tools/tune.py found best.", *sentences],
+        [f"{name} with the loss that polyfocal tune found best.", *sentences],
     )
     shown = [c for c in columns if all(c in outcome.measured for outcome in outcomes)]
     table = summary_table(outcomes, {name: name for name in shown}, scale=scale)
@@ -127,7 +127,7 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     console.print("on the val split, in per cent, mean ± deviation over the seeds")
     for sentence in sentences:
         console.print(sentence, highlight=False)
-    command = " ".join(["python tools/train.py", str(folder / "best.py"), *_data_options(request)])
+    command = " ".join(["polyfocal train", str(folder / "best.py"), *_data_options(request)])
     for label, value in {"evidence": report, "train it": command}.items():
         console.print(f"{label:11}{value}", highlight=False, soft_wrap=True)
 

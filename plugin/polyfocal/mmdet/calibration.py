@@ -21,7 +21,7 @@ class CalibrateScoresHook(Hook):
     set.
 
     Args:
-        file: What ``tools/calibration.py --save`` wrote.
+        file: What ``polyfocal calibration --save`` wrote.
 
     Raises:
         UserError: The file is no calibrator.

@@ -16,10 +16,11 @@ from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.configs import read_config
 from polyfocal.mmengine.search import losses_of
 from polyfocal.mmengine.work_dir import short_names
+from polyfocal.shipped import config_file
 
 
 def measure_run(
-    run: Run, place: Path, *, adapter: Adapter, root: Path = Path(), launcher: str = "none"
+    run: Run, place: Path, *, adapter: Adapter, launcher: str = "none"
 ) -> dict[str, float]:
     """Train a run of a study, and measure what the study asks for.
 
@@ -30,7 +31,6 @@ def measure_run(
         run: Of :meth:`polyfocal.experiments.study.Study.runs`.
         place: Folder of the run.
         adapter: Prepares it, such as :func:`polyfocal.adapters.prepare`.
-        root: Folder that the paths of configs start from, where there is such a config.
         launcher: See :func:`polyfocal.mmengine.runs.train_into`.
 
     Returns:
@@ -40,8 +40,7 @@ def measure_run(
         UserError: The config, the data or an option is not usable.
     """
     settings = run.filled(place)
-    config = root / settings["config"]
-    config = config if config.is_file() else Path(settings["config"])
+    config = Path(config_file(settings["config"]))
     data, demo = settings["data"], settings["demo"]
     tiny = demo or settings["profile"] == "tiny"
     if scenes := settings.get("scenes"):

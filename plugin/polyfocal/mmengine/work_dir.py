@@ -56,7 +56,7 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
             f"its last evaluation is of {unit} {done:g} of {end}" if done else "not evaluated yet"
         )
         raise UserError(
-            f"{folder} has not finished: {last}; go on with tools/train.py --resume and the "
+            f"{folder} has not finished: {last}; go on with polyfocal train --resume and the "
             "options it was started with."
         )
     return TrainedRun(folder, config.to_dict(), training, evaluations)

@@ -1,0 +1,60 @@
+"""Write a config with its classification losses swapped, or show what they are.
+
+Swap the classification losses of a config for losses of this package: the shortest config that
+is the given one with the losses, their adapters and the types of heads that need it. Without
+--loss, show the classification losses of the config and what fits in their places.
+"""
+
+import argparse
+from pathlib import Path
+
+from polyfocal import swapping
+from polyfocal.data.files import write_text
+from polyfocal.errors import UserError
+from polyfocal.experiments.command_line import add_config, parser_of, run_tool, settings_of
+
+EXAMPLES = """\
+examples:
+  polyfocal swap_loss mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py
+  polyfocal swap_loss mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py --loss poly1 --epsilon 1 --out my.py
+  polyfocal swap_loss my_config.py --loss FocalLoss gamma=1.5 --slot rpn_head
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Show the losses of a config, or swap them."""
+    config = swapping.load(args.config)
+    if args.loss is None:
+        if args.epsilon is not None or args.out or args.slot:
+            raise UserError(
+                "--epsilon, --slot and --out are given without --loss: write --loss poly1"
+            )
+        print(swapping.as_table(swapping.find_losses(config.model)))
+        return
+    settings = settings_of(args.loss[1:], "--loss")
+    if args.epsilon is not None:
+        settings["epsilon"] = args.epsilon
+    changes = swapping.plan(config.model, args.loss[0], args.slot, **settings)
+    base = args.config if "::" in args.config else str(Path(args.config).resolve())
+    text = swapping.as_text(base, changes)
+    if args.out is None:
+        print(text, end="")
+        return
+    if args.out.exists():
+        raise UserError(f"{args.out} is there already: name another file")
+    write_text(args.out, text)
+    print(f"{args.out}: {', '.join(found.where for found, *_ in changes)} swapped")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    parser = parser_of("swap_loss", __doc__, EXAMPLES)
+    add = parser.add_argument
+    add_config(parser, "to change: mmdet::NAME, mmdet3d::NAME")
+    text = "poly1, for the Poly-1 form of what stands there, or the name of a loss; settings"
+    add("--loss", nargs="+", metavar=("LOSS", "KEY=VALUE"), help=text)
+    add("--epsilon", type=float, help="of the Poly-1 term (default 1)")
+    text = "which loss, by its name in the table or a part of it (default: what decides on classes)"
+    add("--slot", action="append", metavar="NAME", help=text)
+    add("--out", type=Path, metavar="FILE", help="write it there, not on the screen")
+    return run_tool(run, parser.parse_args(argv), goes_on_with=None)

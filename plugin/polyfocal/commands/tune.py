@@ -1,0 +1,77 @@
+"""Search the settings of a config's loss on your data: epsilon, gamma, alpha and the others.
+
+Every loss declares what is worth a search, and where. A trial is a short training on four fifths of
+the training split, judged by the other fifth, and given up early where it lags behind. Then the
+best setting, the config's own and those of --against are trained in full length with fresh seeds
+and measured on the val split, which the search has not used. The folder gets best.py, a config
+ready to train; report.md, the evidence; and search.db, by which the same command goes on after an
+interruption.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from polyfocal.adapters import prepare
+from polyfocal.experiments import command_line
+from polyfocal.experiments.tuned import Budget, tune
+from polyfocal.experiments.tuning import Tuning
+from polyfocal.shipped import config_file
+
+EXAMPLES = """\
+examples:
+  # a classifier on the built-in digits, a minute
+  polyfocal tune classification/poly1 --demo --trials 20
+
+  # a detector on your pictures, 40 minutes of searching; then 3 seeds beside stock focal loss
+  polyfocal tune retinanet_poly1 --data ~/cells --profile tiny --minutes 40 \\
+      --against retinanet_focal
+
+  # epsilon alone, in trials of 3 epochs
+  polyfocal tune retinanet_poly1 --data ~/cells --profile tiny --minutes 40 \\
+      --only epsilon --epochs 3
+
+  # four processes, each on a GPU of its own where there are as many
+  polyfocal tune retinanet_poly1 --data ~/cells --minutes 600 --workers 4
+
+  # one more process on the same search, from another shell: the same command, and --seeds 0
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search, train the best, and write what was found."""
+    budget = Budget(args.minutes, args.trials, args.seeds, args.workers)
+    folder = Path(args.work_dir or Path("work_dirs") / "tune" / Path(args.config).stem)
+    request = command_line.request_of(args, prepare)
+    tuning = Tuning(request, folder, args.epochs, args.only)
+    worker = [sys.executable, "-m", "polyfocal", "tune", *args.argv]
+    tune(tuning, budget, against=args.against, worker=worker)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    parser = command_line.parser_of("tune", __doc__, EXAMPLES)
+    add = parser.add_argument
+    command_line.add_config(parser)
+    command_line.add_experiment_options(parser)
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="of searching, earlier starts of the same command included; a trial under way then is "
+        "ended and counts for nothing",
+    )
+    text = "to search for, whether finished or given up early"
+    add("--trials", type=int, metavar="N", help=text)
+    text = "of a trial (default: a third of the config's)"
+    add("--epochs", type=int, metavar="N", help=text)
+    add("--only", nargs="+", metavar="NAME", help="search these settings, not all")
+    text = "of the trainings in full length (default: 3); 0 for a search alone"
+    add("--seeds", type=int, default=3, metavar="N", help=text)
+    text = "train these too in full length, such as retinanet_focal"
+    add("--against", nargs="+", type=config_file, default=[], metavar="CONFIG", help=text)
+    text = "processes that search (default: 1)"
+    add("--workers", type=int, default=1, metavar="N", help=text)
+    args = parser.parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
+    return command_line.run_tool(run, args, goes_on_with="the same command")
