@@ -35,6 +35,9 @@ examples:
   polyfocal tune retinanet_poly1 --data ~/cells --minutes 600 --workers 4
 
   # one more process on the same search, from another shell: the same command, and --seeds 0
+
+  # several machines on one search: this on the first, and on the others with --seeds 0
+  polyfocal tune retinanet_poly1 --data ~/cells --minutes 600 --storage postgresql://me@db/searches
 """
 
 
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     budget = Budget(args.minutes, args.trials, args.seeds, args.workers)
     folder = Path(args.work_dir or Path("work_dirs") / "tune" / Path(args.config).stem)
     request = command_line.request_of(args, prepare)
-    tuning = Tuning(request, folder, args.epochs, args.only)
+    tuning = Tuning(request, folder, args.epochs, args.only, args.storage)
     worker = [sys.executable, "-m", "polyfocal", "tune", *args.argv]
     tune(tuning, budget, against=args.against, worker=worker)
 
@@ -70,6 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, default=3, metavar="N", help=text)
     text = "train these too in full length, such as retinanet_focal"
     add("--against", nargs="+", type=config_file, default=[], metavar="CONFIG", help=text)
+    add(
+        "--storage",
+        metavar="URL",
+        help="keep the search there, not in the folder, so that the same command on other machines "
+        "works on it too: a database (postgresql://..., mysql://...), Optuna's gRPC proxy "
+        "(grpc://HOST:PORT) or the path of a journal file",
+    )
     text = "processes that search (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=text)
     args = parser.parse_args(argv)

@@ -82,7 +82,7 @@ def tune(
     Raises:
         UserError: The config, the data or the folder does not fit.
     """
-    with storage_errors(tuning.folder):
+    with storage_errors(tuning.folder, tuning.storage):
         _tune(tuning, budget, against, worker)
 
 
@@ -91,7 +91,7 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     experiment = request.prepare()
     settings, columns, epochs = tuning.settings, experiment.quality, tuning.trial_epochs
     identity = {**_conditions(request), **_content(request), "epochs": epochs}
-    study = open_study(folder, settings, identity)
+    study = open_study(folder, settings, identity, tuning.storage)
     say = partial(print, flush=True)
     say(f"* search of {', '.join(settings)} in trials of {epochs} epochs")
     _search(tuning, study, budget, worker, lambda trial: say(trial_line(trial, columns[0])))

@@ -7,6 +7,7 @@ split is not evaluated. The loss itself says which of its settings are worth a s
 
 import contextlib
 import copy
+import re
 import shutil
 import time
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Experiment, Request, Setting
@@ -29,6 +31,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of the trials that tell something of their settings."""
 
 _PATIENCE = 120  # seconds
+_GREETING = 10  # seconds
 _HEARTBEAT = 30  # seconds; a trial that misses two was killed, and is done again
 
 
@@ -46,12 +49,14 @@ class Tuning:
         epochs: Of a trial; None for a third of the config's, rounded up.
         only: Names of settings, the only ones to search; None for all that the loss declares and
             the config does not switch off.
+        storage: Of searches, see :func:`open_storage`; None for a file in the folder.
     """
 
     request: Request
     folder: Path
     epochs: int | None = None
     only: Sequence[str] | None = None
+    storage: str | None = None
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
@@ -182,18 +187,70 @@ class _TrialWatcher:
             raise optuna.TrialPruned
 
 
-def open_study(folder: Path, settings: Mapping[str, Setting], identity: dict[str, Any]) -> Any:
+def open_storage(storage: str) -> optuna.storages.BaseStorage:
+    """Where searches are kept, for one process of possibly many, on several machines.
+
+    In a database a trial has a heartbeat, and one whose process was killed is done again.
+
+    Args:
+        storage: A database as SQLAlchemy writes it (``postgresql://...``), Optuna's gRPC proxy
+            (``grpc://HOST:PORT``), or the path of one of its journal files.
+    """
+    scheme, given, rest = storage.partition("://")
+    if not given:
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+    if scheme == "grpc":
+        host, _, port = rest.rstrip("/").rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError("expected grpc://HOST:PORT")
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+        proxy.wait_server_ready(timeout=_GREETING)
+        return proxy
+    engine: dict[str, Any] = {"pool_pre_ping": True}  # a trial is longer than some servers wait
+    if scheme.startswith("sqlite"):
+        # SQLite has one writer at a time: the dashboard and other workers are waited for.
+        engine = {"connect_args": {"timeout": _PATIENCE}}
+
+    def connect() -> optuna.storages.BaseStorage:
+        return optuna.storages.RDBStorage(
+            storage,
+            engine_kwargs=engine,
+            heartbeat_interval=_HEARTBEAT,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+
+    try:
+        return connect()
+    except SQLAlchemyError:
+        # Of processes that begin together one makes the tables, and the others fail to.
+        time.sleep(1)
+        return connect()
+
+
+def shown(storage: str) -> str:
+    """The address of a storage without its password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", storage)
+
+
+def open_study(
+    folder: Path,
+    settings: Mapping[str, Setting],
+    identity: dict[str, Any],
+    storage: str | None = None,
+) -> Any:
     """The search of a folder; a new one begins with the config's own values.
 
     Args:
-        folder: Made as needed.
+        folder: Made as needed. In a storage of several searches it is this one's name.
         settings: Of :class:`Tuning`.
         identity: What the trials depend on beside the settings, of JSON's kinds.
+        storage: See :func:`open_storage`; None for a file in the folder.
 
     Raises:
-        UserError: The folder holds another search, or its file cannot be used.
+        UserError: The folder holds another search, or its file or storage cannot be used.
     """
     file = folder / STORAGE_FILE
+    place = str(file) if storage is None else f"--storage {shown(storage)}"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # The heartbeat, by which killed trials are found, is called experimental.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -205,37 +262,39 @@ def open_study(folder: Path, settings: Mapping[str, Setting], identity: dict[str
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{file}",
-            # SQLite has one writer at a time: the dashboard and other workers are waited for.
-            engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
-            heartbeat_interval=_HEARTBEAT,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
         study = optuna.create_study(
-            storage=storage, study_name="tune", direction="maximize", load_if_exists=True
+            storage=open_storage(storage or f"sqlite:///{file}"),
+            study_name="tune" if storage is None else folder.as_posix(),
+            direction="maximize",
+            load_if_exists=True,
         )
     except Exception as error:  # SQLAlchemy's errors are of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if storage is not None:
+            reason = reason.replace(storage, shown(storage)).removesuffix(".")
+            raise UserError(f"{place} cannot keep a search: {reason}.") from error
         raise UserError(f"{file} cannot be used as the file of a search: {reason}.") from error
     found = study.user_attrs.get("identity")
     if found is None:
         study.set_user_attr("identity", identity)
-        study.enqueue_trial({name: s.value for name, s in settings.items()})
+        study.enqueue_trial({name: s.value for name, s in settings.items()}, skip_if_exists=True)
     elif found != identity:
         changed = sorted(
             key for key in found.keys() | identity.keys() if found.get(key) != identity.get(key)
         )
         raise UserError(
-            f"{file} is a search with other {', '.join(changed)}: give another --work-dir, or"
+            f"{place} is a search with other {', '.join(changed)}: give another --work-dir, or"
             " remove the file to search anew."
+            if storage is None
+            else f"{place} has a search {study.study_name} with other {', '.join(changed)}: give "
+            "another --work-dir."
         )
     return study
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Make a sentence of it when the file of a search cannot be read or written any more.
+def storage_errors(folder: Path, storage: str | None = None) -> Iterator[None]:
+    """Make a sentence of it when the place of a search cannot be read or written any more.
 
     Raises:
         UserError: Such as where another program keeps it locked.
@@ -244,6 +303,11 @@ def storage_errors(folder: Path) -> Iterator[None]:
         yield
     except optuna.exceptions.StorageInternalError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
+        if storage is not None:
+            raise UserError(
+                f"--storage {shown(storage)} cannot be used any more: {reason}; the same command "
+                "goes on."
+            ) from error
         raise UserError(
             f"{folder / STORAGE_FILE} cannot be used: {reason}. Another program may keep it locked "
             f"for more than {_PATIENCE} s; the same command goes on."
