@@ -54,13 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("plot_loss", __doc__, EXAMPLES)
     add = parser.add_argument
-    add(
-        "configs",
-        nargs="*",
-        type=config_file,
-        metavar="CONFIG",
-        help="whose losses to draw (needs MMEngine)",
-    )
+    text = "whose losses to draw (needs MMEngine)"
+    add("configs", nargs="*", type=config_file, metavar="CONFIG", help=text)
     text = f"a loss to draw, may be repeated; TYPE is one of {', '.join(LOSSES.of_logits())}"
     form = ("TYPE", "KEY=VALUE")
     add("--loss", nargs="+", action="append", default=[], metavar=form, help=text)

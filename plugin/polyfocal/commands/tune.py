@@ -57,13 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     command_line.add_config(parser)
     command_line.add_experiment_options(parser)
-    add(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="of searching, earlier starts of the same command included; a trial under way then is "
-        "ended and counts for nothing",
-    )
+    text = "of searching, earlier starts included; a trial under way then is ended for nothing"
+    add("--minutes", type=float, metavar="M", help=text)
     text = "to search for, whether finished or given up early"
     add("--trials", type=int, metavar="N", help=text)
     text = "of a trial (default: a third of the config's)"
@@ -73,13 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, default=3, metavar="N", help=text)
     text = "train these too in full length, such as retinanet_focal"
     add("--against", nargs="+", type=config_file, default=[], metavar="CONFIG", help=text)
-    add(
-        "--storage",
-        metavar="URL",
-        help="keep the search there, not in the folder, so that the same command on other machines "
-        "works on it too: a database (postgresql://..., mysql://...), Optuna's gRPC proxy "
-        "(grpc://HOST:PORT) or the path of a journal file",
-    )
+    text = "keep the search there, for workers on several machines: a database (postgresql://...), "
+    text += "Optuna's gRPC proxy (grpc://HOST:PORT) or the path of a journal file"
+    add("--storage", metavar="URL", help=text)
     text = "processes that search (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=text)
     args = parser.parse_args(argv)

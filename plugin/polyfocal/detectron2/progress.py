@@ -8,8 +8,8 @@ from polyfocal.losses import ScheduledLoss
 class ProgressHook(HookBase):
     """Tells every scheduled loss of the trainer's model how much of the training is done.
 
-    The progress is ``iter / (max_iter - 1)``, after a resume too. ``polyfocal train_detectron2`` has
-    it in every run; in another trainer it is one line.
+    The progress is ``iter / (max_iter - 1)``, after a resume too. ``polyfocal train_detectron2``
+    has it in every run; in another trainer it is one line.
 
     Example:
         >>> trainer.register_hooks([ProgressHook()])
