@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 # Begins a trial and is killed in the middle of it, with no time to say so.
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from searching import SETTINGS
 from polyfocal.experiments import tuning
@@ -33,6 +33,7 @@ tuning._HEARTBEAT = 1
 study = tuning.open_study(Path(sys.argv[1]), SETTINGS, {}, sys.argv[2])
 def objective(trial):
     trial.suggest_float("epsilon", -1.0, 5.0)
+    time.sleep(2)
     os.kill(os.getpid(), signal.SIGKILL)
 study.optimize(objective, n_trials=1)
 """
@@ -82,6 +83,11 @@ def grpc(tmp_path):
     )
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/proxy.db", str(port)]
     with subprocess.Popen(command) as server:
+        for _ in range(600):
+            with socket.socket() as attempt:
+                if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
         yield f"grpc://127.0.0.1:{port}"
         server.kill()
 
