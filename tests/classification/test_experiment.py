@@ -233,3 +233,13 @@ def test_a_config_of_the_new_style(tmp_path, capsys):
     experiment.hold_out(tmp_path)
     assert cfg.train_dataloader.dataset.held_out is False
     assert cfg.val_dataloader.dataset.held_out is True
+
+
+def test_class_weights_from_the_training_pictures(tmp_path):
+    options = {"model.loss.class_weight": "balanced"}
+    experiment = prepare("focal_long_tail", tmp_path, demo=True, options=options)
+    counts = np.array(experiment.config.val_evaluator.class_counts)
+    found = experiment.config.model.loss.class_weight
+    np.testing.assert_allclose(found, counts.sum() / (10 * counts), rtol=1e-5)
+    (note,) = experiment.notes
+    assert note.startswith("model.loss.class_weight is balanced of the training data: 0 ")

@@ -320,3 +320,63 @@ def test_a_picture_that_would_be_white_is_refused(tmp_path):
     Image.fromarray(dark).save(tmp_path / "images" / "0.png")
     with pytest.raises(UserError, match="above 255 white.*convert it to PNG or JPEG of 8 bits"):
         load_split(tmp_path, "train", load_picture)
+
+
+def uneven(folder):
+    """Three objects of class a, one of b; a crowd and an ignored one do not count."""
+    for split in ("train", "val"):
+        few = boxes(3)
+        few.append({"image_id": 3, "bbox": [9, 9, 20, 20], "category_id": 2})
+        few.append({"image_id": 0, "bbox": [9, 9, 9, 9], "category_id": 2, "iscrowd": 1})
+        few.append({"image_id": 1, "bbox": [9, 9, 9, 9], "category_id": 2, "ignore": 1})
+        for one in few:
+            x, y, w, h = one["bbox"]
+            one["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        write(folder, few, split)
+    return folder
+
+
+def test_class_weights_from_the_data_in_yaml(tmp_path):
+    key = "MODEL.RETINANET.CLS_LOSS.class_weight"
+    path, data = CONFIGS / "retinanet_poly1.yaml", uneven(tmp_path)
+    experiment = prepare_experiment(path, data=data, options=[key, "balanced"])
+    assert experiment.cfg.MODEL.RETINANET.CLS_LOSS.class_weight == [0.666667, 2.0]
+    assert "- 0.666667" in experiment.dump()
+    assert f"{key} is balanced of the training data: a 0.667, b 2." in experiment.notes
+    tested = prepare_experiment(path, data=data, options=[key, "balanced"], train=False)
+    assert tested.cfg.MODEL.RETINANET.CLS_LOSS.class_weight is None
+
+
+def test_class_weights_of_a_box_head_have_a_background(tmp_path):
+    data = uneven(tmp_path)
+    key = "MODEL.ROI_BOX_HEAD.CLS_LOSS.class_weight"
+    options = [key, "balanced"]
+    found = prepare_experiment(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)
+    assert found.cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.class_weight == [0.666667, 2.0, 1.0]
+    lazy = tmp_path / "lazy.py"
+    lazy.write_text(
+        "from detectron2.config import LazyConfig\n"
+        f"cfg = LazyConfig.load({str(CONFIGS / 'mask_rcnn_poly1.py')!r})\n"
+        "model, dataloader, optimizer = cfg.model, cfg.dataloader, cfg.optimizer\n"
+        "lr_multiplier, train = cfg.lr_multiplier, cfg.train\n"
+        "loss = model.roi_heads.box_predictor.cls_loss\n"
+        "loss.class_weight = dict(method='effective', beta=0.5)\n"
+    )
+    found = prepare_experiment(lazy, data=data)
+    # Effective numbers 1.75 and 1 of three objects and one.
+    weights = list(found.cfg.model.roi_heads.box_predictor.cls_loss.class_weight)
+    assert weights == pytest.approx([2 / 2.75, 2 * 1.75 / 2.75, 1.0], abs=1e-6)
+    assert "0.727273" in found.dump()
+
+
+def test_class_weights_are_for_heads_of_classes(tmp_path):
+    path, data = CONFIGS / "mask_rcnn_poly1.py", uneven(tmp_path)
+    lazy = LazyExperiment(path)
+    heads = {placed.place: placed.head for placed in lazy.losses()}
+    assert heads["model.roi_heads.box_predictor.cls_loss"] == "box"
+    assert set(heads.values()) <= {"box", "mask head", "proposal head"}
+    key = "MODEL.RPN.CLS_LOSS"
+    options = [key, "{'type': 'FocalLoss', 'use_sigmoid': True, 'class_weight': 'sqrt'}"]
+    options += ["MODEL.PROPOSAL_GENERATOR.NAME", "PolyfocalRPN"]
+    with pytest.raises(UserError, match="a proposal head does not tell classes apart"):
+        prepare_experiment(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)

@@ -236,3 +236,18 @@ def test_settings_of_the_metrics_stay(tree, tmp_path):
     assert METRICS.build(val).prefix == "lab"
     assert any("has no pcd_limit_range: left out" in note for note in experiment.notes)
     assert cfg.train_dataloader.dataset.times == 3
+
+
+def test_class_weights_from_the_objects_in_range(tree):
+    key = "model.bbox_head.loss_cls"
+    options = {f"{key}.class_weight": "balanced", f"{key}.alpha": "balanced"}
+    experiment = prepare_experiment(POINTPILLARS, data=tree, tiny=True, options=options)
+    with DefaultScope.overwrite_default_scope("mmdet3d"):
+        dataset = DATASETS.build(experiment.config.train_dataloader.dataset)
+    counts = np.array(dataset.num_ins_per_cat, dtype=float)
+    there = counts > 0
+    weights = np.ones(3)
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    loss = experiment.config.model.bbox_head.loss_cls
+    np.testing.assert_allclose(loss.class_weight, weights, rtol=1e-5)
+    np.testing.assert_allclose(loss.alpha, weights / (weights + 3), rtol=1e-5)

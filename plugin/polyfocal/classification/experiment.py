@@ -13,6 +13,7 @@ from polyfocal.data.cifar import SPLITS
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
 from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
     evaluators,
     is_a,
@@ -99,7 +100,8 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
             node.num_classes = cfg.model.num_classes
         if node and "class_counts" in node and node.class_counts is None:
             node.class_counts = train_split.data.counts
-    return Experiment(cfg)
+    counts = dict(zip(train_split.data.classes, train_split.data.counts, strict=True))
+    return Experiment(cfg, use_class_weights(cfg, counts, train=request.train, background=False))
 
 
 def use_tiny_classifier(cfg: Config) -> None:

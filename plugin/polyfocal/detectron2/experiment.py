@@ -1,16 +1,18 @@
 """What a config is to the tool, whichever of Detectron2's two kinds it is of."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from polyfocal.errors import UserError
+from polyfocal.losses import Loss
 
 TINY_BATCH = 4
 USUAL_MAX_DETS = 100
@@ -35,6 +37,7 @@ class Data:
         num_train: Pictures with objects in the train split.
         num_classes: Number of classes.
         max_dets: Most detections a picture that are to be kept and counted.
+        counts: Objects of the train split by class.
     """
 
     train: str
@@ -42,6 +45,23 @@ class Data:
     num_train: int
     num_classes: int
     max_dets: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class PlacedLoss(NamedTuple):
+    """A loss in a config.
+
+    Attributes:
+        place: Its key.
+        settings: Of the loss, to be changed in place.
+        kind: Its class.
+        head: What takes it: 'dense', 'box', or another part, whose loss tells no classes apart.
+    """
+
+    place: str
+    settings: Any
+    kind: type[Loss]
+    head: str
 
 
 @dataclass(frozen=True)
@@ -201,6 +221,10 @@ class Experiment(ABC):
     @abstractmethod
     def use_steps(self, steps: int, planned: int, given: set[str]) -> None:
         """Train for so many steps; what belonged to the planned ones follows, unless given."""
+
+    @abstractmethod
+    def losses(self) -> Iterable["PlacedLoss"]:
+        """The losses of the model, whose settings may be changed."""
 
     @abstractmethod
     def datasets(self) -> tuple[list[str], list[str]]:

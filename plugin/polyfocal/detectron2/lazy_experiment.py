@@ -13,6 +13,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -24,13 +25,17 @@ from polyfocal.detectron2.experiment import (
     Data,
     Evaluations,
     Experiment,
+    PlacedLoss,
     Recipe,
     Settings,
     available,
     default_output_dir,
     periods,
 )
+from polyfocal.detectron2.loss import known_losses
+from polyfocal.detectron2.rcnn import RPN, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 from polyfocal.errors import UserError
+from polyfocal.losses import Loss
 
 _SHRINK = 4  # of widths
 _FEWER = 8  # of proposals and samples
@@ -163,6 +168,25 @@ class LazyExperiment(Experiment):
         if "train.checkpointer.period" not in given:
             train.checkpointer.period = checkpoint
 
+    def losses(self) -> Iterator[PlacedLoss]:
+        heads = {MaskRCNNConvUpsampleHead: "mask head", RPN: "proposal head"}
+        heads |= {FastRCNNOutputLayers: "box"}
+        known = known_losses()
+        for place, node in _places(self.cfg.model, "model"):
+            if "cls_loss" not in node or OmegaConf.is_interpolation(node, "cls_loss"):
+                continue
+            settings = node.cls_loss
+            if not isinstance(settings, DictConfig):
+                continue
+            kind = _class(settings) or settings.get("type")
+            if isinstance(kind, str):
+                kind = known.get(kind.rpartition(".")[2])
+            if inspect.isclass(kind) and issubclass(kind, Loss):
+                head = _class(node)
+                head = locate(head) if isinstance(head, str) else head
+                found = [heads[base] for base in getattr(head, "__mro__", ()) if base in heads]
+                yield PlacedLoss(f"{place}.cls_loss", settings, kind, (found or ["dense"])[0])
+
     def datasets(self) -> tuple[list[str], list[str]]:
         def names(loader: DictConfig) -> list[str]:
             found = loader.dataset.names
@@ -275,14 +299,19 @@ class LazyExperiment(Experiment):
 
 def _walk(node: Any) -> Iterator[DictConfig]:
     """Every dictionary in a config tree, the outermost first."""
+    return (found for _, found in _places(node, ""))
+
+
+def _places(node: Any, place: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every dictionary in a config tree with its key, the outermost first."""
     if isinstance(node, DictConfig):
-        yield node
+        yield place, node
         for key in list(node):
             if not OmegaConf.is_interpolation(node, key):
-                yield from _walk(node[key])
+                yield from _places(node[key], f"{place}.{key}")
     elif isinstance(node, ListConfig):
-        for value in node:
-            yield from _walk(value)
+        for number, value in enumerate(node):
+            yield from _places(value, f"{place}.{number}")
 
 
 def _class(node: DictConfig) -> Any:

@@ -1,5 +1,6 @@
 """From a config file and the tool's options to an experiment that is ready to run."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
+from polyfocal.losses.class_weights import use_counts, weighing
+from polyfocal.losses.settings import FROM_DATA, Numbers
 
 DEMO_FOLDER = Path("data/digit_scenes")
 """Where the built-in pictures are kept, below the current directory."""
@@ -61,7 +64,44 @@ def prepare_experiment(request: Request) -> Experiment:
     train_sets, test_sets = experiment.datasets()
     for name in (train_sets if request.train else []) + test_sets:
         _check_dataset(name, path)
+    _use_class_weights(experiment, adapted, request.train)
     return experiment
+
+
+def _use_class_weights(experiment: Experiment, data: Data | None, train: bool) -> None:
+    """Put numbers in the place of ``class_weight="balanced"`` and its like.
+
+    See :mod:`polyfocal.losses.class_weights`.
+    """
+    counts = None if data is None else data.counts
+    for place, settings, kind, head in experiment.losses():
+        asked = [
+            name
+            for name in FROM_DATA
+            if isinstance(kind.settings.get(name), Numbers) and weighing(name, settings.get(name))
+        ]
+        if not asked:
+            continue
+        if head not in ("dense", "box"):
+            raise UserError(
+                f"{place}.{asked[0]} asks for weights by class from the data, and a {head} does not"
+                " tell classes apart: write numbers"
+            )
+        if train and counts is None:
+            found = [count_objects(name)[1] for name in experiment.datasets()[0]]
+            counts = found[0]
+            for one in found[1:]:
+                counts.update(one)
+        default = inspect.signature(kind).parameters["use_sigmoid"].default
+        use_sigmoid = bool(settings.get("use_sigmoid", default))
+        background = head == "box" and not use_sigmoid
+        experiment.notes += use_counts(
+            settings,
+            place,
+            counts if train else None,
+            use_sigmoid=use_sigmoid,
+            background=background,
+        )
 
 
 def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
@@ -90,7 +130,7 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
             f"a picture of the val split holds up to {val.max_instances} objects: up to {max_dets} "
             f"detections a picture are kept and evaluated, not the customary {USUAL_MAX_DETS}."
         )
-    num_train = 0
+    num_train, counts = 0, Counter[str]()
     if train:
         num_train, counts = count_objects(names["train"])
         experiment.notes.append(f"{counts.total()} objects are trained on: {_listed(counts)}.")
@@ -100,6 +140,7 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
         num_train=num_train,
         num_classes=len(val.classes),
         max_dets=max_dets,
+        counts=counts,
     )
 
 

@@ -1,6 +1,6 @@
 """Experiments of Detectron2's yaml configs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ from polyfocal.detectron2.experiment import (
     Data,
     Evaluations,
     Experiment,
+    PlacedLoss,
     Recipe,
     Settings,
     available,
     default_output_dir,
     periods,
 )
+from polyfocal.detectron2.loss import known_losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
 
@@ -188,6 +190,16 @@ class YamlExperiment(Experiment):
         for key, value in follow.items():
             if key not in given:
                 self.cfg.merge_from_list([key, value])
+
+    def losses(self) -> Iterator[PlacedLoss]:
+        heads = {"RETINANET": "dense", "ROI_BOX_HEAD": "box", "ROI_MASK_HEAD": "mask head"}
+        known = known_losses()
+        for part in LOSS_PARTS:
+            settings = self.cfg.MODEL[part].CLS_LOSS
+            kind = known.get(str(settings.get("type")).removeprefix("polyfocal."))
+            if kind is not None:
+                head = heads.get(part, "proposal head")
+                yield PlacedLoss(f"MODEL.{part}.CLS_LOSS", settings, kind, head)
 
     def datasets(self) -> tuple[list[str], list[str]]:
         return list(self.cfg.DATASETS.TRAIN), list(self.cfg.DATASETS.TEST)

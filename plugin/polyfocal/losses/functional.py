@@ -7,10 +7,12 @@ Common arguments, the same for every function here:
 
 logits
     ``(N, C)`` in the sigmoid form (any shape with soft targets), ``(N, K)`` in the softmax form,
-    K = C + 1 with the background last where there is one; floating point. float16 and bfloat16 are
+    K = C + 1 with the background last where there is one, and ``(N, C, ...)`` or ``(N, K, ...)``
+    with a map of labels; floating point. float16 and bfloat16 are
     computed, and returned, in float32, also under autocast.
 target
-    Integer labels ``(N,)``: sigmoid in [0, C], C being background, softmax in [0, K - 1]; or
+    Integer labels ``(N,)``: sigmoid in [0, C], C being background, softmax in [0, K - 1]; a map of
+    them ``(N, ...)``; or
     soft targets of the logits' shape in [0, 1], in the softmax form with rows that sum to 1, which
     have no gradient. The range is checked on the CPU; on other devices, where a check would stop
     the device, an integer label out of range fails in the kernel that uses it.
@@ -23,6 +25,7 @@ the graph. Every function raises :class:`polyfocal.errors.UserError` (a ValueErr
 dtype or range that is none of these.
 """
 
+from polyfocal.losses.class_weights import class_alphas, class_weights
 from polyfocal.losses.confidence_regularization import confidence_regularization
 from polyfocal.losses.cyclical_focal import cyclical_focal_loss
 from polyfocal.losses.debiased_focal import debiased_focal_loss
@@ -43,6 +46,8 @@ from polyfocal.losses.reweighted_cross_entropy import reweighted_cross_entropy
 from polyfocal.losses.sample_dependent_focal import stepped_focal_loss
 
 __all__ = [
+    "class_alphas",
+    "class_weights",
     "confidence_regularization",
     "cyclical_focal_loss",
     "debiased_focal_loss",

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
@@ -22,6 +22,10 @@ from polyfocal.errors import UserError
 
 PerClass = float | Sequence[float] | Tensor
 REDUCTIONS = ("none", "mean", "sum")
+BY_COUNTS = ("balanced", "effective", "sqrt")
+"""What may stand in a config in the place of weights that are computed from the training data."""
+FROM_DATA = ("class_weight", "alpha")
+"""The settings that may be such."""
 _ROUNDING = 1e-6
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -215,6 +219,14 @@ class Numbers(Setting):
     def checked(self, name: str, value: Any, owner: str) -> Any:
         if value is None and self.optional:
             return None
+        if name in FROM_DATA and isinstance(value, str | Mapping):
+            method = named_method(name, value)
+            raise UserError(
+                f"{name}={method!r} is computed from the training data, which a loss alone does not"
+                " have: tools/train.py and tools/train_detectron2.py do it when they prepare a"
+                f" training, elsewhere give numbers, such as class_weights(counts, {method!r}) of"
+                " polyfocal.losses.functional"
+            )
         number = as_number(value)
         if number is not None:
             if not self.single:
@@ -240,6 +252,22 @@ class Numbers(Setting):
                 return inside
         limits = "in [0, 1]" if self.high == 1 else ">= 0"
         raise UserError(f"{name} holds {value}: expected finite numbers {limits}")
+
+
+def named_method(name: str, value: str | Mapping[str, Any]) -> str:
+    """The method by which a setting is to be computed from the training data.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    method = value if isinstance(value, str) else value.get("method")
+    if method not in BY_COUNTS:
+        what = repr(value) if isinstance(value, str) else dict(value)
+        raise UserError(
+            f"{name}={what}: expected numbers, one per class, or one of {', '.join(BY_COUNTS)}, or"
+            " dict(method='effective', beta=0.999)"
+        )
+    return method
 
 
 @dataclass(frozen=True)
@@ -375,8 +403,10 @@ class ExactBuffers(nn.Module):
 
 __all__ = [
     "ALPHA",
+    "BY_COUNTS",
     "CLASS_WEIGHT",
     "EPSILON",
+    "FROM_DATA",
     "GAMMA",
     "LOSS_WEIGHT",
     "SMOOTHING",
@@ -397,5 +427,6 @@ __all__ = [
     "check_settings",
     "check_smoothing",
     "loss_function",
+    "named_method",
     "spelled_out",
 ]

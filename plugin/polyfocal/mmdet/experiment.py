@@ -34,6 +34,7 @@ from polyfocal.mmdet.metrics import (
 from polyfocal.mmdet.pictures import draw_predictions
 from polyfocal.mmdet.tiny import MAX_SIDE, use_tiny_profile
 from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
     SCOPE_KEY,
     class_of,
@@ -187,6 +188,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
                 step.prob = 0.0
     merge_options(cfg, request.options)
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
+    experiment.notes += use_class_weights(cfg, train=request.train)
     return experiment
 
 

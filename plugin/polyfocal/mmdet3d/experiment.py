@@ -23,6 +23,7 @@ from polyfocal.mmdet3d.metrics import KittiMetric
 from polyfocal.mmdet3d.pictures import DrawFromAboveHook, draw_predictions
 from polyfocal.mmdet3d.tiny import use_tiny_profile
 from polyfocal.mmengine import experiment as mmengine_experiment
+from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
     SCOPE_KEY,
     class_of,
@@ -124,6 +125,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     cfg.visualizer.type = "mmengine.Visualizer"
     merge_options(cfg, request.options)
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
+    experiment.notes += use_class_weights(cfg, train=request.train)
     return experiment
 
 

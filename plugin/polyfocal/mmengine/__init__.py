@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from polyfocal.mmengine.checkpoint import allow_mmengine_checkpoints
+from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.curvature import CurvatureHook, TracePenaltyHook
 from polyfocal.mmengine.hooks import (
     AdaFocalHook,
@@ -39,4 +40,5 @@ __all__ = [
     "StoredScoresHook",
     "TracePenaltyHook",
     "class_counts",
+    "use_class_weights",
 ]

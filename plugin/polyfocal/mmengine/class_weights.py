@@ -1,0 +1,122 @@
+"""Weights of classes from the training data, in the configs of MMEngine's frameworks."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+from polyfocal.errors import UserError
+from polyfocal.losses import Loss
+from polyfocal.losses.class_weights import use_counts, weighing
+from polyfocal.losses.settings import BY_COUNTS, FROM_DATA, Numbers
+from polyfocal.mmengine.configs import class_of, type_name
+from polyfocal.mmengine.objects import is_empty, nothing_to_train_on, training_objects
+
+# Their losses are of one class, or of the pixels of an object whose class is known.
+_WITHOUT_CLASSES = {"rpn_head": "a proposal head", "mask_head": "a mask head"}
+
+
+def use_class_weights(
+    cfg: Config,
+    class_counts: Mapping[str, int] | None = None,
+    *,
+    train: bool = True,
+    background: bool = True,
+) -> list[str]:
+    """Put numbers in the place of ``class_weight="balanced"`` and its like in a config.
+
+    ``class_weight`` and ``alpha`` of each loss of the model may be ``"balanced"``, ``"effective"``,
+    ``"sqrt"`` or ``dict(method="effective", beta=0.999)``; see
+    :mod:`polyfocal.losses.class_weights`. The tools do this when they prepare a training; a train
+    script of one's own calls it before it builds its Runner.
+
+    Args:
+        cfg: Changed in place; nothing is read or built where no loss asks for it.
+        class_counts: Training samples by class; None for the objects that the built training data
+            set has, without crowds and those to ignore.
+        train: Whether the loss is computed. If not, None takes the place of what asks for
+            weights, and no data set is read.
+        background: Whether the last column of a softmax loss is the background, as in detectors.
+
+    Returns:
+        A sentence for each setting, which says the numbers.
+
+    Raises:
+        UserError: No such method, a place without classes, or data that do not tell their objects.
+    """
+    scope = cfg.get("default_scope")
+    sentences = []
+    for place, node in _nodes(cfg.model, "model"):
+        kind = class_of(node, MODELS, scope)
+        asked = [name for name in FROM_DATA if _asks(place, node, name, kind)]
+        if not asked:
+            continue
+        for part, what in _WITHOUT_CLASSES.items():
+            if part in place.split("."):
+                raise UserError(
+                    f"{place}.{asked[0]} asks for weights by class from the data, and {what} does"
+                    " not tell classes apart: write numbers"
+                )
+        if train and class_counts is None:
+            class_counts = _count(cfg)
+        use_sigmoid = _use_sigmoid(node, kind)
+        sentences += use_counts(
+            node,
+            place,
+            class_counts if train else None,
+            use_sigmoid=use_sigmoid,
+            background=background and not use_sigmoid,
+        )
+    return sentences
+
+
+def _asks(place: str, node: ConfigDict, name: str, kind: type | None) -> bool:
+    """Whether a setting asks for numbers from the data, which only losses of ours may."""
+    value = node.get(name)
+    if kind is not None and issubclass(kind, Loss) and isinstance(kind.settings.get(name), Numbers):
+        return weighing(name, value) is not None
+    if isinstance(value, str) and value in BY_COUNTS:
+        raise UserError(
+            f"{place}.{name}={value!r} is for the losses of polyfocal with one {name} per class,"
+            f" and {place} is a {type_name(node)}"
+        )
+    return False
+
+
+def _nodes(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Every dictionary in a config tree by its place, as ``--cfg-options`` write it."""
+    if isinstance(node, dict):
+        yield place, node
+        for key, value in node.items():
+            if key not in FROM_DATA:
+                yield from _nodes(value, f"{place}.{key}")
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield from _nodes(value, f"{place}.{number}")
+
+
+def _use_sigmoid(node: ConfigDict, kind: Any) -> bool:
+    default = inspect.signature(kind).parameters.get("use_sigmoid")
+    return bool(node.get("use_sigmoid", default.default if default else True))
+
+
+def _count(cfg: Config) -> dict[str, int]:
+    """Objects of each class that a training will see, asked of its data set."""
+    dataset = cfg.train_dataloader.dataset
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+            found = training_objects(DATASETS.build(dataset))
+    except Exception as error:  # a data set that drops all of its pictures, in MMEngine
+        if is_empty(cfg):
+            raise nothing_to_train_on(cfg) from error
+        raise
+    if found is None:
+        raise UserError(
+            f"weights by class are asked for, and the training data set, a {type_name(dataset)},"
+            " does not tell the classes of its objects: write numbers, one per class"
+        )
+    if not any(found.counts.values()):
+        raise nothing_to_train_on(cfg)
+    return found.counts
