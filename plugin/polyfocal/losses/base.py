@@ -258,6 +258,7 @@ class ClassificationLoss(Loss, table=False):
 
     Attributes:
         soft_targets: whether the loss takes targets of the logits' shape.
+        loss_name: the key under which MMSegmentation's heads add it up and log it.
 
     Raises:
         UserError: a value out of its range, or no ``use_sigmoid``.
@@ -270,6 +271,7 @@ class ClassificationLoss(Loss, table=False):
         "ignore_index": Whole(optional=True),
     }
     soft_targets: ClassVar[bool] = True
+    loss_name: ClassVar[str] = "loss_cls"
 
     use_sigmoid: bool
     class_weight: Optional[Tensor]
@@ -328,8 +330,9 @@ class ClassificationLoss(Loss, table=False):
         model serves without the loss, which it does not compute.
 
         Args:
-            pred: logits, (N, C) or (N, K).
-            target: labels (N,) or soft targets of the logits' shape; what a loss says beside.
+            pred: logits, (N, C) or (N, K); (N, C, ...) or (N, K, ...) with a map of labels.
+            target: labels (N,), a map of them (N, ...), or soft targets of the logits' shape; what
+                a loss says beside.
             weight, avg_factor: see :mod:`polyfocal.losses.rows`.
             reduction_override: takes the place of ``reduction`` for this call.
             ignore_index: takes the place of the module's for this call.

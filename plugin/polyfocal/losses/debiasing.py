@@ -8,7 +8,7 @@ from torch import Tensor
 from polyfocal.errors import UserError
 from polyfocal.losses.base import ScheduledLoss
 from polyfocal.losses.bias import BiasSource
-from polyfocal.losses.rows import Rows, positives, weighed_poly, without_ignored
+from polyfocal.losses.rows import Rows, as_rows, positives, weighed_poly, without_ignored
 from polyfocal.losses.settings import (
     LOSS_WEIGHT,
     Number,
@@ -42,6 +42,8 @@ def bias_rows(rows: Rows, logits: Tensor, bias: Tensor, name: str = "bias_logits
             f"{name} {tuple(bias.shape)} {bias.dtype} for logits {tuple(logits.shape)}: expected"
             " floating point of the same shape"
         )
+    if rows.places is not None:
+        bias = as_rows(bias)
     return without_ignored(bias.to(compute_dtype(logits)), rows.keep)
 
 

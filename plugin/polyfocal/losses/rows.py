@@ -24,6 +24,12 @@ reduction    without ``avg_factor``       with ``avg_factor`` a
                     they hold
 ==================  ===========================================================================
 
+Logits ``(N, C, ...)`` with a map of integer labels ``(N, ...)``, as semantic segmentation has them,
+are taken as rows, one for each place. The unreduced loss is then ``(N, C, ...)`` or ``(N, ...)``, a
+``weight`` has the shape of the map, ``(N, 1, ...)`` or, in the sigmoid form, ``(N, C, ...)``, and
+the entries of a mean are those of all places. The rows are a copy of the logits, unless their
+memory is channels last.
+
 Targets are labels ``(N,)`` of dtype int64, or soft: of the logits' shape and in [0, 1], in the
 softmax form with rows that sum to 1. A soft target has no gradient, and one that leaves [0, 1] by
 no more than rounding explains is taken as the bound. Integers of the logits' shape are soft targets
@@ -37,7 +43,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polyfocal._torch import can_read
+from polyfocal._torch import can_read, is_compiling
 from polyfocal.errors import UserError
 from polyfocal.losses.settings import REDUCTION, PerClass, check_smoothing
 from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
@@ -60,6 +66,7 @@ class Rows(NamedTuple):
         class_weight: a number, one per column, or None.
         reduction: as in the module.
         scale: factor on the sum.
+        places: the shape of the map of labels that the rows were; None where they were rows.
     """
 
     logits: Tensor
@@ -71,6 +78,7 @@ class Rows(NamedTuple):
     class_weight: Tensor | float | None
     reduction: str
     scale: Tensor | float
+    places: torch.Size | None = None
 
 
 def prepare(
@@ -89,6 +97,12 @@ def prepare(
         UserError: a shape, dtype or range that is none of the module's.
     """
     check_reduction(reduction, avg_factor)
+    places = _places(logits, target)
+    own = False
+    if places is not None:
+        logits, own = as_rows(logits), not logits.movedim(1, -1).is_contiguous()
+        weight = None if weight is None else _weight_of_rows(weight, places, logits, use_sigmoid)
+        target = target.reshape(-1).long()
     soft = _check_input(logits, target, use_sigmoid, ignore_index)
     dtype = compute_dtype(logits)
     shape = logits.shape if use_sigmoid else logits.shape[:1]
@@ -104,13 +118,54 @@ def prepare(
         else:
             target = torch.where(keep, target, 0)
             # They are chosen and not multiplied by 0: what they hold may be NaN.
-            logits = without_ignored(logits, keep)
+            if own and not is_compiling():
+                with torch.no_grad():  # weights of 0 below make their gradient 0
+                    logits.masked_fill_(~keep.unsqueeze(1), 0.0)
+            else:
+                logits = without_ignored(logits, keep)
             shown = keep.unsqueeze(1) if use_sigmoid else keep
             weight = shown.to(dtype) if weight is None else torch.where(shown, weight, 0.0)
     scale = mean_scale(shape, keep, avg_factor, dtype) if reduction == "mean" else 1.0
     columns = logits.shape[-1] if logits.dim() > 1 else 1
     by_class = per_class("class_weight", class_weight, logits, columns, dtype)
-    return Rows(logits, target, soft, use_sigmoid, keep, weight, by_class, reduction, scale)
+    return Rows(logits, target, soft, use_sigmoid, keep, weight, by_class, reduction, scale, places)
+
+
+def _places(logits: Tensor, target: Tensor) -> torch.Size | None:
+    """The shape of a map of labels, (N, ...) of logits (N, C, ...); None where there is none."""
+    integers = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    if logits.dim() > 2 and integers and target.shape == logits.shape[:1] + logits.shape[2:]:
+        return target.shape
+    return None
+
+
+def as_rows(values: Tensor) -> Tensor:
+    """(N, C, ...) as rows (M, C): a view where the channels are last in memory, else a copy."""
+    return values.movedim(1, -1).contiguous().view(-1, values.shape[1])
+
+
+def _weight_of_rows(
+    weight: Tensor, places: torch.Size, logits: Tensor, use_sigmoid: bool
+) -> Tensor:
+    columns = logits.shape[1]
+    if weight.shape == places or weight.shape == (places[0], 1, *places[1:]):
+        return weight.reshape(-1)
+    if use_sigmoid and weight.shape == (places[0], columns, *places[1:]):
+        return as_rows(weight)
+    of_entries = f", or {(places[0], columns, *places[1:])} for each entry" if use_sigmoid else ""
+    raise UserError(
+        f"weight has shape {tuple(weight.shape)}: expected {tuple(places)}, that of the map of"
+        f" labels{of_entries}"
+    )
+
+
+def _unrolled(rows: Rows, loss: Tensor) -> Tensor:
+    """An unreduced loss of rows in the shape of the logits or labels that they were."""
+    if rows.places is None:
+        return loss
+    if loss.dim() == 1:
+        return loss.view(rows.places)
+    return loss.view(*rows.places, loss.shape[1]).movedim(-1, 1)
 
 
 def without_ignored(values: Tensor, keep: Tensor | None) -> Tensor:
@@ -146,9 +201,10 @@ def weighed_poly(
         positive, negative = (
             (cw, cw) if of_alpha is None else (of_alpha * cw, (1.0 - of_alpha) * cw)
         )
-        return sigmoid_poly_focal(
+        loss = sigmoid_poly_focal(
             x, rows.target, poly, positive, negative, weight, reduce, rows.scale
         )
+        return loss if reduce else _unrolled(rows, loss)
     number: Tensor | float = 1.0
     for value in (rows.class_weight, of_alpha):
         if isinstance(value, Tensor) and value.dim() == 1:
@@ -156,7 +212,8 @@ def weighed_poly(
         elif value is not None:
             number = number * value
     loss = softmax_poly_focal(x, rows.target, poly, weight, label_smoothing, reduce, rows.scale)
-    return loss if isinstance(number, float) and number == 1.0 else loss * number
+    loss = loss if isinstance(number, float) and number == 1.0 else loss * number
+    return loss if reduce else _unrolled(rows, loss)
 
 
 def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) -> Tensor:
@@ -172,7 +229,7 @@ def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) 
     if rows.weight is not None:
         loss = loss * rows.weight
     if rows.reduction == "none":
-        return loss
+        return _unrolled(rows, loss)
     return loss.sum() * (rows.scale if reduced_by is None else reduced_by)
 
 
@@ -330,7 +387,10 @@ def _misfit(logits: Tensor, target: Tensor, soft: bool) -> str:
     if soft:
         return f"{got} int64 labels (N,), or floating-point targets of the logits' shape"
     if logits.dim() != 2 or target.shape != logits.shape[:1]:
-        return f"{got} logits (N, C) with integer labels (N,), or targets of the logits' shape"
+        return (
+            f"{got} logits (N, C) with integer labels (N,), or (N, C, ...) with a map of labels"
+            " (N, ...), or targets of the logits' shape"
+        )
     if target.dtype != torch.int64:
         return f"{got} labels (N,) of dtype torch.int64"
     return f"{got} at least one column of logits"
