@@ -205,6 +205,7 @@ SIGMOID = dict(type="polyfocal.FocalLoss", use_sigmoid=True)
         lambda: polyfocal.FocalLoss(use_sigmoid=True)(ROWS[0], torch.tensor([0, 4])),
         lambda: polyfocal.FocalLoss(use_sigmoid=True)(ROWS[0], ROWS[1].unsqueeze(1)),
         lambda: polyfocal.FocalLoss(use_sigmoid=True, reduction="sum")(*ROWS, avg_factor=2),
+        lambda: polyfocal.FocalLoss(use_sigmoid=True, class_weight="balanced"),
     ],
 )
 def test_troubleshooting_quotes_what_is_said(mistake):

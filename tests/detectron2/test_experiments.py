@@ -339,11 +339,11 @@ def uneven(folder):
 def test_class_weights_from_the_data_in_yaml(tmp_path):
     key = "MODEL.RETINANET.CLS_LOSS.class_weight"
     path, data = CONFIGS / "retinanet_poly1.yaml", uneven(tmp_path)
-    experiment = prepare_experiment(path, data=data, options=[key, "balanced"])
+    experiment = prepare_detectron2(path, data=data, options=[key, "balanced"])
     assert experiment.cfg.MODEL.RETINANET.CLS_LOSS.class_weight == [0.666667, 2.0]
     assert "- 0.666667" in experiment.dump()
     assert f"{key} is balanced of the training data: a 0.667, b 2." in experiment.notes
-    tested = prepare_experiment(path, data=data, options=[key, "balanced"], train=False)
+    tested = prepare_detectron2(path, data=data, options=[key, "balanced"], train=False)
     assert tested.cfg.MODEL.RETINANET.CLS_LOSS.class_weight is None
 
 
@@ -351,7 +351,7 @@ def test_class_weights_of_a_box_head_have_a_background(tmp_path):
     data = uneven(tmp_path)
     key = "MODEL.ROI_BOX_HEAD.CLS_LOSS.class_weight"
     options = [key, "balanced"]
-    found = prepare_experiment(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)
+    found = prepare_detectron2(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)
     assert found.cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.class_weight == [0.666667, 2.0, 1.0]
     lazy = tmp_path / "lazy.py"
     lazy.write_text(
@@ -362,7 +362,7 @@ def test_class_weights_of_a_box_head_have_a_background(tmp_path):
         "loss = model.roi_heads.box_predictor.cls_loss\n"
         "loss.class_weight = dict(method='effective', beta=0.5)\n"
     )
-    found = prepare_experiment(lazy, data=data)
+    found = prepare_detectron2(lazy, data=data)
     # Effective numbers 1.75 and 1 of three objects and one.
     weights = list(found.cfg.model.roi_heads.box_predictor.cls_loss.class_weight)
     assert weights == pytest.approx([2 / 2.75, 2 * 1.75 / 2.75, 1.0], abs=1e-6)
@@ -379,4 +379,4 @@ def test_class_weights_are_for_heads_of_classes(tmp_path):
     options = [key, "{'type': 'FocalLoss', 'use_sigmoid': True, 'class_weight': 'sqrt'}"]
     options += ["MODEL.PROPOSAL_GENERATOR.NAME", "PolyfocalRPN"]
     with pytest.raises(UserError, match="a proposal head does not tell classes apart"):
-        prepare_experiment(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)
+        prepare_detectron2(CONFIGS / "mask_rcnn_poly1.yaml", data=data, options=options)

@@ -156,6 +156,19 @@ def test_weights_by_pixel():
     torch.testing.assert_close(focal_loss(logits, labels, entries, **settings), plain * entries)
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 4, 4), (2, 5, 0, 4)])
+@pytest.mark.parametrize("use_sigmoid", [True, False])
+def test_no_pixels(shape, use_sigmoid):
+    logits = torch.zeros(shape, requires_grad=True)
+    labels = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
+    loss = focal_loss(logits, labels, use_sigmoid=use_sigmoid, ignore_index=IGNORED)
+    assert loss == 0
+    loss.backward()
+    assert logits.grad.shape == shape
+    unreduced = focal_loss(logits, labels, use_sigmoid=use_sigmoid, reduction="none")
+    assert unreduced.shape == (shape if use_sigmoid else labels.shape)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
 def test_other_integers(dtype):
     logits, labels = maps()

@@ -224,3 +224,17 @@ def test_counts_of_a_config_may_be_a_file(tmp_path):
     torch.testing.assert_close(loss.margins, torch.tensor([0.1, 0.2]))
     priors = MODELS.build(dict(type="polyfocal.ClassPriors", class_counts=str(file)))
     torch.testing.assert_close(priors.probabilities, torch.tensor([16 / 17, 1 / 17]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_class_statistics_of_a_map_of_labels_are_those_of_its_rows(dtype):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(4, (2, 4, 5))
+    labels[0, 0] = 255
+    loss = polyfocal.FocalLoss(use_sigmoid=True, ignore_index=255)
+    hooks = [polyfocal.mmengine.ClassStatisticsHook() for _ in range(2)]
+    hooks[0]._count("loss", loss, (logits, labels.to(dtype)), {}, None)
+    rows = logits.movedim(1, -1).reshape(-1, 3)
+    hooks[1]._count("loss", loss, (rows, labels.reshape(-1)), {}, None)
+    torch.testing.assert_close(hooks[0]._sums, hooks[1]._sums)
+    assert hooks[0]._sums["loss"][0].tolist() == [(labels == c).sum() for c in range(3)]

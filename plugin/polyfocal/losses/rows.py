@@ -141,7 +141,7 @@ def _places(logits: Tensor, target: Tensor) -> torch.Size | None:
 
 def as_rows(values: Tensor) -> Tensor:
     """(N, C, ...) as rows (M, C): a view where the channels are last in memory, else a copy."""
-    return values.movedim(1, -1).contiguous().view(-1, values.shape[1])
+    return values.movedim(1, -1).contiguous().flatten(0, -2)
 
 
 def _weight_of_rows(

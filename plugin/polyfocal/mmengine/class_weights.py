@@ -1,5 +1,6 @@
 """Weights of classes from the training data, in the configs of MMEngine's frameworks."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,11 @@ from polyfocal.mmengine.configs import class_of, type_name
 from polyfocal.mmengine.objects import is_empty, nothing_to_train_on, training_objects
 
 # Their losses are of one class, or of the pixels of an object whose class is known.
-_WITHOUT_CLASSES = {"rpn_head": "a proposal head", "mask_head": "a mask head"}
+_WITHOUT_CLASSES = {
+    "rpn_head": "a proposal head",
+    "mask_head": "a mask head",
+    "loss_mask": "a loss of masks",
+}
 
 
 def use_class_weights(
@@ -107,7 +112,7 @@ def _count(cfg: Config) -> dict[str, int]:
     dataset = cfg.train_dataloader.dataset
     try:
         with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-            found = training_objects(DATASETS.build(dataset))
+            found = training_objects(DATASETS.build(copy.deepcopy(dataset)))
     except Exception as error:  # a data set that drops all of its pictures, in MMEngine
         if is_empty(cfg):
             raise nothing_to_train_on(cfg) from error

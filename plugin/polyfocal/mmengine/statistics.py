@@ -59,10 +59,10 @@ class ClassStatisticsHook(Hook):
         positive = (target >= 0) & (target < columns)
         if module.ignore_index is not None:
             positive &= target != module.ignore_index
-        label = torch.where(positive, target, 0)
+        label = torch.where(positive, target, 0).long()
         p = pred.float().sigmoid() if module.use_sigmoid else pred.float().softmax(dim=1)
-        p_t = p.gather(1, label.unsqueeze(1)).squeeze(1)
-        seen = positive.float()
+        p_t = p.gather(1, label.unsqueeze(1)).reshape(-1)
+        seen, label = positive.float().reshape(-1), label.reshape(-1)  # rows, or a map of labels
         if name not in self._sums:
             self._sums[name] = seen.new_zeros(2, columns)
         self._sums[name].index_add_(1, label, torch.stack([seen, seen * p_t]))
