@@ -201,6 +201,25 @@ def test_without_the_keys_a_sentence_says_what_is_missing():
         build_model(cfg)
 
 
+@pytest.mark.parametrize(
+    ("name", "node", "class_", "part"),
+    [
+        (RETINANET, None, "PolyfocalRetinaNet", "RETINANET"),
+        (MASK_RCNN, "ROI_HEADS", "PolyfocalStandardROIHeads", "ROI_BOX_HEAD"),
+        (MASK_RCNN, "ROI_MASK_HEAD", "PolyfocalMaskRCNNConvUpsampleHead", "ROI_MASK_HEAD"),
+        (MASK_RCNN, "PROPOSAL_GENERATOR", "PolyfocalRPN", "RPN"),
+    ],
+)
+def test_a_class_without_its_loss_is_refused(name, node, class_, part):
+    cfg = small(config(name))
+    if node is None:
+        cfg.MODEL.META_ARCHITECTURE = class_
+    else:
+        cfg.MODEL[node].NAME = class_
+    with pytest.raises(UserError, match=f"MODEL.{part}.CLS_LOSS is empty, and the class"):
+        build_model(cfg)
+
+
 def losses_of(model):
     return [module for module in model.modules() if isinstance(module, ClassificationLoss)]
 

@@ -62,14 +62,21 @@ def loss_settings(cfg: CfgNode, part: str) -> CfgNode:
     """``MODEL.<part>.CLS_LOSS`` of a yaml config.
 
     Raises:
-        UserError: The config does not have the key.
+        UserError: The config does not have the key, or nothing in it.
     """
     if "CLS_LOSS" not in cfg.MODEL[part]:
         raise UserError(
             f"the config has no MODEL.{part}.CLS_LOSS: call"
             " polyfocal.detectron2.add_polyfocal_config(cfg) before the file is read"
         )
-    return cfg.MODEL[part].CLS_LOSS
+    settings = cfg.MODEL[part].CLS_LOSS
+    if not settings:
+        raise UserError(
+            f"MODEL.{part}.CLS_LOSS is empty, and the class that the config names reads it: write"
+            " a loss, such as {type: FocalLoss, use_sigmoid: true}, or the name of Detectron2's own"
+            " class"
+        )
+    return settings
 
 
 def try_loss(loss: ClassificationLoss, where: str, logits: Tensor, target: Tensor) -> None:
