@@ -665,18 +665,19 @@ def set_up_core(environment: Environment, torch: str) -> None:
         environment: Where.
         torch: A version, or "newest" for the index's newest.
     """
-    plan = {"stack": "core", "torch": torch}
     start = time.monotonic()
     newest = torch == "newest"
     if not newest and not re.fullmatch(r"\d+\.\d+(\.\d+)?", torch):
         raise Refused(f"TORCH={torch}: expected a version such as 2.1.2, or newest")
+    pins = {} if newest else {"torch": f"=={torch}"}
+    if not newest and tuple(map(int, torch.split(".")[:2])) < (2, 3):
+        pins["numpy"] = "<2"  # torch before 2.3 was built for NumPy 1
+        pins["setuptools"] = "<81"  # later ones have no pkg_resources, for its torch.compile
+    plan = {"stack": "core", "torch": torch, "pins": dict(pins)}
     if environment.finished(plan) and not newest:
         print(f"The environment in {environment.folder.name} is complete.")
         return
     environment.create(plan)
-    pins = {} if newest else {"torch": f"=={torch}"}
-    if not newest and tuple(map(int, torch.split(".")[:2])) < (2, 3):
-        pins["numpy"] = "<2"  # torch before 2.3 was built for NumPy 1
     environment.constraints = pins
     wanted = [f"torch{pins.get('torch', '')}", f"numpy{pins.get('numpy', '')}"]
     python = dotted(environment.python_version())

@@ -326,9 +326,11 @@ def _run_compiled(
             kernel(*(tensor for tensor in tensors if tensor is not None))
     except Exception as error:
         _broken.append(str(error))
+        # torch says where it was, what happened, and, after an empty line, how to debug itself.
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())
         warnings.warn(
             "torch.compile failed, so that polyfocal's losses take their path without a compiler:"
-            f" {str(error).strip().splitlines()[0]}",
+            f" {reason}",
             stacklevel=2,
         )
         return False
