@@ -72,6 +72,7 @@ def test_where_mmcv_comes_from():
 
 
 LITE = {name: version for name, version in UPSTREAM.items() if name != "mmcv"}
+BARE = {name: version for name, version in LITE.items() if name != "ninja"}
 
 BROKEN = {
     "mmcv 2.2 beside mmdet 3.3": (
@@ -118,7 +119,7 @@ BROKEN = {
         f"{PIP} install --no-build-isolation 'mmcv<2.2.0,>=2.0.0rc4'",
     ),
     "no mmcv": (
-        {**LITE, "torch": "2.1.2", "numpy": "1.26.4", "setuptools": "82.0"},
+        {**BARE, "torch": "2.1.2", "numpy": "1.26.4"},
         {"looks": {"torch": CUDA}},
         r"mmdet 3.3.0 is installed and mmcv is not\.",
         f"{PIP} install 'setuptools<81' wheel ninja && {PIP} install --no-build-isolation "
@@ -156,6 +157,12 @@ BROKEN = {
         {"compiler_error": "fatal error: Python.h: No such file or directory"},
         r"/usr/bin/g\+\+ cannot compile what torch.compile writes: fatal error: Python.h",
         "apt-get install -y python3-dev",
+    ),
+    "setuptools too new for the torch.compile of torch 2.1": (
+        {**CORE, "torch": "2.1.2", "numpy": "1.26.4", "setuptools": "82.0"},
+        {},
+        r"torch.compile of torch 2.1.2 needs pkg_resources, which setuptools 82.0 has no more",
+        f"{PIP} install 'setuptools<81'",
     ),
     "no torch": (
         {"numpy": "2.4.6", "polyfocal": "0.1.0"},

@@ -382,6 +382,14 @@ def _compiler(found: Found, blamed: set[str]) -> Iterable[Problem]:
             f"{found.compiler} cannot compile what torch.compile writes: {found.compiler_error}",
             mend,
         )
+    torch, setuptools = found.version("torch"), found.versions.get("setuptools", "")
+    if _numbers(torch)[:2] == (2, 1) and not (setuptools and _numbers(setuptools) < (81,)):
+        which = f"setuptools {setuptools} has no more" if setuptools else "setuptools has"
+        yield Problem(
+            f"torch.compile of torch {torch} needs pkg_resources, which {which}: large sigmoid "
+            "losses on a CPU take the blocked pass.",
+            _pip("setuptools<81"),
+        )
 
 
 def _gpu(found: Found, blamed: set[str]) -> Iterable[Problem]:
