@@ -230,6 +230,7 @@ def losses_of(model):
         (C4, "PolyfocalRes5ROIHeads", 1),
         (CASCADE, "PolyfocalCascadeROIHeads", 3),
         (KEYPOINTS, "PolyfocalStandardROIHeads", 1),
+        (PANOPTIC, "PolyfocalStandardROIHeads", 1),
     ],
 )
 def test_heads_at_epsilon_0_are_detectron2s(name, heads, count):
@@ -259,6 +260,9 @@ def test_heads_at_epsilon_0_are_detectron2s(name, heads, count):
             points = torch.rand(len(picture["instances"]), 17, 3) * 40
             points[..., 2] = 2
             picture["instances"].gt_keypoints = Keypoints(points)
+    if name == PANOPTIC:
+        for picture in batch:
+            picture["sem_seg"] = torch.randint(54, picture["image"].shape[1:])
     expected, gradients, _ = training_step(stock, batch)
     found, our_gradients, _ = training_step(ours, batch)
     assert found.keys() == expected.keys() and any("loss_cls" in key for key in expected)

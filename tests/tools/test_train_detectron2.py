@@ -326,6 +326,25 @@ def test_data_without_masks(tmp_path, scenes, capsys):
     assert "needs masks" in sentence and "retinanet_poly1.py" in sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml", "the class of every pixel"),
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py", "the class of every pixel"),
+        ("Misc/semantic_R_50_FPN_1x.yaml", "the class of every pixel"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", "the keypoints of objects"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py", "the keypoints of objects"),
+    ],
+)
+def test_models_that_need_more_than_a_folder_holds(name, what, data, tmp_path, capsys, monkeypatch):
+    from detectron2 import model_zoo
+
+    monkeypatch.chdir(tmp_path)
+    error = error_of(capsys, model_zoo.get_config_file(name), *data)
+    assert f"trains {what} too" in error and "train_net.py" in error
+    assert not os.listdir(tmp_path)
+
+
 def test_no_coco(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for config in (RETINANET, YAML):

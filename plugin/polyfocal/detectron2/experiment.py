@@ -16,6 +16,8 @@ from polyfocal.losses import Loss
 
 TINY_BATCH = 4
 USUAL_MAX_DETS = 100
+KEYPOINTS = "the keypoints of objects"
+PIXELS = "the class of every pixel"
 
 _COCO_TRAIN = 117_266  # pictures with objects in COCO 2017's train split
 _TINY_EPOCHS = 8
@@ -161,6 +163,11 @@ class Experiment(ABC):
     @abstractmethod
     def has_masks(self) -> bool:
         """Whether the model predicts masks."""
+
+    @property
+    @abstractmethod
+    def needs_more(self) -> str:
+        """What the model is trained on beside boxes and masks of objects; empty for nothing."""
 
     @abstractmethod
     def use_tiny_profile(self, side: int) -> None:

@@ -20,6 +20,8 @@ from torch import nn
 
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
+    KEYPOINTS,
+    PIXELS,
     TINY_BATCH,
     USUAL_MAX_DETS,
     Data,
@@ -32,10 +34,9 @@ from polyfocal.detectron2.experiment import (
     default_output_dir,
     periods,
 )
-from polyfocal.detectron2.loss import known_losses
 from polyfocal.detectron2.rcnn import RPN, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 from polyfocal.errors import UserError
-from polyfocal.losses import Loss
+from polyfocal.losses import LOSSES, Loss
 
 _SHRINK = 4  # of widths
 _FEWER = 8  # of proposals and samples
@@ -74,6 +75,13 @@ class LazyExperiment(Experiment):
     @property
     def has_masks(self) -> bool:
         return any("mask_head" in node for node in _walk(self.cfg.model))
+
+    @property
+    def needs_more(self) -> str:
+        for part, what in (("sem_seg_head", PIXELS), ("keypoint_head", KEYPOINTS)):
+            if any(node.get(part) for node in _walk(self.cfg.model)):
+                return what
+        return ""
 
     def use_tiny_profile(self, side: int) -> None:
         self._shrink_model()
@@ -171,7 +179,6 @@ class LazyExperiment(Experiment):
     def losses(self) -> Iterator[PlacedLoss]:
         heads = {MaskRCNNConvUpsampleHead: "mask head", RPN: "proposal head"}
         heads |= {FastRCNNOutputLayers: "box"}
-        known = known_losses()
         for place, node in _places(self.cfg.model, "model"):
             if "cls_loss" not in node or OmegaConf.is_interpolation(node, "cls_loss"):
                 continue
@@ -180,7 +187,7 @@ class LazyExperiment(Experiment):
                 continue
             kind = _class(settings) or settings.get("type")
             if isinstance(kind, str):
-                kind = known.get(kind.rpartition(".")[2])
+                kind = LOSSES.get(kind.rpartition(".")[2])
             if inspect.isclass(kind) and issubclass(kind, Loss):
                 head = _class(node)
                 head = locate(head) if isinstance(head, str) else head
@@ -270,7 +277,7 @@ class LazyExperiment(Experiment):
         for node in _walk(model):
             for key in [key for key in node if not OmegaConf.is_interpolation(node, key)]:
                 value = node[key]
-                if key in _WIDTHS and isinstance(value, int):
+                if key in (*_WIDTHS, *_STACKS) and isinstance(value, int):
                     node[key] = value // _SHRINK
                 elif key in _STACKS:
                     # The last of a mask head's is its deconvolution.

@@ -105,6 +105,13 @@ def _use_class_weights(experiment: Experiment, data: Data | None, train: bool) -
 
 
 def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
+    if experiment.needs_more:
+        raise UserError(
+            f"{experiment.path} trains {experiment.needs_more} too, which this tool does not take"
+            " from a folder: take a config without, such as"
+            " configs/detectron2/mask_rcnn_poly1.py, or train with Detectron2's own"
+            " tools/train_net.py, where the losses work too."
+        )
     splits = {
         name: load_split(folder, name, load_picture)
         for name in (("train", "val") if train else ("val",))

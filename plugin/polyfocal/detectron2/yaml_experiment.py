@@ -17,7 +17,8 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     LVISEvaluator,
 )
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
@@ -30,6 +31,8 @@ from polyfocal.detectron2.config import (
 )
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
+    KEYPOINTS,
+    PIXELS,
     TINY_BATCH,
     Data,
     Evaluations,
@@ -41,9 +44,8 @@ from polyfocal.detectron2.experiment import (
     default_output_dir,
     periods,
 )
-from polyfocal.detectron2.loss import known_losses
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss
+from polyfocal.losses import LOSSES, ClassificationLoss
 
 _FEWER = 8  # of proposals and samples
 
@@ -76,6 +78,16 @@ class YamlExperiment(Experiment):
     @property
     def has_masks(self) -> bool:
         return self.cfg.MODEL.MASK_ON
+
+    @property
+    def needs_more(self) -> str:
+        model = self.cfg.MODEL
+        if model.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+            return ""  # which stops the training by itself
+        architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
+        if issubclass(architecture, (SemanticSegmentor, PanopticFPN)):
+            return PIXELS
+        return KEYPOINTS if model.KEYPOINT_ON and issubclass(architecture, GeneralizedRCNN) else ""
 
     def use_tiny_profile(self, side: int) -> None:
         self._tiny = True
@@ -193,10 +205,9 @@ class YamlExperiment(Experiment):
 
     def losses(self) -> Iterator[PlacedLoss]:
         heads = {"RETINANET": "dense", "ROI_BOX_HEAD": "box", "ROI_MASK_HEAD": "mask head"}
-        known = known_losses()
         for part in LOSS_PARTS:
             settings = self.cfg.MODEL[part].CLS_LOSS
-            kind = known.get(str(settings.get("type")).removeprefix("polyfocal."))
+            kind = LOSSES.get(str(settings.get("type")).removeprefix("polyfocal."))
             if kind is not None:
                 head = heads.get(part, "proposal head")
                 yield PlacedLoss(f"MODEL.{part}.CLS_LOSS", settings, kind, head)
