@@ -1,6 +1,6 @@
 """Time of the calibration numbers and of AP at COCO val2017's size, simulated.
 
-AP by pycocotools, and by faster-coco-eval where that is installed.
+AP by pycocotools, and by faster-coco-eval if it is installed.
 """
 
 import time

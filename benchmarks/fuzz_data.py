@@ -2,13 +2,13 @@
 
 A case is a copy of a small data set, in COCO's format or in KITTI's layout, with one to three
 mutations of its files: keys dropped, values of another type, NaN and huge numbers, ids declared
-twice, files cut, emptied, removed or in another encoding; or of the set as a whole, as exporters
-make them: ids from 0, objects to be ignored, boxes of corners, pictures of other formats, boxes in
-the scanner's axes. A process of its own reads it by the functions that the tools call; a few cases
-train or test through the command line. A case ends well with a success or with one line that names
-the file. What is accepted must be right: every picture loads in the size that its entry says, and
-perfect detections have an average precision of 1. Exit status 1 where a case ends with anything
-else: a traceback, a warning, a crash, more than the time limit, or a half-written output.
+twice, files cut, emptied, removed or in another encoding. Or the set as a whole is changed, as
+exporters do: ids from 0, objects to be ignored, boxes of corners, pictures of other formats, boxes
+in the scanner's axes. A separate process reads the set by the functions that the tools call; a few
+cases train or test through the command line. A case passes with a success, or with one line that
+names the file. What is accepted must be right: every picture loads in the size that its entry says,
+and perfect detections have an average precision of 1. The exit status is 1 if a case ends with
+anything else: a traceback, a warning, a crash, more than the time limit, or a half-written output.
 """
 
 import argparse
@@ -59,7 +59,7 @@ examples:
 
 PICTURES = {"train": 5, "val": 3}
 FRAMES = {"train": 3, "val": 2}
-LIMIT = 20  # seconds a case, and for one that trains:
+LIMIT = 20  # seconds per case, and for one that trains:
 TRAINING_LIMIT = 180
 LONG_NUMBER = "@long number@"  # stands for one that json.dumps refuses to write
 

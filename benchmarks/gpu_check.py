@@ -4,9 +4,9 @@
     python benchmarks/gpu_check.py --parts sync speed         # some parts
     TRITON_INTERPRET=1 python benchmarks/gpu_check.py         # without a GPU: does the script run?
 
-It needs torch, triton, pytest and hypothesis, and no detection framework. Each part runs in a
-process of its own, with a limit of time: one that fails does not stop the next. The last lines say
-what fell short of the goals, and the exit status is 1 where something did.
+It needs torch, triton, pytest and hypothesis, and no detection framework. Each part runs in its own
+process, with a time limit: a part that fails does not stop the next. The last lines say what missed
+its goal. The exit status is 1 if something did.
 
 Under Triton's interpreter the kernels run on a CPU, on a few rows: nothing is measured then, and
 the goals of speed are not judged.

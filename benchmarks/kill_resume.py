@@ -1,9 +1,9 @@
 """Kill trainings with SIGKILL, resume them, and compare the weights with an uninterrupted run's.
 
-Each trial trains in a process of its own, which is killed at a random time, or at a chosen moment
-of writing a checkpoint; a second process goes on with ``--resume``. It must end with the same
+Each trial trains in its own process, which is killed at a random time, or at a chosen moment of
+writing a checkpoint. A second process continues with ``--resume``. It must end with the same
 weights and the same optimizer state, bit for bit, must find a whole checkpoint, and must not repeat
-more than the iterations between two checkpoints. Exit status 1 where one does not.
+more than the iterations between two checkpoints. The exit status is 1 if a trial fails.
 """
 
 import argparse
@@ -37,7 +37,7 @@ examples:
   # 20 random times and every moment of writing, for each loss: about 5 minutes on one core
   python benchmarks/kill_resume.py
 
-  # a RetinaNet on 24 pictures in the place of the classifier
+  # a RetinaNet on 24 pictures instead of the classifier
   python benchmarks/kill_resume.py --model detector --kills 4
 """
 

@@ -321,7 +321,8 @@ def plot(results: dict[str, list[dict[str, object]]], path: Path) -> None:
         axis.set_xlabel("ms, forward and backward")
         axis.tick_params(axis="y", labelsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    with plt.rc_context({"svg.hashsalt": "polyfocal", "svg.fonttype": "none"}):  # text as text
+        figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

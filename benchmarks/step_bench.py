@@ -72,7 +72,7 @@ def main() -> None:
             if turn >= 3:  # the first ones compile and fill caches
                 times[name].append(time.perf_counter() - start)
     first = times[next(iter(times))]
-    print("| loss | ms a step | ratio |\n|---|---|---|")
+    print("| loss | ms per step | ratio |\n|---|---|---|")
     for name, values in times.items():
         ratio = statistics.median(a / b for a, b in zip(values, first, strict=True))
         print(f"| {name} | {statistics.median(values) * 1e3:.1f} | {ratio:.3f} |")

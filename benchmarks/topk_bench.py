@@ -15,7 +15,7 @@ release on PyPI; the candidate here is written from its definition,
       - tau log [the same over subsets with the label],
 
 with the sums over subsets as elementary symmetric polynomials of e^(s / (k tau)), taken by divide
-and conquer over the classes, k + 1 coefficients a node, in log space.
+and conquer over the classes, k + 1 coefficients per node, in log space.
 """
 
 from __future__ import annotations

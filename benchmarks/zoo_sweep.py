@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="every config, not one a combination")
+    parser.add_argument("--all", action="store_true", help="every config, not one per combination")
     parser.add_argument("--only", metavar="REGEX", help="configs whose name matches")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("work_dirs/zoo_sweep.jsonl"),

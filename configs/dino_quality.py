@@ -1,4 +1,4 @@
-# The baseline: DINO with MMDetection's quality focal loss (beta 2) in the place of its focal loss.
+# The baseline: DINO with MMDetection's quality focal loss (beta 2) instead of its focal loss.
 _base_ = "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"
 
 model = dict(

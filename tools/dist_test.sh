@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate a checkpoint on the GPUs of a machine: one process a GPU.
+# Evaluate a checkpoint on the GPUs of a machine: one process per GPU.
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [OPTION of tools/test.py]...
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on the GPUs of a machine, or of several: one process a GPU.
+# Train on the GPUs of a machine, or of several: one process per GPU.
 #
 #   tools/dist_train.sh CONFIG GPUS [OPTION of tools/train.py]...
 #

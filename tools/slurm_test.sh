@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate a checkpoint as a Slurm job: one task a GPU.
+# Evaluate a checkpoint as a Slurm job: one task per GPU.
 #
 #   tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [OPTION of tools/test.py]...
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train as a Slurm job: one task a GPU, on as many machines as that takes.
+# Train as a Slurm job: one task per GPU, on as many machines as that takes.
 #
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [OPTION of tools/train.py]...
 #

@@ -1,6 +1,6 @@
-"""What torch calls differently, or has not, in the versions from 2.1 to the newest.
+"""What differs between torch's versions from 2.1 to the newest.
 
-Every name of torch that 2.1 lacks, and every private one, is asked for here and nowhere else.
+Every name of torch that 2.1 lacks, and every private name, is used only here.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def looked_up(function: _F) -> _F:
 
 
 def autocast_off(device: str) -> AbstractContextManager[Any]:
-    """A context without autocast, on devices that have none too."""
+    """A context without autocast; it also works on devices that have no autocast."""
     available = getattr(torch.amp, "is_autocast_available", None)  # since 2.4
     if available is not None:
         on = available(device) and torch.is_autocast_enabled(device)

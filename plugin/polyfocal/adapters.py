@@ -1,4 +1,4 @@
-"""The floor above the adapters: which of them a config is for. The tools plug it in."""
+"""Chooses the adapter that a config is for. The commands plug this into a request."""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,9 +2,9 @@
 
 The Hessian H, (n, n), of the mean of the losses of some batches is never formed. It is multiplied
 by vectors, H v = d/dw (g(w) . v), by differentiating the gradient once more (Pearlmutter 1994).
-That needs the graph of a batch's gradient, about the memory of two ordinary gradient computations,
-and no more for further batches, which are taken one after another. Chosen parameters only: of the
-rest of the model no graph is made.
+That needs the graph of one batch's gradient: about the memory of two ordinary gradient
+computations, whatever the number of batches. Only chosen parameters count: no graph is made of the
+rest of the model.
 
 =========================  ====================================================================
 :func:`frozen`             a model whose loss is a function of its parameters only
@@ -51,7 +51,7 @@ def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str,
             a classifier, all.
 
     Raises:
-        UserError: The expression is none, or no trainable parameter matches.
+        UserError: The pattern is no regular expression, or no trainable parameter matches.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if pattern is None:
@@ -71,14 +71,14 @@ def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str,
 
 @contextlib.contextmanager
 def frozen(model: nn.Module, pattern: str | None = None) -> Iterator[dict[str, nn.Parameter]]:
-    """Makes a model's loss a smooth function of the chosen parameters, for the time of a block.
+    """Makes a model's loss a smooth function of the chosen parameters, inside the block.
 
     - Modules without submodules are in evaluation mode: batch normalisation uses its running
-      statistics (its weight and bias are parameters as any other), and dropout lets all through.
-      With the statistics of the batch the loss would couple the samples, and another size of the
-      batch would be another surface. Containers, such as a detector, stay as they are, since some
-      compute no loss in evaluation mode. What is random in them (functional dropout, sampling of
-      regions) is one fixed draw, see :class:`Hessian`.
+      statistics (its weight and bias are parameters like any other), and dropout lets everything
+      through. With the statistics of the batch the loss would couple the samples, and another
+      batch size would give another surface. Containers, such as a detector, stay as they are,
+      because some compute no loss in evaluation mode. What is random in them (functional dropout,
+      sampling of regions) is one fixed draw, see :class:`Hessian`.
     - Parameters that were not chosen are constants.
 
     Args:
@@ -119,7 +119,7 @@ class Hessian:
 
     The vectors are the chosen parameters, flattened, one after the other. A parameter that a loss
     does not depend on has zeros there. The graph of the last batch's gradient is kept, so that
-    with one batch no product needs another forward pass; it is made anew when a parameter changes.
+    with one batch no product needs another forward pass. A change of a parameter makes a new graph.
 
     Args:
         losses: One function for each batch; it computes a scalar loss from the model's present
@@ -130,8 +130,8 @@ class Hessian:
             computed, and put back afterwards: what is random in the loss is one fixed draw.
 
     Raises:
-        UserError: A loss or a parameter is not that, or the path from a chosen parameter to a loss
-            has an operation without a second derivative.
+        UserError: A loss or a parameter is none of these, or an operation between a chosen
+            parameter and a loss has no second derivative.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -244,9 +244,9 @@ def eigenvalues(
     """The k largest eigenvalues, by Lanczos with full reorthogonalisation.
 
     It ends when all their errors are below ``tolerance`` times the largest in magnitude, after
-    ``steps`` products, or when the space is exhausted. The vectors so far are kept: steps x n
-    numbers at most. As any Krylov method it meets an eigenvalue that occurs several times, which
-    needs a symmetric model, once.
+    ``steps`` products, or when the space is exhausted. The vectors are kept: steps x n numbers at
+    most. Like any Krylov method it finds an eigenvalue that occurs several times only once; such
+    eigenvalues need a symmetric model.
 
     Args:
         hessian: Of n parameters.
@@ -282,12 +282,12 @@ def eigenvalues(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A random estimate and how far it is to be trusted.
+    """A random estimate and its error.
 
     Attributes:
         value: The estimate, without bias.
-        standard_error: Standard deviation of the estimate, itself estimated from the spread of the
-            random samples; of use from about ten samples on.
+        standard_error: Standard deviation of the estimate, estimated from the spread of the random
+            samples; useful from about ten samples on.
     """
 
     value: float
@@ -302,8 +302,8 @@ def trace(
     ``'hutchinson'``: the mean of v . H v over random signs v (Hutchinson 1990), whose variance is
     2 (|H|_F^2 - sum H_ii^2). ``'hutch++'`` (Meyer et al. 2021, algorithm 1): a third of the
     products finds a subspace Q with most of H, another third takes the trace there exactly, and
-    the rest is Hutchinson's estimate of what Q leaves. It has the smaller error where few
-    eigenvalues carry the trace, and keeps probes/3 vectors three times over.
+    the rest is Hutchinson's estimate of the remainder. It has the smaller error if few eigenvalues
+    carry the trace, and keeps three times probes/3 vectors.
 
     Args:
         hessian: Of n parameters.
@@ -312,7 +312,7 @@ def trace(
         seed: Of the random signs.
 
     Raises:
-        UserError: The method is another, or there are too few probes.
+        UserError: There is no such method, or there are too few probes.
     """
     fewest = {"hutchinson": 2, "hutch++": 4}
     if method not in fewest:
@@ -429,9 +429,9 @@ def hutchinson_trace(
 ) -> Tensor:
     """The Hessian's trace as a term of a loss: Hutchinson's estimate, differentiable.
 
-    Its gradient, a third derivative of the loss, goes to everything on which the loss depends and
-    not only to ``parameters``. It is the Hessian of the loss as it was computed: where that was
-    with the batch's statistics and a draw of dropout, of that.
+    Its gradient, a third derivative of the loss, goes to everything on which the loss depends, not
+    only to ``parameters``. The Hessian is that of the loss as it was computed, for example with the
+    statistics of the batch and a draw of dropout.
 
     Args:
         loss: A scalar with its graph.
@@ -472,7 +472,7 @@ def _second_derivative(
     create_graph: bool = False,
 ) -> Sequence[Tensor | None]:
     """d/dw (gradient . vectors) for each parameter; None where it does not depend on it."""
-    # A loss that is linear in a parameter has a gradient there that depends on nothing.
+    # A loss that is linear in a parameter has a constant gradient there.
     pairs = [
         (g, v) for g, v in zip(gradient, vectors, strict=True) if g is not None and g.requires_grad
     ]
@@ -548,8 +548,8 @@ def _lanczos(
 ) -> tuple[list[float], list[float]]:
     """The diagonal of T, and the entries below it, of which the last leads out of T.
 
-    Where the Krylov space is exhausted that last one is 0; if ``stop`` lets it go on, it does with
-    a new random vector.
+    If the Krylov space is exhausted, the last entry is 0. If ``stop`` then lets the iteration
+    continue, it does so with a new random vector.
     """
     basis: list[Tensor] = []
     vector = _normalised(_normal(hessian, generator))

@@ -26,7 +26,7 @@ def installed(module: str) -> dict[str, str]:
 def rivals() -> str | None:
     """A sentence on two distributions of one module, or None where there is one of each.
 
-    What they leave is a mixture of both, in which anything may fail, or silently be of the other.
+    Their files are then a mixture of both, in which anything may fail, or silently be the other's.
     """
     for module in DISTRIBUTIONS:
         found = installed(module)

@@ -1,10 +1,10 @@
 """``python -m polyfocal.doctor``: what is installed here, and whether it fits together.
 
-It says which stack this is and which path each loss takes, and for everything that does not fit one
-command that mends it. It ends with status 1 where there is such a thing.
+It says which stack this is, which path each loss takes, and, for everything that does not fit, one
+command that mends it. It ends with status 1 if something does not fit.
 
-Nothing but Python's own library is imported here. What is looked at is imported by processes of its
-own, so that a broken torch, or one that ends its process, is reported like anything else.
+This module imports only Python's own library. Separate processes import the packages, so that a
+broken torch, or a torch that ends its process, is reported like anything else.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PROVIDERS = {
     **DISTRIBUTIONS,
     **{name: (name,) for name in ("mmdet3d", "detectron2", "pycocotools", "polyfocal")},
 }
-# What must work before it is worth looking at a name.
+# What must work before a name is tried.
 _NEEDS = {
     "torchvision": ("torch",),
     "losses": ("torch",),
@@ -42,7 +42,7 @@ _NEEDS = {
     "mmdet3d": ("torch", "numpy", "mmengine", "mmcv", "mmdet", "losses"),
     "detectron2": ("torch", "numpy", "torchvision", "pycocotools", "losses"),
 }
-# Distributions whose name is not that of what they bring.
+# Distributions whose name differs from the module that they bring.
 _DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
@@ -88,11 +88,11 @@ print(json.dumps(loss_paths()))
 
 @dataclass(frozen=True)
 class Look:
-    """What became of importing something in a process of its own.
+    """The result of an import in a separate process.
 
     Attributes:
-        error: The last line of what went wrong, empty where nothing did.
-        found: What the process had to say.
+        error: The last line of the error, empty if there was none.
+        found: What the process printed.
     """
 
     error: str = ""
@@ -107,9 +107,9 @@ class Found:
         versions: Of the distributions, by normalised name.
         requires: What polyfocal asks for, as its metadata has it.
         wheels: For which Python and machine the distributions' wheels were made.
-        looks: At the import names of ``PROVIDERS`` and at ``losses``, where they are there.
-        compiler: Path of the C++ compiler, empty where there is none.
-        compiler_error: What it says to a file of one line that includes Python's header.
+        looks: Results for the installed import names of ``PROVIDERS`` and for ``losses``.
+        compiler: Path of the C++ compiler, empty if there is none.
+        compiler_error: Its error for a file of one line that includes Python's header.
         gpu: Whether the machine has a GPU that the driver lists.
         python: The interpreter's version.
         environ: The environment variables.
@@ -152,7 +152,7 @@ class Problem:
     Attributes:
         what: One sentence.
         mend: The command that mends it.
-        names: The import names that it is about; what needs them is not looked at further.
+        names: The import names that it is about; what needs them is not checked further.
     """
 
     what: str
@@ -448,7 +448,7 @@ _AGAIN = ("--force-reinstall", "--no-deps", "--no-cache-dir")
 
 
 def loss_paths() -> dict[str, str]:
-    """Which path each loss takes here, found by calling it: for a process of its own, with spies.
+    """Which path each loss takes here, found by calling it; for a separate process, with spies.
 
     Returns:
         By the loss's name: what its sigmoid and its softmax form are computed by.

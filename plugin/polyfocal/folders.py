@@ -11,10 +11,10 @@ from polyfocal.errors import UserError
 
 @contextlib.contextmanager
 def own_folder(folder: Path, another: str) -> Iterator[None]:
-    """Keep other trainings out of a folder, which is made where there is none.
+    """Keep other trainings out of a folder, which is made if it does not exist.
 
-    The lock is the operating system's: it ends with the process, however that ends, and its data
-    loaders' workers do not hold it. Of processes that train together the first has it.
+    The lock is the operating system's: it ends with the process, however the process ends. Workers
+    of data loaders do not hold it. Of several processes that train together, the first holds it.
 
     Args:
         folder: Where the training writes.

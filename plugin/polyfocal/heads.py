@@ -1,9 +1,9 @@
 """What every head hands to its losses, and which losses fit there: one table.
 
-A loss cannot see its head, and a head does not check its loss: that a focal loss stands where
-pairs of labels and qualities arrive shows at the first step or never. This table says for each
-slot of each head of MMDetection 3.3, MMDetection3D 1.4 and Detectron2 what arrives there.
-The checks of placement, ``polyfocal.swap`` and docs/heads.md read it.
+A loss cannot see its head, and a head does not check its loss. If a focal loss stands where pairs
+of labels and qualities arrive, that shows at the first step or never. This table says for each
+slot of each head of MMDetection 3.3, MMDetection3D 1.4 and Detectron2 what arrives there. The
+checks of placement, ``polyfocal.swap`` and docs/heads.md read this table.
 
 Nothing here imports a framework: heads are named.
 """
@@ -145,7 +145,7 @@ KINDS = {
     "several positives": Kind(
         "similarities with several positives in a row",
         (),
-        "the head's own loss: those of this package take one label a row",
+        "the head's own loss: those of this package take one label per row",
     ),
     "unused": Kind(
         "nothing: its loss is written into it",
@@ -349,7 +349,7 @@ def _framework(cls: type) -> str:
 def slot_of(head: type, name: str) -> Slot | None:
     """What the table says of an attribute of a head.
 
-    A class that it does not know is taken for the nearest of its parents that it knows.
+    A class that the table does not have counts as its nearest parent in the table.
     """
     for cls in head.__mro__:
         slot = _TABLE.get((_framework(cls), cls.__name__, name))
@@ -415,7 +415,7 @@ def family(loss: nn.Module) -> str | None:
 
 
 def misplaced(head: type, name: str, loss: nn.Module, kind: Kind) -> str | None:
-    """Why a loss of this package does not stand where ``kind`` arrives; None if it does.
+    """Why a loss of this package does not fit where ``kind`` arrives; None if it fits.
 
     Args:
         head: the class.

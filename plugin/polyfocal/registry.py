@@ -1,7 +1,7 @@
 """The door for MMEngine, which imports ``polyfocal.registry`` when it meets ``type='polyfocal.X'``.
 
-It stands above the adapters and brings in those whose framework is there, so that a config needs
-no ``custom_imports``.
+It is above the adapters and imports those whose framework is installed, so that a config needs no
+``custom_imports``.
 """
 
 import sys

@@ -35,8 +35,8 @@ class Found(NamedTuple):
         path: keys from the model's dictionary to that of the head.
         head: the name of its class.
         name: of the loss in it.
-        loss: its config; that of the head's default where the config has none.
-        slot: what the table of heads says; None where it does not know the head.
+        loss: its config; the default of the head if the config has none.
+        slot: what the table of heads says; None if the head is not in the table.
     """
 
     path: tuple[str | int, ...]
@@ -235,7 +235,7 @@ def _installed() -> list[str]:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The losses that a head takes where its config has none."""
+    """The losses that a head takes if its config has none."""
     init = next((vars(k)["__init__"] for k in cls.__mro__ if "__init__" in vars(k)), None)
     found = {}
     for parameter in inspect.signature(init).parameters.values() if init else ():

@@ -68,7 +68,7 @@ def small(cfg):
 
 
 def pictures(counts=(4, 0)):
-    """A batch with so many objects a picture."""
+    """A batch with so many objects per picture."""
     torch.manual_seed(1)
     batch = []
     for count in counts:

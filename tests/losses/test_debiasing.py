@@ -344,7 +344,7 @@ def test_a_bad_file_of_scores_is_one_sentence(tmp_path):
     np.savez(file, ids=np.arange(1), log_probabilities=np.ones((1, 2)))
     with pytest.raises(ValueError, match="not finite numbers <= 0"):
         StoredScores(file)
-    with pytest.raises(ValueError, match="expected one id a row, each once"):
+    with pytest.raises(ValueError, match="expected one id per row, each once"):
         write_scores(file, [1, 1], torch.zeros(2, 2))
     with pytest.raises(ValueError, match="ends in .npz"):
         write_scores(tmp_path / "scores.pkl", [1], torch.zeros(1, 2))

@@ -1,6 +1,7 @@
 """A loss is one class: what it is found by, and what tries it, follow from its definition."""
 
 import importlib
+import math
 import os
 import pkgutil
 import subprocess
@@ -13,29 +14,12 @@ import torch
 import polyfocal
 from polyfocal import losses
 from polyfocal.errors import UserError
+from polyfocal.experiments.loss_curves import build_loss, loss_and_gradient
 from polyfocal.losses import LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE = '''
-import torch
-import torch.nn.functional as F
-from polyfocal.losses import ClassificationLoss, Range
-from polyfocal.losses.settings import Number
-
-class RootLoss(ClassificationLoss):
-    """Binary cross-entropy to the power 1 / root, a loss for this test."""
-
-    settings = {"root": Number(Range(1.0, 4.0), low=1.0, high=4.0), "use_sigmoid": FORM}
-
-    def __init__(self, root=2.0, use_sigmoid=None, **shared):
-        super().__init__(use_sigmoid, root=root, **shared)
-
-    def unreduced(self, logits, target):
-        if target.shape != logits.shape:
-            target = (target.unsqueeze(1) == torch.arange(logits.shape[1])).to(logits.dtype)
-        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return (each + 1.0) ** (1.0 / self.root) - 1.0
-'''.replace("FORM", "__import__('polyfocal').losses.settings.Form(only=True)")
+PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+MODULE = PAGE.partition("```python\n")[2].partition("```")[0]  # the worked example
 
 
 @pytest.fixture
@@ -48,8 +32,11 @@ def defined(tmp_path, monkeypatch):
     LOSSES._classes.pop("RootLoss")
 
 
-def test_it_is_exported_tunable_checked_and_computes(defined):
+def test_it_is_exported_tunable_checked_and_computes(capsys, defined):
     assert LOSSES["RootLoss"] is defined is polyfocal.RootLoss is losses.RootLoss
+    printed = capsys.readouterr().out  # two rows, a column that weighs 1 and one that weighs 2
+    assert printed == f"tensor({6 * ((1 + math.log(2)) ** 0.5 - 1):.4f})\n"
+    assert f"python root_loss.py  # {printed}" in PAGE
     loss = defined(use_sigmoid=True, class_weight=[1.0, 2.0], ignore_index=7)
     assert list(loss.tunable()) == ["root", "loss_weight"]
     logits, labels = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 7])
@@ -60,6 +47,12 @@ def test_it_is_exported_tunable_checked_and_computes(defined):
         loss.root = 0.5
     with pytest.raises(TypeError, match="RootLoss has no keyword 'rot': it takes root, use_sig"):
         defined(use_sigmoid=True, rot=2)
+
+
+def test_it_is_drawn(defined):
+    loss = build_loss("RootLoss", {"root": 3.0, "loss_weight": 2.0})
+    value, _ = loss_and_gradient(loss, torch.tensor([0.5], dtype=torch.float64))
+    assert value.item() == pytest.approx(2 * ((1 + math.log(2)) ** (1 / 3) - 1), abs=1e-12)
 
 
 def test_it_is_registered_in_mmengine(defined):

@@ -177,7 +177,7 @@ def test_cost_and_curves_of_a_resumed_training(data, tmp_path):
     assert training[9]["loss"] == 1 / 10 and training[10]["loss"] == 1 + 1 / 11
     assert [one["step"] for one in comparison.runs["resumed"].evaluations] == [1, 2]
     rows = comparing.cost_rows(comparison.runs)
-    assert rows["seconds an iteration, median"] == ["1.050", "1.050"]  # between 1.0 and 1.1
+    assert rows["seconds per iteration, median"] == ["1.050", "1.050"]  # between 1.0 and 1.1
     assert rows["most memory, MiB"] == ["120", "120"]
     assert rows["epochs"] == ["2", "2"] and rows["last logged iteration"] == ["20", "20"]
 

@@ -3,8 +3,8 @@
 The measures are functions of all samples; :class:`ClassificationCalibration` collects samples over
 batches and processes and computes them all.
 
-Bins of equal width are ``[0, 1/B), [1/B, 2/B), ..., [1 - 1/B, 1]``, the last one closed, so that a
-confidence of 1 is in it. An empty bin counts nothing.
+Bins of equal width are ``[0, 1/B), [1/B, 2/B), ..., [1 - 1/B, 1]``. The last bin is closed, so that
+it holds a confidence of 1. An empty bin does not count.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ class Bins:
     Attributes:
         edges: Borders of the bins in rising order, (B + 1,).
         count: Samples in each bin, (B,).
-        confidence: Mean confidence in each bin, (B,); NaN where it is empty.
-        target: Mean of what the confidence should be, such as the accuracy, (B,); NaN likewise.
+        confidence: Mean confidence in each bin, (B,); NaN for an empty bin.
+        target: Mean of what the confidence should be, such as the accuracy, (B,); NaN for an empty
+            bin.
     """
 
     edges: Floats
@@ -39,24 +40,24 @@ class Bins:
 
     @property
     def gap(self) -> Floats:
-        """|target - confidence| of each bin, 0 where it is empty, (B,)."""
+        """|target - confidence| of each bin, 0 for an empty bin, (B,)."""
         return np.nan_to_num(np.abs(self.target - self.confidence))
 
     @property
     def expected_error(self) -> float:
-        """The gap of the bins weighted by their counts; NaN where there is no sample."""
+        """The mean gap of the bins, weighted by their counts; NaN without samples."""
         total = self.count.sum()
         return float(self.count @ self.gap / total) if total else float("nan")
 
     @property
     def maximum_error(self) -> float:
-        """The largest gap; NaN where there is no sample."""
+        """The largest gap; NaN without samples."""
         return float(self.gap.max()) if self.count.any() else float("nan")
 
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """Calibration of a classifier; every value is NaN where there is no sample.
+    """Calibration of a classifier; every value is NaN without samples.
 
     Attributes:
         accuracy: Part of the samples whose most probable class is right, [0, 1].
@@ -69,7 +70,7 @@ class ClassificationResult:
         brier: Mean over the samples of sum_c (p_c - [y = c])^2, [0, 2].
         nll: Mean of -log p_y in nats, p_y not below the smallest normal float64.
         bins: The reliability diagram of ``ece``.
-        class_bins: That of each class, by whose errors ``classwise_ece`` is the mean.
+        class_bins: The diagram of each class; ``classwise_ece`` is the mean of their errors.
     """
 
     accuracy: float
@@ -110,7 +111,7 @@ class ClassificationCalibration:
             labels: (N,) integers in [0, C).
 
         Raises:
-            UserError: They are not that, or C is not that of before.
+            UserError: They are none of these, or C differs from that of earlier samples.
         """
         p, y = _check_samples(probabilities, labels)
         if self._probabilities and p.shape[1] != self._probabilities[0].shape[1]:
@@ -238,10 +239,10 @@ def as_array(values: Any) -> NDArray[Any]:
 
 
 def in_unit_interval(values: Floats) -> Floats | None:
-    """Values in [0, 1], those beside it by no more than single precision rounds put back; or None.
+    """Values clamped to [0, 1] if they leave it only by single-precision rounding; else None.
 
     Args:
-        values: Of any shape.
+        values: Values in any shape.
     """
     if values.size and not (values.min() >= -ROUNDING and values.max() <= 1 + ROUNDING):
         return None

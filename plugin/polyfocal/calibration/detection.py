@@ -1,7 +1,7 @@
 """Calibration of a detector's scores, from COCO results and ground truth.
 
-:func:`match` decides once for each IoU threshold which detections are right, exactly as COCOeval
-does; :class:`DetectionCalibration` measures from that how far the scores are to be trusted.
+:func:`match` decides once per IoU threshold which detections are right, exactly as COCOeval does.
+:class:`DetectionCalibration` measures from that how far the scores can be trusted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,9 +42,9 @@ class Matches:
     """Which of N detections are right at one IoU threshold.
 
     Attributes:
-        iou: IoU with the object that was found, 0 where none was, (N,).
-        ignored: True where it found no object but lies in a crowd region: it counts as neither
-            right nor wrong, (N,).
+        iou: IoU with the object that was found, 0 if none was, (N,).
+        ignored: True for a detection that found no object but lies in a crowd region: it counts as
+            neither right nor wrong, (N,).
     """
 
     iou: Floats
@@ -62,8 +62,8 @@ class MatchedDetections:
 
     Attributes:
         names: Names of the C categories.
-        num_objects: Objects of each category that can be found, crowd regions left out, (C,).
-        index: Which detection of the results each of the N is, (N,).
+        num_objects: Objects of each category that can be found, without crowd regions, (C,).
+        index: Place of each of the N detections in the results, (N,).
         score: (N,) in [0, 1].
         label: Index of its category in ``names``, (N,).
         box: Centre x, centre y, width and height in parts of the picture's, in [0, 1], (N, 4).
@@ -81,20 +81,20 @@ class MatchedDetections:
 
 @dataclass(frozen=True)
 class ClassCalibration:
-    """Calibration of the detections of one category; NaN where it has no objects or detections.
+    """Calibration of the detections of one category; NaN without objects or detections.
 
-    LRP is 1 where there are objects and no detections.
+    LRP is 1 if there are objects and no detections.
 
     Attributes:
         num_objects: Objects that can be found.
-        num_detections: Detections, those ignored at LaECE's threshold left out.
-        la_ece: See :class:`DetectionResult`, as for all that follow.
+        num_detections: Detections without those that are ignored at LaECE's threshold.
+        la_ece: LaECE; see :class:`DetectionResult` for this and the next numbers.
         la_ece_0: LaECE_0.
         la_ace_0: LaACE_0.
         lrp: LRP.
         olrp: Optimal LRP.
-        threshold: The score from which on detections are kept for ``olrp``; NaN where the least
-            error is reached without any.
+        threshold: The score from which on detections are kept for ``olrp``; NaN if the least
+            error is reached without any detection.
         bins: The reliability diagram of ``la_ece``.
     """
 
@@ -111,19 +111,19 @@ class ClassCalibration:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """Calibration of a detector, all in [0, 1]; NaN where there is nothing to measure.
+    """Calibration of a detector, all in [0, 1]; NaN if there is nothing to measure.
 
     Attributes:
-        d_ece: Expected error of the score as the probability that the detection is right, of all
+        d_ece: Expected error of the score as the probability that the detection is right, over all
             detections together (Kueppers et al. 2020).
         d_ece_box: The same, in bins of the score and of the box's centre, width and height.
         la_ece: Mean over the categories of the expected error of the score as IoU times precision,
             right being IoU >= 0.1 (Oksuz et al. 2023).
-        la_ece_0: The same, where right is any overlap (Kuzucu et al. 2024).
+        la_ece_0: The same, with any overlap counted as right (Kuzucu et al. 2024).
         la_ace_0: Mean over the categories of mean |IoU - score|, right being any overlap.
         lrp: Localisation recall precision error of all detections, mean over the categories
             (Oksuz et al. 2018).
-        olrp: The same of the detections above each category's best score.
+        olrp: The same for the detections above the best threshold of each category.
         bins: The reliability diagram of ``d_ece``.
         classes: Each category by its name.
     """
@@ -207,8 +207,8 @@ class DetectionCalibration:
         The arguments are those of :func:`polyfocal.coco.evaluate`.
 
         Raises:
-            UserError: The results do not fit, a score is not in [0, 1], or the categories are not
-                those of before.
+            UserError: The results do not fit, a score is not in [0, 1], or the categories differ
+                from those of earlier pictures.
         """
         thresholds = {self.iou, LAECE_IOU, 0.0}
         self.add(match(ground_truth, results, sorted(thresholds), iou_type, max_dets, category_ids))
@@ -217,7 +217,7 @@ class DetectionCalibration:
         """Add the pictures of :func:`match`, with ``iou``, 0.1 and 0 among its thresholds.
 
         Raises:
-            UserError: The categories are not those of before.
+            UserError: The categories differ from those of earlier pictures.
         """
         if self._parts and matched.names != self._parts[0].names:
             raise UserError(
@@ -336,10 +336,11 @@ def match(
     In each picture and category the detections choose by descending score, each the object of the
     largest IoU that is still free, if that is at least the threshold; at the threshold 0, more
     than 0. Among equal scores the first detection chooses first; among equal IoUs the last object
-    is taken. A detection that finds none and covers a crowd region by that part is ignored.
+    is taken. A detection that finds no object, and lies in a crowd region by at least the
+    threshold, is ignored.
 
     Args:
-        ground_truth: As in :func:`polyfocal.coco.evaluate`, as are the others.
+        ground_truth: This and the others are as in :func:`polyfocal.coco.evaluate`.
         results: Detections; scores in [0, 1].
         iou_thresholds: Each in [0, 1].
         iou_type: Compare boxes or masks.
@@ -363,7 +364,7 @@ def match(
     ).reshape(-1, 2)
 
     def keys(entries: list[dict[str, Any]]) -> Integers:
-        """One number for a picture and a category; -1 where the category does not count."""
+        """A number per picture and category; -1 if the category does not count."""
         return np.array(
             [
                 pictures[entry["image_id"]] * len(labels) + labels[entry["category_id"]]
@@ -412,7 +413,7 @@ def match(
 
     side = sides[key // len(labels)]
     box = np.hstack([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]]) / np.hstack([side, side])
-    # Sorted so that in each round the best object of a detection, the last of equals, stands last.
+    # Sorted so that in each round the best object of a detection, the last of equals, comes last.
     some = np.flatnonzero(iou > 0)
     some = some[np.lexsort((pair_g[some], iou[some], pair_d[some], rank[pair_d[some]]))]
     pairs = _Pairs(pair_d[some], pair_g[some], iou[some], rank[pair_d[some]], crowd[pair_g[some]])
@@ -448,7 +449,7 @@ def _choose(pairs: _Pairs, num_detections: int, num_objects: int, threshold: flo
     rank = pairs.rank[kept]
     found = np.zeros(num_detections)
     free = np.ones(num_objects, dtype=bool)
-    # Detections of one rank are in different groups: they cannot want the same object.
+    # Detections of one rank are in different groups, so they cannot choose the same object.
     for start, end in _runs(rank):
         open_ = start + np.flatnonzero(free[object_[start:end]])
         best = open_[np.diff(detection[open_], append=-1) != 0]

@@ -18,7 +18,7 @@ _COLUMNS = 5
 
 
 def draw_reliability(result: DetectionResult) -> Figure:
-    """The precision of the detections in each bin of their scores, and how many fell there."""
+    """The precision of the detections in each bin of their scores, and how many are in it."""
     figure = Figure(figsize=(5, 5), layout="tight")
     axes = figure.subplots()
     _draw(axes, result.bins)
@@ -29,9 +29,9 @@ def draw_reliability(result: DetectionResult) -> Figure:
 
 
 def draw_class_reliability(result: DetectionResult) -> Figure:
-    """IoU times precision in each bin of the scores, one panel for each class with objects.
+    """IoU times precision in each bin of the scores, one panel per class with objects.
 
-    Where there are more than 20 classes, those of the most objects.
+    Of more than 20 classes, the 20 with the most objects are shown.
     """
     classes = [(name, one) for name, one in result.classes.items() if one.num_objects]
     classes = sorted(classes, key=lambda item: -item[1].num_objects)[:_MAX_CLASSES]
@@ -79,7 +79,7 @@ def _draw(axes: Axes, bins: Bins) -> None:
         bins.edges[:-1], bins.edges[1:], bins.target, share, strict=True
     ):
         if part:
-            # Bins of few detections are pale, but still to be seen.
+            # Bins of few detections are pale, but still visible.
             axes.bar(
                 low,
                 target,

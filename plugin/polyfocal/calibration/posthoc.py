@@ -1,8 +1,7 @@
-"""Post-hoc calibration: a map from a detector's scores to better ones, fitted on a split.
+"""Post-hoc calibration: a map from a detector's scores to better scores, fitted on a split.
 
-A calibrator is fitted on the scores and what they should have been, and kept as JSON beside the
-checkpoint. All maps rise strictly, so that they leave the order within a class, and with it AP, as
-they were.
+A calibrator is fitted on scores and on what they should have been, and kept as JSON beside the
+checkpoint. All maps rise strictly. So the order within a class stays as it was, and AP with it.
 """
 
 import json
@@ -29,7 +28,7 @@ METHODS, TARGETS = get_args(Method), get_args(Target)
 _FORMAT = "polyfocal calibrator 1"
 _CLIP = 1e-6  # scores of 0 and 1 have no finite logit
 _SLOPE = 1e-4  # of the line that is mixed into an isotonic map, so that it rises strictly
-_FEWEST = 10  # detections that a class needs for a map of its own
+_FEWEST = 10  # detections that a class needs for its own map
 
 Parameters = dict[str, list[float]]
 
@@ -45,10 +44,10 @@ class Calibrator:
 
     Attributes:
         method: One of the three.
-        target: What scores are to be: ``"iou"``, the IoU with the object that was found (0 where
+        target: What scores should be: ``"iou"``, the IoU with the object that was found (0 if
             none of IoU >= 0.1 was), or ``"precision"``, the probability to be right.
-        shared: The parameters of all classes together.
-        classes: Those of each class by its name; a class that is not there takes the shared ones.
+        shared: The parameters for all classes together.
+        classes: The parameters of each class by its name; other classes take the shared ones.
     """
 
     method: str
@@ -61,7 +60,7 @@ class Calibrator:
 
         Args:
             scores: (N,) in [0, 1], an array or a torch tensor.
-            classes: Name of the class of each.
+            classes: Name of the class of each score.
 
         Returns:
             (N,) float64 in [0, 1].
@@ -97,7 +96,7 @@ class Calibrator:
         return Detections(results.source, [{**one, "score": score} for one, score in calibrated])
 
     def save(self, file: str | Path) -> None:
-        """Write it as JSON.
+        """Write the calibrator as JSON.
 
         Raises:
             UserError: The file cannot be written.
@@ -116,7 +115,7 @@ class Calibrator:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: The file is not that.
+            UserError: The file is not a calibrator.
         """
         content = read_json(Path(file))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -158,12 +157,12 @@ def fit(
         matched: From :func:`polyfocal.calibration.match` at the thresholds 0.1 and ``iou``.
         method: Kind of the map.
         target: ``"iou"`` is what LaECE asks for, ``"precision"`` what D-ECE asks for.
-        iou: IoU from which a detection is right for the target ``"precision"``.
-        per_class: One map for each class with at least 10 detections and an object, beside the
-            shared one.
+        iou: IoU from which on a detection is right for the target ``"precision"``.
+        per_class: One map per class with at least 10 detections and an object, beside the shared
+            map.
 
     Raises:
-        UserError: There is nothing to fit to, or an argument is not one of those.
+        UserError: There is nothing to fit to, or there is no such method or target.
     """
     if method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -206,7 +205,7 @@ def _fit_logistic(scores: Floats, targets: Floats, *, offset: bool) -> tuple[flo
         return value, np.array([slope @ x, slope.sum() * offset])
 
     limit = 100.0 if offset else 0.0
-    # The slope is kept from 0, where the map would no longer rise, and from infinity.
+    # The slope is kept away from 0, where the map would no longer rise, and from infinity.
     found = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(1e-2, 1e2), (-limit, limit)])
     return float(found.x[0]), float(found.x[1])
 

@@ -17,7 +17,7 @@ class ImageDataset(Dataset):
     """A split of a data set with its variant, held in memory.
 
     Samples are dictionaries: ``inputs``, uint8 (3, H, W), and ``data_samples``, which has ``label``
-    and ``sample_idx``, its place in the whole split, whatever part of it a variant takes.
+    and ``sample_idx``, the place of the sample in the whole split, whatever part a variant takes.
 
     Args:
         root: folder, see :func:`polyfocal.data.cifar.load_images`; None for the digits.
@@ -40,7 +40,7 @@ class ImageDataset(Dataset):
             self.data = self.data.take(np.flatnonzero(chosen == held_out))
         self.metainfo = {"classes": self.data.classes}
         self._images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous()
-        # Made once: a training reads each of them in every epoch.
+        # Made once: a training reads each sample in every epoch.
         self._samples = [
             BaseDataElement(metainfo={"sample_idx": place, "label": label})
             for place, label in zip(self.data.ids.tolist(), self.data.labels.tolist(), strict=True)
@@ -50,7 +50,7 @@ class ImageDataset(Dataset):
         return len(self.data.labels)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """What is known of a sample without its picture: ``gt_label``, as MMPretrain has it."""
+        """What is known about a sample without its picture: ``gt_label``, as in MMPretrain."""
         return {"gt_label": int(self.data.labels[index])}
 
     def __getitem__(self, index: int) -> dict[str, Any]:

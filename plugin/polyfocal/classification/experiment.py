@@ -1,4 +1,4 @@
-"""A classification config meets its data: classes, counts, variants and the tiny profile."""
+"""Adapts a classification config to its data: classes, counts, variants and the tiny profile."""
 
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,8 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
 def use_tiny_classifier(cfg: Config) -> None:
     """Change a classification config, in place, to its CPU-sized version.
 
-    ResNet-8 in the place of the backbone, 12 epochs of batches of 64, one of warm-up, then a cosine
-    to 0. The loss, the data and the optimizer stay.
+    ResNet-8 replaces the backbone. There are 12 epochs of batches of 64: one of warm-up, then a
+    cosine to 0. The loss, the data and the optimizer stay.
     """
     cfg.model.backbone = ConfigDict(type="polyfocal.CifarResNet", depth=8, base_channels=16)
     cfg.model.in_channels = 64

@@ -18,9 +18,9 @@ class ClassificationMetric(BaseMetric):
 
     All in [0, 1], as ``classification/<name>``: ``top1``, ``top<K>``; ``macro_top1``,
     ``macro_top<K>``: the mean of the accuracies of the classes; ``many``, ``medium``, ``few``: the
-    mean top-1 of the classes with that many pictures to train on, left out where there is none;
-    ``ece`` of 15 bins. A score equal to the label's counts as better than it, so that a model which
-    says nothing gets nothing.
+    mean top-1 of the classes with that many pictures to train on, left out if there are none;
+    ``ece`` of 15 bins. A score that equals the label's counts as better. So a model with equal
+    scores for all classes gets nothing.
 
     Args:
         topk: K >= 1.

@@ -18,12 +18,12 @@ from polyfocal.mmengine.registry import MODELS
 class CifarResNet(nn.Module):
     """The ResNet for small pictures: a 3 x 3 stem and three stages of basic blocks.
 
-    Feature maps (N, 4 base_channels, H / 4, W / 4) of pictures (N, 3, H, W). Where a stage begins,
-    the shortcut halves the picture and fills the new channels with zeros.
+    Feature maps (N, 4 base_channels, H / 4, W / 4) of pictures (N, 3, H, W). At the beginning of a
+    stage, the shortcut halves the picture and fills the new channels with zeros.
 
     Args:
-        depth: 6 n + 2 with n >= 1 blocks a stage: 8, 14, 20, 32, 44, 56, 110.
-        base_channels: of the first stage.
+        depth: 6 n + 2 with n >= 1 blocks per stage: 8, 14, 20, 32, 44, 56, 110.
+        base_channels: channels of the first stage.
 
     Source: He et al., Deep Residual Learning for Image Recognition (2016), section 4.2.
     """
@@ -79,7 +79,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
     Args:
         mean, std: of the three colours, in [0, 255].
-        padding: pixels by which a training picture is shifted at most, each way, black moving in.
+        padding: a training picture is shifted by at most so many pixels each way; the rest is
+            black.
         flip: mirror half of the training pictures.
     """
 
@@ -131,8 +132,8 @@ class Classifier(BaseModel):
         in_channels: of the linear layer.
         num_classes: C.
         loss: config of a loss of this package in its softmax form.
-        normalized: logits are the cosines of features and weights, for the losses with a scale of
-            their own (LDAM, imbalanced noised top-K).
+        normalized: logits are the cosines of features and weights, for the losses with their own
+            scale (LDAM, imbalanced noised top-K).
         data_preprocessor: config, :class:`ImagePreprocessor`.
         init_cfg: as MMEngine has it.
     """

@@ -14,9 +14,9 @@ from polyfocal.experiments.command_line import parser_of, run_tool
 
 LAYOUT = """\
 the layout:
-  ROOT/ImageSets/train.txt val.txt    names of frames, one a line
+  ROOT/ImageSets/train.txt val.txt    names of frames, one per line
   ROOT/training/velodyne/000123.bin   points, float32: x, y, z, intensity
-  ROOT/training/label_2/000123.txt    objects, 15 fields a line
+  ROOT/training/label_2/000123.txt    objects, 15 fields per line
   ROOT/training/calib/000123.txt      P2, R0_rect, Tr_velo_to_cam
   ROOT/training/image_2/000123.png    or .jpg; optional
   ROOT/testing                        the same without labels, for test.txt

@@ -1,1 +1,1 @@
-"""Data sets on a disk: found, checked once, read. Framework-free."""
+"""Data sets on a disk: finds them, checks them once, reads them. Framework-free."""

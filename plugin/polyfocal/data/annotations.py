@@ -27,10 +27,10 @@ _FILES_KEPT = 2  # train and val
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """What an annotation file says. Nobody changes it: it is shared by all who ask for the file.
+    """The content of an annotation file. It is shared by all its readers, so nobody may change it.
 
     Attributes:
-        source: What sentences call it.
+        source: How messages call the file.
         content: All of the file. Every annotation has an ``iscrowd`` and an ``area``.
         notes: What was added or is unusual, a sentence each.
     """
@@ -56,7 +56,7 @@ class Annotations:
 
     @cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """The annotations that are no crowd regions."""
+        """The annotations that are not crowd regions."""
         return [one for one in self.annotations if not one["iscrowd"]]
 
     @cached_property
@@ -71,9 +71,9 @@ class Annotations:
 
     @cached_property
     def mask_problem(self) -> str:
-        """Why it does not serve for masks, a sentence; empty where it does.
+        """Why the file does not serve for masks, a sentence; empty if it does.
 
-        Crowd regions need a mask too: the frameworks and COCO's evaluation read theirs.
+        Crowd regions need a mask too: the frameworks and COCO's evaluation read it.
         """
         bad = [
             one
@@ -90,13 +90,13 @@ class Annotations:
         )
 
     def coco(self, kind: type[Any] = COCO) -> Any:
-        """What pycocotools makes of the file, with copies of the entries, which it writes into.
+        """The file as pycocotools loads it, with copies of the entries, since it writes into them.
 
-        The annotations are numbered from 1: pycocotools and what is built on it take an object's id
-        for the sign that it was found, and 0 for that it was not.
+        The annotations are numbered from 1: for pycocotools, and code built on it, the id of an
+        object means that the object was found, and 0 that it was not.
 
         Args:
-            kind: pycocotools' class or one that is derived from it.
+            kind: pycocotools' class or a subclass.
         """
         loaded = kind()
         loaded.dataset = {
@@ -115,18 +115,18 @@ _kept = Kept[Annotations](_FILES_KEPT)
 
 
 def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
-    """Read an annotation file, or return what was read where it has not changed since.
+    """Read an annotation file, or return what was read if the file has not changed since.
 
-    Missing ``iscrowd`` are taken as 0, missing areas as that of the mask where there is one, else
-    as width x height.
+    A missing ``iscrowd`` is taken as 0. A missing area is that of the mask if there is one,
+    otherwise width x height.
 
     Args:
         file: The JSON file.
         pictures: Whether the names of the picture files are needed. MMDetection leaves them empty
-            where it writes the ground truth of its own samples.
+            when it writes the ground truth of its own samples.
 
     Raises:
-        DatasetError: It cannot be read, or contradicts itself.
+        DatasetError: The file cannot be read, or contradicts itself.
     """
     file = Path(file)
     found = _kept.get(os.path.realpath(file), [file], lambda: _checked(read_json(file), str(file)))
@@ -136,15 +136,15 @@ def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
 
 
 def forget_annotations(file: str | Path) -> None:
-    """Give the memory back of a file that was read."""
+    """Free the memory of a file that was read."""
     _kept.forget(os.path.realpath(file))
 
 
 def annotations_of(ground_truth: "str | Path | COCO | Annotations") -> Annotations:
-    """The annotations of an evaluation, whatever they are given as.
+    """The annotations of an evaluation, in any of three forms.
 
     Args:
-        ground_truth: A file, what pycocotools loaded (left unchanged), or annotations.
+        ground_truth: A file, an object of pycocotools (left unchanged), or annotations.
 
     Raises:
         DatasetError: They cannot be used.
@@ -171,7 +171,7 @@ def _checked(content: Any, source: str) -> Annotations:
             f"got {kind_of(content)}{like}."
         )
     if "annotations" not in content and isinstance(content.get("images"), list):
-        # MMDetection writes none where no sample has an object.
+        # MMDetection writes no annotations if no sample has an object.
         content = {**content, "annotations": []}
     for key in _KINDS:
         if key not in content:
@@ -255,7 +255,7 @@ def _complete(
 
 
 def is_finite_box(value: Any) -> bool:
-    """Whether it is 4 numbers of pixels."""
+    """Whether the value is 4 numbers of pixels."""
     return (
         isinstance(value, (list, tuple, np.ndarray))
         and len(value) == 4
@@ -268,11 +268,11 @@ def _is_box(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, and no truth value."""
+    """Whether the value is a whole number, and not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-# Control characters, other ends of lines, and halves of characters, which no file name holds.
+# Control characters, other line endings, and halves of characters: no file name holds them.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _Rule = tuple[Callable[[Any], bool], str]
 _ID: _Rule = (
@@ -324,7 +324,7 @@ def _check_unique(source: str, kind: str, entries: list[dict[str, Any]], key: st
 
 
 def kind_of(value: Any) -> str:
-    """What a value of JSON is, for a sentence."""
+    """How a message calls the kind of a JSON value."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
     if value is None:
         return "null"
@@ -332,7 +332,7 @@ def kind_of(value: Any) -> str:
 
 
 def more(bad: Sequence[Any]) -> str:
-    """How many others there are like the one that a sentence is about."""
+    """How many more entries have the same fault, for the end of a message."""
     return f" ({len(bad)} such)" if len(bad) > 1 else ""
 
 

@@ -68,7 +68,7 @@ def remarks(split: CocoSplit) -> list[str]:
     crowds = split.num_annotations - len(objects)
     lines = [
         f"pictures are in {split.image_dir}, {width} wide and {height} high",
-        f"{len(objects) / len(images):.1f} objects a picture, at most {split.max_instances}; "
+        f"{len(objects) / len(images):.1f} objects per picture, at most {split.max_instances}; "
         f"{bare} pictures without any; {crowds} crowd regions",
         "every object has a mask" if split.has_masks else f"no masks: {split.mask_problem}",
         *split.notes,

@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "ood")
 
 _CIFAR_SIDE = 32
 _BLOCK = 5  # labels of a block of the block noise
-# One random stream a purpose: a noisy label moves no colour, and the other way round.
+# One random stream per purpose: a noisy label does not move a colour, and the other way round.
 _SAMPLES, _NOISE, _CUE = range(3)
 
 
@@ -53,12 +53,12 @@ class Variant:
     """What is changed in a data set; checked when made, the same for the same settings.
 
     Attributes:
-        seed: Of everything random in it, >= 0.
-        num_samples: Size of the train split, the same number of every class as far as there are
-            as many; None for all.
+        seed: Seed of everything random, >= 0.
+        num_samples: Size of the train split, with the same number of every class as far as the
+            data allows; None for all.
         long_tail: How many times more frequent the first class is than the last in train, >= 1.
-            Class c of C keeps n_0 long_tail^(-c / (C - 1)) pictures, n_0 being the largest class,
-            or what it has where that is less.
+            Class c of C keeps n_0 long_tail^(-c / (C - 1)) pictures, n_0 being the largest class;
+            a class with fewer pictures keeps them all.
         label_noise: Probability in [0, 1] that a train label is drawn anew.
         noise: ``"uniform"`` draws one of the other classes; ``"block"`` one of the block of five
             consecutive classes that the label is in, itself among them (Garcin et al. 2022).
@@ -96,9 +96,9 @@ class Variant:
         check("spurious", number("spurious", 0, 1), "a probability")
 
     def apply(self, data: LabelledImages, split: str) -> LabelledImages:
-        """The variant of a split; subset and noise change ``"train"`` only.
+        """The variant of a split; subset and noise change only ``"train"``.
 
-        A picture's colour and label do not depend on which others are taken.
+        The colour and label of a picture do not depend on which other pictures are taken.
         """
         cue = self._cues(data, split)
         noisy = replace(data, labels=self._noisy_labels(data)) if split == "train" else data
@@ -169,8 +169,8 @@ def load_images(folder: str | Path | None, split: str) -> LabelledImages:
             published, the Python version (``data_batch_1`` ... or ``train``, ``test``) or the
             binary one (the same with ``.bin``), itself or one folder below; or with an ``.npz``
             file that has ``x_train``, ``y_train``, ``x_test``, ``y_test`` and maybe ``classes``.
-        split: ``"train"``, ``"val"`` or ``"ood"``; the last two are the same test pictures, told
-            apart by the cue of a :class:`Variant` only.
+        split: ``"train"``, ``"val"`` or ``"ood"``; the last two are the same test pictures and
+            differ only by the cue of a :class:`Variant`.
 
     Raises:
         UserError: There is no such data set, or it is damaged.
@@ -275,7 +275,7 @@ def _cifar_binary(place: Path, train: bool) -> LabelledImages | None:
 
 
 def _planes(rows: NDArray[Any], file: Path) -> NDArray[Any]:
-    """(N, 3072), a plane a colour, to (N, 32, 32, 3)."""
+    """(N, 3072), a plane per colour, to (N, 32, 32, 3)."""
     if rows.ndim != 2 or rows.shape[1] != 3 * _CIFAR_SIDE**2:
         raise UserError(f"{file} holds rows of shape {rows.shape}: expected (N, 3072).")
     return rows.reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(0, 2, 3, 1)
@@ -292,7 +292,7 @@ def _checked(
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise UserError(
             f"{file} has labels of {labels.dtype} and shape {labels.shape} for {len(images)} "
-            "pictures: expected one whole number >= 0 a picture."
+            "pictures: expected one whole number >= 0 per picture."
         )
     if classes is None:
         classes = [str(c) for c in range(int(labels.max()) + 1)]

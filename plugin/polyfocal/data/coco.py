@@ -1,4 +1,4 @@
-"""COCO-format folders: one split found, checked once and described; a part of it held out."""
+"""COCO-format folders: finds a split, checks it once, describes it; holds a part of it out."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from polyfocal.data.splits import held_out
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
 _ROBOFLOW = "_annotations.coco.json"
-# Boxes with corners in the place of their size: at least this part of them would leave the picture.
+# With corners instead of sizes, at least this part of the boxes would leave their pictures.
 _LEAVING = 0.2
 
 
@@ -59,7 +59,7 @@ class CocoSplit:
     def max_instances(self) -> int:
         """Most annotations in one picture, crowds not counted.
 
-        Where it is above 100 the customary limit of 100 detections a picture hides some.
+        Above 100, the usual limit of 100 detections per picture hides some of them.
         """
         return self.annotations.max_instances
 
@@ -70,7 +70,7 @@ class CocoSplit:
 
     @property
     def mask_problem(self) -> str:
-        """Where ``has_masks`` is False, a sentence that says why; else empty."""
+        """A sentence that says why ``has_masks`` is False; empty if it is True."""
         return self.annotations.mask_problem
 
 
@@ -78,17 +78,17 @@ def load_split(folder: str | Path, split: str, load: Loader | None = None) -> Co
     """Find one split of a COCO-format folder and check its files.
 
     The annotations are ``annotations/{split}.json`` or
-    ``annotations/instances_{split}2017.json``. The pictures are looked for in the customary places
-    (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder, and
-    checked by :func:`polyfocal.data.pictures.check_pictures`.
+    ``annotations/instances_{split}2017.json``. The pictures are looked for in the usual places
+    (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder.
+    :func:`polyfocal.data.pictures.check_pictures` checks them.
 
-    Boxes without width or height are let through: real sets hold some, and MMDetection drops them.
+    Boxes without width or height are accepted: real sets hold some, and MMDetection drops them.
 
     Args:
         folder: The data set's folder.
         split: Name of the split, such as ``"train"``.
-        load: What the training will load pictures with; where it is None, OpenCV as MMDetection
-            uses it, or Pillow as Detectron2 uses it where there is no OpenCV.
+        load: What the training will load pictures with. None for OpenCV as MMDetection uses it, or,
+            without OpenCV, for Pillow as Detectron2 uses it.
 
     Raises:
         DatasetError: Something is missing, contradicts itself or cannot be read; the sentence
@@ -116,13 +116,13 @@ def hold_out(file: str | Path, folder: str | Path) -> tuple[Path, Path]:
 
     Args:
         file: COCO annotations, such as those of the train split.
-        folder: Where the two files go; it is made as needed.
+        folder: The folder for the two files; it is made if needed.
 
     Returns:
         ``kept.json``, four fifths of the pictures, and ``held_out.json``, the others.
 
     Raises:
-        DatasetError: The file cannot be read, or one of the two would be without objects.
+        DatasetError: The file cannot be read, or one of the two parts would have no objects.
     """
     whole = read_annotations(file)
     ids = [image["id"] for image in whole.images]
@@ -151,13 +151,13 @@ def class_counts(file: str | Path) -> list[int]:
     """How many objects each category of an annotation file has, crowds left out.
 
     Args:
-        file: COCO or LVIS annotations; only categories and annotations are read of it.
+        file: COCO or LVIS annotations; only categories and annotations are read.
 
     Returns:
         The counts in the order of the file's categories, which is that of the labels.
 
     Raises:
-        DatasetError: it cannot be read or is no such file.
+        DatasetError: the file cannot be read or is no such file.
     """
     content = read_json(Path(file))
     try:
@@ -216,7 +216,7 @@ def _what_is_there(folder: Path, split: str) -> str:
 
 
 def _check_something_to_learn(found: Annotations) -> list[str]:
-    """Remarks on objects that no training can use; a :class:`DatasetError` where all are such."""
+    """Remarks on objects that no training can use; a :class:`DatasetError` if none can be used."""
     if not found.annotations:
         raise DatasetError(
             f"{found.source} has no annotations: there is nothing to learn or to measure."
@@ -273,7 +273,7 @@ def _check_no_corners(found: Annotations) -> None:
 
 
 def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
-    """The folder in which the pictures are, or that in which most of the first ones are."""
+    """The folder of the pictures, or the folder with most of the first pictures."""
     customary = (
         f"images/{split}",
         f"images/{split}2017",
@@ -318,7 +318,7 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
 def _check_pictures(
     file: Path, image_dir: Path, images: list[dict[str, Any]], load: Loader
 ) -> list[str]:
-    """Remarks on the pictures; a :class:`DatasetError` where one cannot be used."""
+    """Remarks on the pictures; a :class:`DatasetError` if a picture cannot be used."""
     found = check_pictures(
         [image_dir / image["file_name"] for image in images],
         [(image["width"], image["height"]) for image in images],

@@ -1,4 +1,4 @@
-"""Detections in COCO's results format, made from a list or a file, checked once a ground truth."""
+"""Detections in COCO's results format, made from a list or a file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from polyfocal.data.masks import FARTHEST, is_compressed_rle, is_number
 Kind = Literal["bbox", "segm"]
 
 ROUNDING = 1e-6
-"""How far from [0, 1] a probability may be that a model computed in single precision."""
+"""How far outside [0, 1] a probability may be that a model computed in single precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Detections:
     """A model's detections.
 
     Attributes:
-        source: What sentences call them.
+        source: How messages call them.
         entries: As they were given, each with ``image_id``, ``category_id``, ``score`` and ``bbox``
             (x, y, width, height in pixels) or ``segmentation`` (compressed RLE).
     """
@@ -31,7 +31,7 @@ class Detections:
 
     @classmethod
     def of(cls, results: "Sequence[dict[str, Any]] | str | Path | Detections") -> "Detections":
-        """Detections, whatever they are given as: a list, or a JSON file of one.
+        """Detections from a list, from a JSON file with a list, or as they are.
 
         Raises:
             DatasetError: The file cannot be read, or holds no list.
@@ -59,7 +59,7 @@ class Detections:
         Args:
             truth: The ground truth that they belong to.
             kind: Whether they need a ``bbox`` or a ``segmentation``.
-            probabilities: Whether scores must be in [0, 1] but for rounding, beyond being finite.
+            probabilities: Whether scores must be in [0, 1], up to rounding, and not only finite.
 
         Raises:
             DatasetError: They do not fit the ground truth.
@@ -97,7 +97,7 @@ class Detections:
                     f"{where} has score {result['score']!r}; calibration needs a probability in "
                     "[0, 1]."
                 )
-            # A model may predict a box turned inside out: it matches nothing, and that is all.
+            # A model may predict a box of negative size: such a box just matches nothing.
             if kind == "bbox" and not is_finite_box(result["bbox"]):
                 raise DatasetError(
                     f"{where} has bbox {result['bbox']!r}; it must be 4 numbers x, y, width, "
@@ -109,7 +109,7 @@ class Detections:
                     f"{where} has no usable segmentation; it must be a compressed RLE of size "
                     f"{size}."
                 )
-            # Left in, a box would lend its area to the mask: pycocotools prefers it.
+            # pycocotools would take the area of a box instead of that of the mask.
             kept = {key: result[key] for key in keys}
             if kind == "bbox":
                 kept["bbox"] = [float(value) for value in result["bbox"]]

@@ -1,4 +1,4 @@
-"""Average precision and recall as COCO measures them, at any number of detections a picture."""
+"""Average precision and recall as COCO measures them, at any number of detections per picture."""
 
 import contextlib
 import io
@@ -26,11 +26,11 @@ USUAL_LIMIT = 100
 
 @dataclass(frozen=True)
 class CocoResult:
-    """What COCOeval measured, in [0, 1]; NaN where there is no ground truth of that kind.
+    """What COCOeval measured, in [0, 1]; NaN if there is no ground truth of that kind.
 
     Attributes:
         stats: ``mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@{max_dets} AR_s AR_m AR_l``.
-            Everything but AR@1 and AR@10 is at ``max_dets`` detections a picture.
+            Everything but AR@1 and AR@10 is at ``max_dets`` detections per picture.
         per_class: mAP by the name of the category.
         precision: The mean over the categories that have objects, at the IoU thresholds 0.5, 0.55,
             ..., 0.95 and the recalls 0, 0.01, ..., 1, (10, 101); NaN without objects.
@@ -54,7 +54,7 @@ def truth_for(
         category_ids: Categories that must be declared.
 
     Raises:
-        DatasetError: It cannot be used.
+        DatasetError: The ground truth cannot be used.
     """
     if kind not in ("bbox", "segm"):
         raise DatasetError(f"iou_type must be 'bbox' or 'segm', got {kind!r}.")
@@ -69,9 +69,9 @@ def truth_for(
 
 
 def detection_limit(truth: Annotations) -> int:
-    """How many detections in a picture are to count: COCO's 100, or more hundreds for more objects.
+    """How many detections per picture count: COCO's 100, or more hundreds for more objects.
 
-    With fewer than there are objects, a perfect model would not have an average precision of 1.
+    With fewer detections than objects, a perfect model would not have an average precision of 1.
     """
     return max(USUAL_LIMIT, -(-truth.max_instances // 100) * 100)
 
@@ -101,9 +101,9 @@ def evaluate(
 ) -> CocoResult:
     """Measure average precision and recall as COCO does.
 
-    pycocotools' own summary is right for 100 detections a picture only; here every number is taken
-    from its precision and recall tables at ``max_dets``. faster-coco-eval makes these tables where
-    it is installed. Ids may be any: those that the libraries get are numbered anew.
+    pycocotools' own summary is right only for 100 detections per picture. Here every number is
+    taken from its precision and recall tables at ``max_dets``. faster-coco-eval makes these tables
+    if it is installed. Ids may be any: the libraries get new numbers for them.
 
     Args:
         ground_truth: An annotation file, one loaded by pycocotools (left unchanged), or
@@ -124,8 +124,8 @@ def evaluate(
     truth = truth_for(ground_truth, iou_type, category_ids)
     detected = Detections.of(results).checked(truth, iou_type)
 
-    # Numbered by rank, which keeps the order that ties go by: pycocotools takes 0 for "no match",
-    # and faster-coco-eval keeps numbers as floats.
+    # Numbered by rank, which keeps the order of ties. For pycocotools 0 means "no match", and
+    # faster-coco-eval keeps the numbers as floats.
     pictures, categories = _ranks(truth.images), _ranks(truth.categories)
 
     def numbered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -209,9 +209,9 @@ def _ranks(entries: list[dict[str, Any]]) -> dict[int, int]:
 
 
 def _evaluator() -> tuple[type[Any], type[Any]]:
-    """The tables and the evaluation: faster-coco-eval's where that is installed.
+    """The tables and the evaluation: those of faster-coco-eval if it is installed.
 
-    Its numbers are pycocotools', in a fraction of the time.
+    Its numbers are those of pycocotools, in a fraction of the time.
     """
     try:
         from faster_coco_eval import COCO as FastTables

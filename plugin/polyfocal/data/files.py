@@ -1,4 +1,4 @@
-"""Files of a data set: text and JSON read with one sentence for each way to fail; whole writes."""
+"""Files of a data set: reads text and JSON with a sentence per way to fail; writes whole files."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from polyfocal.errors import UserError
 
 T = TypeVar("T")
 
-_TICK = 100_000_000  # nanoseconds, longer than those of file systems
+_TICK = 100_000_000  # nanoseconds, longer than the clock ticks of file systems
 
 
 class DatasetError(UserError):
@@ -52,18 +52,18 @@ def read_json(file: Path) -> Any:
         ) from None
     except RecursionError:
         raise DatasetError(f"{file} is not a COCO file: its JSON is nested too deeply.") from None
-    except ValueError:  # Python refuses to read them, since that takes quadratic time
+    except ValueError:  # Python refuses very long numbers, because reading takes quadratic time
         raise DatasetError(
             f"{file} is not a COCO file: it has a number of thousands of digits."
         ) from None
 
 
 def free_name(wanted: str, taken: set[str]) -> str:
-    """A name that is not taken yet, and is from now on.
+    """A name that is not taken yet; it is added to ``taken``.
 
     Args:
-        wanted: It, or what it begins with: ``a``, ``a_2``, ``a_3``.
-        taken: Those that are.
+        wanted: The name, or its beginning: ``a``, ``a_2``, ``a_3``.
+        taken: The names that are taken.
     """
     name, number = wanted, 1
     while name in taken:
@@ -74,10 +74,10 @@ def free_name(wanted: str, taken: set[str]) -> str:
 
 
 class Kept(Generic[T]):
-    """What was read of files, kept for others who ask for it until one of the files changes.
+    """What was read from files, kept for the next reader until one of the files changes.
 
     Args:
-        most: How many are kept, those that were asked for last.
+        most: How many results are kept: those that were used last.
     """
 
     def __init__(self, most: int) -> None:
@@ -88,9 +88,9 @@ class Kept(Generic[T]):
         """What is kept under a key, or what ``read`` returns.
 
         Args:
-            key: Of what is read.
-            files: All that it depends on. Where one cannot be looked at, ``read`` is to say so.
-            read: Reads them.
+            key: The key of the result.
+            files: All files that it depends on. If one cannot be accessed, ``read`` must say so.
+            read: Reads the files.
         """
         try:
             stats = [file.stat() for file in files]
@@ -108,7 +108,7 @@ class Kept(Generic[T]):
         return found
 
     def forget(self, key: Hashable) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._found.pop(key, None)
 
 

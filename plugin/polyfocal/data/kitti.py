@@ -2,10 +2,10 @@
 
 ::
 
-    ROOT/ImageSets/train.txt val.txt       names of frames, one a line
+    ROOT/ImageSets/train.txt val.txt       names of frames, one per line
     ROOT/training/velodyne/NAME.bin        points, float32: x ahead, y left, z up, intensity
-    ROOT/training/label_2/NAME.txt         objects, 15 fields a line
-    ROOT/training/calib/NAME.txt           P2, R0_rect and Tr_velo_to_cam; the others where there
+    ROOT/training/label_2/NAME.txt         objects, 15 fields per line
+    ROOT/training/calib/NAME.txt           P2, R0_rect and Tr_velo_to_cam; the others if there
     ROOT/training/image_2/NAME.png         or .jpg; optional
 
 The split ``test`` is in ``ROOT/testing`` and has no labels. :func:`load_infos` returns what
@@ -48,13 +48,13 @@ CLASSES = (
 SPLITS = ("train", "val", "trainval", "test")
 
 DONT_CARE = "DontCare"
-"""Type of the regions in which nobody labelled; their label is -1."""
+"""Type of the regions that nobody labelled; their label is -1."""
 
 IMAGE_SIZE = (375, 1242)
-"""Height and width in pixels that a frame without a picture is taken to have: KITTI's usual."""
+"""Height and width in pixels of a frame without a picture: KITTI's usual size."""
 
-_FARTHEST = 1e6  # metres or pixels, for what is measured; a computation with it stays finite
-_NAME_DIGITS = 18  # of a frame: numbers of more do not fit into 64 bits
+_FARTHEST = 1e6  # metres or pixels, of any measured value; computations with it stay finite
+_NAME_DIGITS = 18  # of a frame's name: longer numbers do not fit into 64 bits
 _POINT_BYTES = 16  # x, y, z, intensity, each float32
 _PICTURES = (".png", ".jpg", ".jpeg")
 _CALIB_LENGTHS = {
@@ -71,14 +71,14 @@ _FIELDS = (
     "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, "
     "rotation_y"
 )
-# By difficulty (easy, moderate, hard): a box is higher, no more hidden and no more cut off.
+# By difficulty (easy, moderate, hard): least height, most occlusion and most truncation of a box.
 _MIN_HEIGHT = (40, 25, 25)
 _MAX_OCCLUSION = (0, 1, 2)
 _MAX_TRUNCATION = (0.15, 0.3, 0.5)
 _THREADS = 4
 # Real labels have a few boxes without a point, of objects that are far away.
 _FEW_EMPTY = 0.1
-_SUSPECTS = 8  # frames that are looked at again where there are more
+_SUSPECTS = 8  # at most so many frames are read again
 _NO_CAMERA = "docs/data.md says how to write those of scans without a camera"
 _TRACKING_FIELDS = (17, 18)  # frame and track before the 15 or 16
 _CUSTOM_FIELDS = 8  # x, y, z, length, width, height, yaw, type: MMDetection3D's own format
@@ -114,7 +114,7 @@ class KittiSplit:
     """One checked split of a folder in KITTI's layout.
 
     Attributes:
-        infos: See :func:`load_infos`. Shared by all who ask for the split: nobody changes it.
+        infos: See :func:`load_infos`. Shared by all readers of the split, so nobody may change it.
         notes: What a person should know before training on it, a sentence each.
     """
 
@@ -126,15 +126,15 @@ _kept = Kept[KittiSplit](2)  # train and val
 
 
 def load_split(root: str | Path, split: str) -> KittiSplit:
-    """Read and check every file of a split, or return what was read where none has changed since.
+    """Read and check every file of a split, or return what was read if none has changed since.
 
     Args:
         root: The folder that holds ``ImageSets`` and ``training``.
         split: Name of a file in ``ImageSets``.
 
     Raises:
-        KittiError: A file is missing or malformed, or no box holds a point; the sentence names it,
-            what is in it and what would be right.
+        KittiError: A file is missing or malformed, or no box holds a point. The message names the
+            file, what is in it and what would be right.
     """
     root = Path(root)
     names = _names(root, split)
@@ -160,13 +160,13 @@ def load_infos(root: str | Path, split: str) -> dict[str, Any]:
         split: Name of a file in ``ImageSets``.
 
     Returns:
-        ``metainfo`` and ``data_list``, one entry a frame. Paths are names within ``velodyne`` and
+        ``metainfo`` and ``data_list``, one entry per frame. Paths are names within ``velodyne`` and
         ``image_2``. The 3D boxes, (x, y, z, length, height, width, rotation_y), are in metres and
         radians in the rectified camera's coordinates, x right, y down, z ahead, (x, y, z) being
-        the middle of the bottom. ``difficulty`` is 0, 1 or 2 for KITTI's easy, moderate and hard
-        and -1 for what is none of them; ``num_lidar_pts`` counts the points within a box that
-        the camera sees, -1 for DontCare. ``img_path`` is left out where there is no picture,
-        and ``instances`` in the split ``test``.
+        the middle of the bottom. ``difficulty`` is 0, 1 or 2 for KITTI's easy, moderate and hard,
+        and -1 for none of them. ``num_lidar_pts`` counts the points within a box that the camera
+        sees, -1 for DontCare. Without a picture there is no ``img_path``; the split ``test`` has no
+        ``instances``.
 
     Raises:
         KittiError: As :func:`load_split`.
@@ -192,7 +192,7 @@ def write_infos(root: str | Path, out: str | Path) -> list[str]:
     if not splits:
         raise KittiError(
             f"{root} has none of ImageSets/{', '.join(f'{split}.txt' for split in SPLITS)}: they "
-            "name the frames of a split, one a line."
+            "name the frames of a split, one per line."
         )
     found = {out / f"kitti_infos_{split}.pkl": load_split(root, split) for split in splits}
     said = []
@@ -215,15 +215,15 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
 
     Args:
         root: The folder that holds ``ImageSets`` and ``training``.
-        folder: Made as needed; it gets an ``ImageSets`` whose ``train`` has four fifths of the
-            frames and whose ``val`` the others, and a link to ``training``.
+        folder: It is made if needed, and gets a link to ``training`` and an ``ImageSets``, whose
+            ``train`` has four fifths of the frames and whose ``val`` has the others.
 
     Returns:
-        ``folder``, a tree of its own.
+        ``folder``, which is a KITTI tree itself.
 
     Raises:
         KittiError: There is no such split.
-        UserError: It has fewer than five frames.
+        UserError: The split has fewer than five frames.
     """
     names = _names(Path(root), "train")
     chosen = held_out(names)
@@ -243,11 +243,11 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
 def boxes_in_lidar(
     boxes: NDArray[np.floating], lidar2cam: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Turn a camera's boxes into a scanner's.
+    """Turn boxes in a camera's coordinates into boxes in a scanner's.
 
-    The two frames are up to a degree askew. The middle of a box stays where it is, and a box that
-    stands upright in one is taken to stand upright in the other. (MMDetection3D keeps the middle
-    of the bottom: up to 3 cm apart.)
+    The two coordinate systems are up to a degree askew. The middle of a box stays where it is, and
+    a box that is upright in one system is taken as upright in the other. (MMDetection3D keeps the
+    middle of the bottom; the difference is up to 3 cm.)
 
     Args:
         boxes: (N, 7): x, y, z of the middle of the bottom, length, height, width, rotation_y.
@@ -288,10 +288,10 @@ def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -
 
 
 def check_scan(file: Path) -> None:
-    """Look at the length of a file of points, which a training reads again in each epoch.
+    """Check the length of a file of points, which a training reads again in each epoch.
 
     Raises:
-        KittiError: It is missing, empty or cut off.
+        KittiError: The file is missing, empty or cut off.
     """
     try:
         size = file.stat().st_size
@@ -312,7 +312,7 @@ def _read(root: Path, split: str, names: list[str]) -> KittiSplit:
     objects, empty = Counter[str](), Counter[str]()
     doubtful: list[_Frame] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        # Ask for a few frames at a time: a whole split's points would not fit into memory.
+        # A few frames at a time: the points of a whole split would not fit into memory.
         for start in range(0, len(names), 4 * _THREADS):
             chunk = names[start : start + 4 * _THREADS]
             for frame in pool.map(lambda name: _frame(folder, name, labelled), chunk):
@@ -353,7 +353,7 @@ def _read(root: Path, split: str, names: list[str]) -> KittiSplit:
 
 
 def _without_points(frame: _Frame, info: dict[str, Any]) -> list[str]:
-    """Types of the objects in whose boxes no point lies, whether the camera sees it or not."""
+    """Types of the objects whose boxes hold no point, seen by the camera or not."""
     unseen = [
         found
         for found, one in zip(frame.objects or (), info.get("instances", ()), strict=True)
@@ -370,7 +370,7 @@ def _held(frame: _Frame, boxes: Any) -> list[bool]:
 
 
 def _why_empty(frames: list[_Frame]) -> str:
-    """What is likely to be wrong with boxes that hold no point, the end of a sentence."""
+    """What is probably wrong with boxes that hold no point, for the end of a message."""
     boxes = [
         np.array([found.box_3d for found in frame.objects or () if found.type != DONT_CARE])
         for frame in frames
@@ -415,7 +415,7 @@ def _names(root: Path, split: str) -> list[str]:
     if not file.is_file():
         there = f"there is {', '.join(present)}" if present else "there is no ImageSets/*.txt"
         raise KittiError(
-            f"{file} is missing, the names of the frames of the {split} split, one a line; {there}."
+            f"{file} is missing: the names of the {split} split's frames, one per line; {there}."
         )
     frames: dict[int, str] = {}
     for number, line in enumerate(_text(file).splitlines(), start=1):
@@ -547,7 +547,7 @@ def _object(where: str, fields: list[str]) -> _Object:
     if len(fields) not in (15, 16):
         form = ""
         if len(fields) in _TRACKING_FIELDS and fields[0].isdigit():
-            form = ", as the tracking benchmark has them, a file a sequence"
+            form = ", as the tracking benchmark has them, a file per sequence"
         elif len(fields) == _CUSTOM_FIELDS:
             form = f", as boxes without a camera have ({_NO_CAMERA})"
         raise KittiError(

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# Beyond any picture, and small enough for areas to be finite and for pycocotools to draw polygons.
+# Larger than any picture, yet areas stay finite and pycocotools can still draw polygons.
 FARTHEST = 1e5
 """How far from 0 a coordinate may be, in pixels."""
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite real number, and no truth value."""
+    """Whether the value is a finite real number, and not a boolean."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
@@ -23,7 +23,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_segmentation(value: Any, size: list[int]) -> bool:
-    """Whether a mask can be made of it, for a picture of height and width ``size``."""
+    """Whether a mask can be made of the value, for a picture of height and width ``size``."""
     if isinstance(value, list):
         return bool(value) and all(_is_polygon(polygon) for polygon in value)
     if isinstance(value, dict) and isinstance(value.get("counts"), list):
@@ -37,7 +37,7 @@ def is_segmentation(value: Any, size: list[int]) -> bool:
 
 
 def is_compressed_rle(value: Any, size: list[int]) -> bool:
-    """Whether it decodes to that many pixels."""
+    """Whether the value is a compressed RLE with as many pixels as ``size``."""
     if not (isinstance(value, dict) and _is_size(value.get("size"), size)):
         return False
     text = value.get("counts")
@@ -45,7 +45,7 @@ def is_compressed_rle(value: Any, size: list[int]) -> bool:
         text = text.encode()
     if not isinstance(text, bytes) or not text:
         return False
-    # Six bits a character: five of a number, the lowest first, and whether more of them follow.
+    # Six bits per character: five of a number, lowest first, and one that says if more follow.
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes < 32)
     if codes.min() < 0 or codes.max() > 63 or codes[-1] >= 32:
@@ -57,7 +57,7 @@ def is_compressed_rle(value: Any, size: list[int]) -> bool:
     places = np.arange(len(codes)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
     numbers -= ((codes[ends] & 16) >> 4) << 5 * lengths  # the last one holds the sign
-    # From the fourth run on, what is written is the difference to the run before the last.
+    # From the fourth run on, a number is the difference to the run two before.
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return bool(numbers.min() >= 0 and numbers.sum() == size[0] * size[1])

@@ -1,8 +1,8 @@
-"""Pictures as a training will see them: the check of a picture asks the code that will load it.
+"""Pictures as a training will see them: the code that will load a picture also checks it.
 
-Most pictures are plain: a JPEG or PNG of 8 bits that nothing turns, of which every loader makes the
-size in its header. Of the others, loaders differ in which formats they read, whether they turn a
-picture by its EXIF orientation, and what they make of more than 8 bits, so those are loaded once.
+Most pictures are plain: a JPEG or PNG of 8 bits without a rotation, which every loader reads in the
+size of its header. For other pictures loaders differ: in the formats that they read, in how they
+treat the EXIF orientation, and in what they make of more than 8 bits. So those are loaded once.
 """
 
 import os
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Loader = Callable[[Path], NDArray[np.uint8]]
-"""Reads a picture as (H, W, 3), BGR; raises where it cannot."""
+"""Reads a picture as (H, W, 3), BGR; raises an exception if it cannot."""
 
 _EXIF_ORIENTATION = 0x0112
-_TURNS = {  # what Pillow does for each orientation that is not the upright one
+_TURNS = {  # what Pillow does for each orientation that is not upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,10 +37,10 @@ _PLAIN_MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
 }
 _END_OF_FILE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 4096  # bytes; some cameras and editors write a few after the end of the picture
+_TAIL = 4096  # bytes; some cameras and editors write some more after the end of the picture
 _PNG_SIGNATURE = 8  # bytes
 _PNG_DEPTH = 24  # where the first chunk says how many bits a sample has
-_NEARLY_BLACK = 16  # of 255: what 12 bits are where the upper 8 of 16 are kept
+_NEARLY_BLACK = 16  # of 255: the brightest 12-bit value if only the upper 8 of 16 bits are kept
 
 
 class PictureError(Exception):
@@ -73,7 +73,7 @@ def load_with_pillow(path: Path) -> NDArray[np.uint8]:
 
 
 def usual_loader() -> Loader:
-    """OpenCV's where it is installed, else Pillow's."""
+    """The loader with OpenCV if it is installed, otherwise with Pillow."""
     try:
         import cv2  # noqa: F401
     except ImportError:
@@ -83,10 +83,10 @@ def usual_loader() -> Loader:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said about a picture; both are empty for most.
+    """What was found about a picture; both texts are empty for most pictures.
 
     Attributes:
-        problem: Why it cannot be used, the beginning of a sentence.
+        problem: Why the picture cannot be used, the beginning of a sentence.
         remark: What else to know.
     """
 
@@ -97,10 +97,9 @@ class Finding:
 def check_pictures(
     paths: Sequence[Path], sizes: Sequence[tuple[int, int]], load: Loader
 ) -> list[Finding]:
-    """Look at pictures as far as is needed to know what a loader makes of them.
+    """Check pictures as far as is needed to know what a loader makes of them.
 
-    Every one is opened as far as its header and looked at for a missing end. Those that are not
-    plain are loaded.
+    Of every picture the header and the end are read. Pictures that are not plain are loaded.
 
     Args:
         paths: The files.
@@ -113,7 +112,7 @@ def check_pictures(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Pillow says of large pictures, and OpenCV of those that it does not read."""
+    """Silence Pillow's warnings of large pictures, and OpenCV's of pictures it cannot read."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -183,7 +182,7 @@ def _compared(
 
 
 def _is_plain(stream: Any, picture: Any) -> bool:
-    """Whether every loader makes of it what its header says."""
+    """Whether every loader reads the picture as its header says."""
     if picture.mode not in _PLAIN_MODES.get(picture.format, ()):
         return False
     if picture.format == "PNG":
@@ -192,7 +191,7 @@ def _is_plain(stream: Any, picture: Any) -> bool:
 
 
 def _is_plain_png(stream: Any) -> bool:
-    """Whether a PNG has at most 8 bits a sample and nowhere an orientation."""
+    """Whether a PNG has at most 8 bits per sample and no orientation."""
     position = stream.tell()
     try:
         stream.seek(_PNG_DEPTH)

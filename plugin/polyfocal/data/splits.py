@@ -1,4 +1,4 @@
-"""Which samples of a training set judge settings."""
+"""Which samples of a training set judge the settings of a search."""
 
 import hashlib
 from collections.abc import Hashable, Sequence
@@ -7,15 +7,15 @@ from polyfocal.errors import UserError
 
 
 def held_out(ids: Sequence[Hashable]) -> list[bool]:
-    """Which samples of a training set to judge settings by: every fifth of an order without order.
+    """Which samples of a training set are held out: every fifth in the order of the ids' hashes.
 
-    The order is that of the hashes of the ids, so that the choice depends on nothing else.
+    So the choice depends on nothing but the ids.
 
     Args:
-        ids: One a sample, each once.
+        ids: One per sample, each once.
 
     Raises:
-        UserError: There are fewer than five.
+        UserError: There are fewer than five samples.
     """
     if len(ids) < 5:
         raise UserError(

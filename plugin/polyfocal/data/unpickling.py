@@ -1,14 +1,14 @@
-"""Checkpoints and other pickles, read so that no code of theirs runs, on any torch.
+"""Reads checkpoints and other pickles without running code from the file, on any torch.
 
-A pickle names functions and classes which the reader looks up and calls. The reader here knows the
-few names that weights and arrays need, answers some of them with functions of its own that take
-less, and refuses a file that asks for anything else. ``torch.load`` is given that reader for its
-unpickler, in place of its ``weights_only`` check, for what that check lacks:
+A pickle names functions and classes, which the reader looks up and calls. The reader here knows the
+few names that weights and arrays need. For some of them it has its own functions, which accept
+less. It refuses a file that asks for anything else. ``torch.load`` gets this reader as its
+unpickler instead of its ``weights_only`` check, because of what that check lacks:
 
-- before torch 2.6 a file gets past it (CVE-2025-32434), before 2.10 one corrupts memory
+- before torch 2.6 a file can get past it (CVE-2025-32434), before 2.10 a file can corrupt memory
   (CVE-2026-24747);
-- before torch 2.4 no names can be added to it, and before 2.6 none that differ from the object's;
-- with NumPy's names added, as MMEngine's checkpoints want them, a file may give a dtype fields
+- before torch 2.4 no names can be added to it, and before 2.6 only the objects' own names;
+- with NumPy's names added, as MMEngine's checkpoints need them, a file may give a dtype fields
   that lie outside of its array, in every version of both.
 """
 
@@ -38,8 +38,8 @@ def allow(names: Mapping[str, Any]) -> None:
     """Let checkpoints ask for more names.
 
     Args:
-        names: What ``module.name`` in a file stands for. What it is called with comes from the
-            file, as does the state that an instance of it is given.
+        names: What ``module.name`` in a file stands for. The arguments of a call, and the state
+            that an instance gets, come from the file.
     """
     _TENSORS.update(names)
 
@@ -50,9 +50,9 @@ def read_weights(
     """Read a file that ``torch.save`` wrote.
 
     Args:
-        file: The file, or what is open of it.
-        map_location: As ``torch.load`` has it.
-        mmap: Leave the numbers on the disk until they are used, where the file is a zip archive.
+        file: The file, or an open stream of it.
+        map_location: As in ``torch.load``.
+        mmap: For a zip archive, leave the numbers on the disk until they are used.
 
     Raises:
         UserError: The file is missing, is damaged, or asks for what weights do not need.
@@ -65,8 +65,8 @@ def read_pickle(file: str | Path | IO[bytes], encoding: str = "latin1") -> Any:
     """Read a pickle of dictionaries, lists, numbers, text and NumPy arrays.
 
     Args:
-        file: The file, or what is open of it.
-        encoding: Of the text that Python 2 wrote.
+        file: The file, or an open stream of it.
+        encoding: Encoding of text that Python 2 wrote.
 
     Raises:
         UserError: The file is missing, is damaged, or asks for what arrays do not need.
@@ -77,7 +77,7 @@ def read_pickle(file: str | Path | IO[bytes], encoding: str = "latin1") -> Any:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Have a name of a module or class stand for something else, for a while."""
+    """Replace a name of a module or class inside the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -87,9 +87,10 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def only_weights() -> contextlib.AbstractContextManager[None]:
-    """Have every ``torch.load`` of the process read as :func:`read_weights` does, for a while.
+    """Make every ``torch.load`` of the process read as :func:`read_weights` does, in the block.
 
-    Frameworks call it in many places: for weights of a run, of a backbone, from an address.
+    Frameworks call ``torch.load`` in many places: for weights of a run, of a backbone, from an
+    address.
     """
 
     def load(f: Any, map_location: Any = None, *_: Any, **__: Any) -> Any:
@@ -99,12 +100,12 @@ def only_weights() -> contextlib.AbstractContextManager[None]:
 
 
 class Refused(pickle.UnpicklingError):
-    """A file asks for what it does not need; the text says for what."""
+    """A file asks for a name that it does not need; the text says which."""
 
 
 @contextlib.contextmanager
 def _open(file: Any, kind: str, content: str) -> Iterator[IO[bytes]]:
-    """What is to be read of a file; what goes wrong meanwhile becomes one sentence."""
+    """The open stream of a file; what goes wrong in the block becomes one sentence."""
     is_path = isinstance(file, str | os.PathLike)
     name = file if is_path else getattr(file, "name", f"a {kind} of {content}")
     if is_path and not Path(file).is_file():
@@ -128,7 +129,7 @@ def _open(file: Any, kind: str, content: str) -> Iterator[IO[bytes]]:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's unpickler, which looks names up in a table and writes to nothing but new objects."""
+    """Python's unpickler; it looks names up in a table and writes only to new objects."""
 
     names: Mapping[str, Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
@@ -147,7 +148,7 @@ class _Unpickler(pickle._Unpickler):
         if type(target) is np.ndarray:
             _check_array(*state)
         elif isinstance(target, np.dtype):
-            # Anything but the order of the bytes has been said when it was made.
+            # Everything except the byte order was given when the dtype was made.
             if state[2:] != target.__reduce__()[2][2:]:
                 raise Refused(f"the state {state} of a {target}")
         elif not any(type(target) is known for known in self.names.values()):
@@ -169,7 +170,7 @@ def _check_array(version: int, shape: Any, dtype: Any, fortran: Any, data: Any) 
 
 
 def _plain(dtype: Any) -> Any:
-    """The dtype, if it is one of numbers or text: others refer to places in memory."""
+    """The dtype, if it is of numbers or text; other dtypes refer to places in memory."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biufcSU":
         raise Refused(f"an array of {dtype}")
     return dtype
@@ -201,11 +202,11 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _no_bytes() -> bytes:
-    """How it writes none."""
+    """How Python 3 writes empty bytes for Python 2."""
     return b""
 
 
-# NumPy's names before and after NumPy 2 moved them: files of either age are around.
+# NumPy's names before and after NumPy 2 moved them: there are files of either age.
 _ARRAYS: dict[str, Any] = {
     "builtins.bytes": _no_bytes,
     "builtins.set": set,
@@ -244,7 +245,7 @@ class _WeightsUnpickler(_Unpickler):
 
     names = _TENSORS
     sizes: Mapping[str, int] | None = None
-    """Bytes of the archive's records by name; None where the file is no archive."""
+    """Bytes of the archive's records by name; None if the file is no archive."""
 
     @property
     def persistent_load(self) -> Callable[[Any], Any]:
@@ -255,7 +256,7 @@ class _WeightsUnpickler(_Unpickler):
         self._load_storage = load
 
     def _storage(self, asked: Any) -> Any:
-        """The numbers of a tensor, which torch before 2.10 takes to be as many as the file says."""
+        """The numbers of a tensor; torch before 2.10 trusts the file about how many there are."""
         if not isinstance(asked, tuple) or asked[0] not in ("storage", b"storage"):
             raise Refused(f"the object {str(asked)[:60]}")
         if self.sizes is None:

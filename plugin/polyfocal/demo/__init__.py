@@ -1,4 +1,4 @@
-"""Built-in data: generated in seconds, so that all can be tried without a download."""
+"""Built-in data: generated in seconds, so that everything can be tried without a download."""
 
 from polyfocal.demo.digit_scenes import DigitScenes, write_digit_scenes
 

@@ -1,9 +1,9 @@
 """Digit scenes: a detection and segmentation set made from scikit-learn's handwritten digits.
 
 Digits of 8x8 pixels are enlarged, rotated, coloured and put, partly over one another, on textured
-backgrounds. Boxes and masks are exact, since the generator knows every pixel. Same seed, same
-settings and same :data:`VERSION`: same pictures and annotations; and picture ``i`` of a split does
-not depend on how many pictures there are.
+backgrounds. Boxes and masks are exact, because the generator knows every pixel. The same seed,
+settings and :data:`VERSION` give the same pictures and annotations. Picture ``i`` of a split does
+not depend on the number of pictures.
 """
 
 import colorsys
@@ -27,15 +27,15 @@ VERSION = 1
 
 CLASSES = tuple(str(digit) for digit in range(10))
 
-# A digit hidden more than this can no longer be read, whatever its box shares with the others.
+# A digit that is hidden more than this can no longer be read, however its box overlaps others.
 _MIN_VISIBLE = 0.5
 _MAX_ROTATION = 25.0  # degrees; much more and 6 and 9 become one class
 _MIN_CONTRAST = 3.0  # WCAG 2 contrast ratio between a digit and both tones of the background
 _PLACEMENT_TRIES = 40
 
 _SPLITS = ("train", "val", "ood")
-# One random stream a purpose, so that label noise does not change a single pixel and the colour
-# cue does not move a single digit.
+# One random stream per purpose, so that label noise does not change a pixel and the colour cue does
+# not move a digit.
 _SCENE, _CUE, _LABEL_NOISE = range(3)
 
 
@@ -54,13 +54,13 @@ class DigitScenes(Scenes):
             may be at most 0.7 of ``size`` so that it fits when rotated.
         long_tail: How many times more frequent the digit 0 is than the digit 9 in train, in
             [1, 1e6]; the frequencies in between fall exponentially. val and ood stay balanced.
-        overlap: Largest fraction of the smaller of two boxes which the other may cover, in
-            [0, 1]. Whatever it is, at least half of every digit stays visible.
+        overlap: Largest fraction of the smaller of two boxes that the other may cover, in
+            [0, 1]. In any case at least half of every digit stays visible.
         label_noise: Probability that a train annotation names a wrong class, each of the other
             nine being equally likely, in [0, 1]. Pictures, boxes and masks stay the same.
         spurious: Probability that the cue agrees with a digit's class in train and val, in
-            [0, 1]; where it does not, it points to one of the other classes. 0 switches the cue
-            off; 0.1 is chance. In ood the cue is independent of the class.
+            [0, 1]; otherwise the cue points to one of the other classes. 0 switches the cue off;
+            0.1 is chance. In ood the cue is independent of the class.
         cue: ``"color"`` ties a digit's hue to its class; ``"background"`` ties the hue of the
             picture's background to the class of the digits on it.
 
@@ -272,7 +272,7 @@ def _digit_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 @cache
 def _sources() -> dict[str, list[NDArray[np.int64]]]:
-    """For each split and digit the source pictures: of every ten of a class 6, 2 and 2."""
+    """The source pictures per split and digit: of every ten of a class, 6, 2 and 2."""
     targets = _digit_images()[1]
     shares = {"train": range(6), "val": range(6, 8), "ood": range(8, 10)}
     by_class = [np.flatnonzero(targets == digit) for digit in range(len(CLASSES))]

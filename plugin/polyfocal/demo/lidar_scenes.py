@@ -1,10 +1,10 @@
 """LiDAR scenes: a detection set in KITTI's layout, made by a simulated scanner.
 
 A spinning scanner with 64 beams, 1.73 m above a flat street, is ray-cast against cars, pedestrians
-and cyclists, and against walls, poles, trees, bushes and crates that are none of them. What it
-measures hides what is behind, gets sparse with the distance and at grazing angles, and is noisy.
-Labels are exact, since the generator knows every box. Same seed, same settings and same
-:data:`VERSION`: same files; and frame ``i`` of a split does not depend on how many there are.
+and cyclists, and against walls, poles, trees, bushes and crates, which are no objects. The nearest
+surface hides what is behind. Points get sparse with the distance and at grazing angles, and are
+noisy. Labels are exact, because the generator knows every box. The same seed, settings and
+:data:`VERSION` give the same files. Frame ``i`` of a split does not depend on the number of frames.
 """
 
 import math
@@ -37,8 +37,8 @@ _RANGE_NOISE = 0.02
 _HALF_ECHO = 1e-5
 _ALWAYS_LOST = 0.03
 
-# Size (length, width, height) in metres: mean and deviation, of which at most two are used. The
-# means are those of the customary anchors.
+# Size (length, width, height) in metres: mean and deviation; sizes stay within two deviations. The
+# means are those of the usual anchors.
 _SIZES = {
     "Car": ((3.9, 1.6, 1.56), (0.35, 0.07, 0.09)),
     "Cyclist": ((1.76, 0.6, 1.73), (0.1, 0.06, 0.07)),
@@ -71,9 +71,9 @@ class LidarScenes(Scenes):
         num_val: Frames in the val split, ``>= 1``.
         cars: Fewest and most cars tried in a frame. A thing for which no place is found is left
             out, so crowded frames may hold fewer.
-        pedestrians: The same of pedestrians.
-        cyclists: The same of cyclists.
-        clutter: The same of walls, poles, trees, bushes and crates.
+        pedestrians: The same for pedestrians.
+        cyclists: The same for cyclists.
+        clutter: The same for walls, poles, trees, bushes and crates.
 
     Raises:
         UserError: A value is out of its range.
@@ -117,7 +117,7 @@ class Thing:
         type: One of :data:`CLASSES`.
         box: x, y, z of the middle of its bottom, length, width, height, yaw, in metres and
             radians, in the scanner's coordinates.
-        visible: Part of the beams which would hit it if it stood alone that do, in [0, 1].
+        visible: Beams that hit it, as a part of those that would if it stood alone, in [0, 1].
         points: (N,) indices of the points measured on it.
     """
 

@@ -1,15 +1,15 @@
 """Detectron2 adapter. Importing it registers the models and heads that take a loss.
 
 Detectron2 has its losses written into its models and heads. The classes here are Detectron2's own
-with one method changed: their keyword ``cls_loss`` says what the classification loss is. In a
-LazyConfig they are named directly; for yaml they are in Detectron2's registries by their name with
-``Polyfocal`` in front, and :func:`add_polyfocal_config` adds their keys.
+with one changed method: their keyword ``cls_loss`` is the classification loss. A LazyConfig names
+them directly. For yaml they are in Detectron2's registries, with ``Polyfocal`` in front of their
+names, and :func:`add_polyfocal_config` adds their keys.
 """
 
 from polyfocal.errors import PackageError
 
 try:
-    # Not the top alone, which any folder of that name beside the caller is too.
+    # Not only the top module: a folder of that name beside the caller would be that, too.
     import detectron2.config  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name not in ("detectron2", "detectron2.config"):

@@ -1,4 +1,4 @@
-"""Checkpoints: look at one before Detectron2 loads it, and say what is wrong with it."""
+"""Checkpoints: checks a checkpoint before Detectron2 loads it, and says what is wrong with it."""
 
 import contextlib
 import pickle
@@ -19,13 +19,13 @@ from polyfocal.errors import UserError
 
 @contextlib.contextmanager
 def only_data() -> Iterator[None]:
-    """Have Detectron2 read weights and proposals without running code, for a while.
+    """Have Detectron2 read weights and proposals without running code, inside the block.
 
     It covers every ``torch.load`` of the process, and the pickles of the model zoo and of
     precomputed proposals.
 
     Raises:
-        UserError: A file asks for what it does not need.
+        UserError: A file asks for a name that weights and arrays do not need.
     """
 
     def load(file: Any, encoding: str = "ASCII") -> Any:
@@ -43,17 +43,17 @@ def only_data() -> Iterator[None]:
 def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
     """Refuse a file that is no checkpoint, that would run code, or that is of another model.
 
-    Detectron2 only warns of weights that are not there.
+    Detectron2 only warns about missing weights.
 
     Args:
         file: A path, or an address that Detectron2 knows.
-        model: The model that it is for.
+        model: The model that should get the weights.
         strict: Every weight of the model must be there with its shape; otherwise at least one.
 
     Raises:
         UserError: The file is missing, damaged or not to be trusted, or does not fit.
     """
-    address = urlparse(file)  # its query says how names are matched
+    address = urlparse(file)  # the query says how names are matched
     try:
         path = Path(PathManager.get_local_path(address._replace(query="").geturl()))
     except Exception as error:  # of whatever the address leads to
@@ -61,7 +61,7 @@ def check_checkpoint(file: str, model: nn.Module, *, strict: bool) -> None:
     if path.suffix == ".pkl":
         content = unpickling.read_pickle(path)
     else:
-        # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
+        # A zip archive, torch's format since 1.6, can be checked without reading all of it.
         content = unpickling.read_weights(path, mmap=True)
     if not isinstance(content, dict):
         content = {}

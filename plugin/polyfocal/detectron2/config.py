@@ -39,13 +39,13 @@ _READERS: dict[str, tuple[str, Registry, tuple[type, ...]]] = {
     ),
     "RPN": ("PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY, (RPN,)),
 }
-"""Beside the part whose CLS_LOSS it is: the key of the class that reads it, and those classes."""
+"""By the part with a ``CLS_LOSS``: the key of the class that reads it, and the classes that do."""
 
 _HAVE_PART: dict[str, Any] = {
     "RETINANET": meta_arch.RetinaNet,
     "RPN": GeneralizedRCNN | meta_arch.ProposalNetwork,
 }
-"""The architectures that have a part, where it is not GeneralizedRCNN alone."""
+"""The architectures that have a part, if not only GeneralizedRCNN has it."""
 
 LOSS_PARTS = tuple(_READERS)
 """The parts of ``MODEL`` that have a ``CLS_LOSS``."""
@@ -68,7 +68,7 @@ def add_polyfocal_config(cfg: CfgNode) -> None:
     :class:`polyfocal.detectron2.FastRCNNOutputLayers`.
 
     Every keyword of the loss can then be given in files and in ``merge_from_list``, and a
-    dictionary can be assigned. ``cfg.freeze()`` refuses a ``CLS_LOSS`` that nobody would read.
+    dictionary can be assigned. ``cfg.freeze()`` refuses a ``CLS_LOSS`` that no class would read.
 
     Example:
         >>> cfg = get_cfg()
@@ -82,10 +82,10 @@ def add_polyfocal_config(cfg: CfgNode) -> None:
 
 
 def check_losses_are_read(cfg: CfgNode) -> None:
-    """Refuse a loss in a config whose classes would train another.
+    """Refuse a loss in a config whose classes would train another loss.
 
     Raises:
-        UserError: The classes named in the config do not read a ``CLS_LOSS`` that it has.
+        UserError: The config has a ``CLS_LOSS`` that its classes do not read.
     """
     for part in _READERS:
         problem = _why_unread(cfg.MODEL, part) if cfg.MODEL[part].CLS_LOSS else None
@@ -127,14 +127,14 @@ def _why_unread(model: CfgNode, part: str) -> str | None:
 
 
 def _may_read(named: str, registry: Registry) -> bool:
-    """Whether a class may read a loss: the user's may, and one that is none stops by itself."""
+    """Whether a class may read a loss: a user's class may; an unknown name stops by itself."""
     return named not in registry or not registry.get(named).__module__.startswith(
         ("detectron2.", "polyfocal.")
     )
 
 
 class _Config(CfgNode):
-    """A config whose losses take any keyword, and which is looked at when it is frozen."""
+    """A config whose losses take any keyword, and which is checked when it is frozen."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -172,7 +172,7 @@ class _Config(CfgNode):
 
 
 def _adopt(node: CfgNode) -> CfgNode:
-    """Make a config and all in it one of ours; yacs merges nodes of one class only."""
+    """Give a config and all its nodes this class; yacs merges only nodes of the same class."""
     object.__setattr__(node, "__class__", _Config)  # yacs would take it for a key
     for value in node.values():
         if isinstance(value, CfgNode):

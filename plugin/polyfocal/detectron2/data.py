@@ -35,10 +35,10 @@ _BOX = ("bbox", "bbox_mode", "category_id")
 
 
 def register_split(split: CocoSplit) -> str:
-    """Register a checked split with Detectron2, in the place of an earlier one of the same file.
+    """Register a checked split with Detectron2; it replaces an earlier one of the same file.
 
     Returns:
-        Its name in DatasetCatalog and MetadataCatalog: the path of its annotation file.
+        The name in DatasetCatalog and MetadataCatalog: the path of the annotation file.
     """
     name = str(split.annotation_file.resolve())
     if name in DatasetCatalog:
@@ -52,7 +52,7 @@ def register_split(split: CocoSplit) -> str:
 
 
 def _load(split: CocoSplit, name: str, image_dir: str) -> list[dict[str, Any]]:
-    """What Detectron2 reads of a split; it stops at a byte order mark and at ``ignore: 1``."""
+    """What Detectron2 reads from a split; it would fail at a byte order mark and ``ignore: 1``."""
     content = split.annotations.content
     kept = [one for one in content["annotations"] if not one.get("ignore")]
     with open(name, "rb") as file:
@@ -66,7 +66,7 @@ def _load(split: CocoSplit, name: str, image_dir: str) -> list[dict[str, Any]]:
 
 
 def number_from_1(evaluator: DatasetEvaluator) -> None:
-    """Number the objects anew for Detectron2's own evaluator, to which the id 0 is "no match"."""
+    """Number the objects anew for Detectron2's evaluator, where the id 0 means "no match"."""
     if isinstance(evaluator, COCOEvaluator) and 0 in evaluator._coco_api.anns:
         annotations = read_annotations(evaluator._metadata.json_file, pictures=False)
         evaluator._coco_api = annotations.coco()
@@ -94,7 +94,7 @@ def count_objects(name: str) -> tuple[int, Counter[str]]:
         The pictures, and the objects by the name of their class, 0 for those without any.
 
     Raises:
-        UserError: Detectron2 does not read the file, or there are none.
+        UserError: Detectron2 does not read the file, or it has no objects.
     """
     try:
         every = DatasetCatalog.get(name)
@@ -125,10 +125,10 @@ def count_objects(name: str) -> tuple[int, Counter[str]]:
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """Average precision and recall by :func:`polyfocal.coco.evaluate`, which is pycocotools'.
+    """Average precision and recall by :func:`polyfocal.coco.evaluate`, as pycocotools counts.
 
-    :meth:`evaluate` returns the numbers as Detectron2's own evaluator does, by kind and in percent;
-    after it ``coco_results`` holds everything by kind, the mAP of each class too.
+    :meth:`evaluate` returns the numbers as Detectron2's own evaluator does, by kind and in percent.
+    Afterwards ``coco_results`` holds everything by kind, the mAP of each class too.
 
     Args:
         dataset_name: A COCO-format data set of Detectron2's catalogs.

@@ -16,12 +16,12 @@ from polyfocal.losses import ClassificationLoss
 
 
 class RetinaNet(d2.RetinaNet):
-    """Detectron2's RetinaNet with ``cls_loss`` in the place of its focal loss.
+    """Detectron2's RetinaNet with ``cls_loss`` instead of its focal loss.
 
-    The loss is summed over all anchors but those labelled -1, and divided by Detectron2's moving
-    average of the number of positive anchors; the loss's ``reduction`` is not used. Its gamma and
-    alpha are its own: ``focal_loss_alpha`` and ``focal_loss_gamma`` stay at Detectron2's defaults.
-    ``FocalLoss(use_sigmoid=True)`` is what Detectron2 has.
+    The loss is summed over all anchors except those labelled -1, and divided by Detectron2's moving
+    average of the number of positive anchors. The ``reduction`` of the loss is not used. The loss
+    has its own gamma and alpha: ``focal_loss_alpha`` and ``focal_loss_gamma`` stay at Detectron2's
+    defaults. ``FocalLoss(use_sigmoid=True)`` equals Detectron2's own loss.
 
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
@@ -50,8 +50,8 @@ class RetinaNet(d2.RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        # The parent keeps its books (normaliser, statistics) and makes the loss of the boxes. Its
-        # classification loss comes along, of logits without a graph, and is put aside.
+        # The parent updates the normaliser and statistics, and computes the loss of the boxes. It
+        # also computes its classification loss, from logits without a graph, which is dropped.
         losses = super().losses(
             anchors, _detached(pred_logits), gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -60,9 +60,9 @@ class RetinaNet(d2.RetinaNet):
 
 
 class FCOS(d2.FCOS):
-    """Detectron2's FCOS with ``cls_loss`` in the place of its focal loss.
+    """Detectron2's FCOS with ``cls_loss`` instead of its focal loss.
 
-    As in :class:`RetinaNet`. Detectron2's FCOS is made for LazyConfig only, and so is this one.
+    As in :class:`RetinaNet`. Detectron2's FCOS is only for LazyConfig, and so is this class.
 
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`.
@@ -103,7 +103,7 @@ class FCOS(d2.FCOS):
 def _dense_loss(
     cls_loss: ClassificationLoss | Mapping[str, Any], where: str, settings: dict[str, Any]
 ) -> ClassificationLoss:
-    """The loss, after a look at the settings of the parent's loss, which it takes the place of."""
+    """The loss, after a check of the settings of the parent's loss, which it replaces."""
     for name, default in {"focal_loss_alpha": 0.25, "focal_loss_gamma": 2.0}.items():
         if settings.get(name, default) != default:
             raise UserError(
@@ -121,9 +121,9 @@ def _detached(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _summed(loss: ClassificationLoss, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
-    """The sum over logits (N, R_i, K) a level and labels (R,) a picture: -1 ignored, K background.
+    """The sum over logits (N, R_i, K) per level and labels (R,) per picture.
 
-    K is the package's own label of the background in the sigmoid form.
+    The label -1 is ignored. K is background, as in the sigmoid form of this package.
     """
     return loss(
         torch.cat(logits, dim=1).flatten(0, 1),

@@ -1,4 +1,4 @@
-"""What a config is to the tool, whichever of Detectron2's two kinds it is of."""
+"""What the tool needs of a config, whichever of Detectron2's two kinds it is."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -26,19 +26,19 @@ _CHECKPOINTS = 12
 
 
 Evaluations = dict[str, tuple[Iterable[Any], list[DatasetEvaluator]]]
-"""By the name of a data set its loader, and what counts the detections."""
+"""By the name of a data set: its loader, and the evaluator of the detections."""
 
 
 @dataclass
 class Data:
-    """A data set that takes the place of the config's.
+    """A data set that replaces that of the config.
 
     Attributes:
-        train: Name of the train split in Detectron2's catalogs; empty where it is not needed.
+        train: Name of the train split in Detectron2's catalogs; empty if it is not needed.
         val: Name of the val split.
         num_train: Pictures with objects in the train split.
         num_classes: Number of classes.
-        max_dets: Most detections a picture that are to be kept and counted.
+        max_dets: Most detections per picture that are kept and counted.
         counts: Objects of the train split by class.
     """
 
@@ -72,7 +72,7 @@ class Recipe:
 
     Attributes:
         steps: Number of training steps.
-        batch: Pictures in a step, of all processes.
+        batch: Pictures per step, of all processes.
         rate: Learning rate after the warm-up.
 
     Raises:
@@ -92,7 +92,7 @@ class Recipe:
 
 @dataclass
 class Settings:
-    """What a run needs to know beside the parts that it builds.
+    """What else a run needs to know, beside the parts that it builds.
 
     Attributes:
         output_dir: Where the log and the checkpoints go.
@@ -104,7 +104,7 @@ class Settings:
         log_period: Steps between the lines of the log.
         amp: Mixed precision.
         device: Where the model goes.
-        seed: Of everything random; negative for another one in each run.
+        seed: Seed of everything random; negative for a new seed in each run.
         ddp: Keywords of DistributedDataParallel.
         cudnn_benchmark: Whether cuDNN tries its algorithms first.
         float32_precision: As ``torch.set_float32_matmul_precision`` takes it, or empty.
@@ -186,8 +186,8 @@ class Experiment(ABC):
 
         Args:
             options: The overrides.
-            data: What is trained on in the place of the config's data, for as many passes as
-                before, or 8 if tiny.
+            data: What is trained on instead of the config's data, for as many passes as before,
+                or 8 if tiny.
             tiny: Whether the recipe is that of the tiny profile.
 
         Raises:
@@ -227,7 +227,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def use_steps(self, steps: int, planned: int, given: set[str]) -> None:
-        """Train for so many steps; what belonged to the planned ones follows, unless given."""
+        """Train for so many steps; what depends on the planned steps follows, unless given."""
 
     @abstractmethod
     def losses(self) -> Iterable["PlacedLoss"]:
@@ -280,5 +280,5 @@ def default_output_dir(output_dir: str, path: Path) -> str:
 
 
 def available(device: str) -> str:
-    """The device, or the CPU where there is no such device."""
+    """The device, or the CPU if there is no such device."""
     return "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device

@@ -107,7 +107,7 @@ class LazyExperiment(Experiment):
         )
         cfg.train.init_checkpoint = ""
         cfg.train.seed = 0
-        # Two, so that a run killed while it writes one can resume from the other.
+        # Two, so that a run that is killed while it writes one can resume from the other.
         cfg.train.checkpointer.max_to_keep = 2
 
     def use_data(self, data: Data) -> None:
@@ -251,7 +251,7 @@ class LazyExperiment(Experiment):
         return {name: (instantiate(self.cfg.dataloader.test), evaluators)}
 
     def _check_key(self, key: str, option: str) -> None:
-        """A misspelt key would be added, and change nothing."""
+        """Refuse a misspelt key, which would be added and change nothing."""
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(self.cfg, parent) if parent else self.cfg
         if not isinstance(node, DictConfig):
@@ -293,7 +293,7 @@ class LazyExperiment(Experiment):
             for key in ("norm", "conv_norm"):
                 if key in _parameters(node):
                     node[key] = "GN"
-        # 64 channels and up, as only Detectron2's ResNet-18 is: a quarter of ResNet-50's.
+        # 64 channels and more, the least that Detectron2's ResNet-18 has: a quarter of ResNet-50's.
         model.backbone.bottom_up = L(ResNet)(
             stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
             stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),

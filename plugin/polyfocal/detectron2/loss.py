@@ -27,18 +27,18 @@ _SCORES_ARE_SOFTMAX = "Detectron2's box head takes the plain softmax of the logi
 def build_loss(
     cls_loss: ClassificationLoss | Mapping[str, Any], where: str, *, needs_sigmoid: bool = True
 ) -> ClassificationLoss:
-    """A loss from what a config holds for ``cls_loss``.
+    """A loss from the ``cls_loss`` of a config.
 
     Args:
-        cls_loss: A loss, which is what Detectron2's ``instantiate`` makes of a ``LazyCall``, or a
+        cls_loss: A loss, as Detectron2's ``instantiate`` makes it of a ``LazyCall``, or a
             dictionary as in an MMDetection config: ``type``, with or without ``polyfocal.`` in
             front, and the keywords of the loss.
-        where: Who asks, for the sentences of errors.
+        where: The class that takes the loss, for messages.
         needs_sigmoid: Whether only the sigmoid form makes sense there.
 
     Raises:
-        UserError: It is no loss of this package, a keyword is wrong, the form does not fit, or the
-            loss needs something that a training of Detectron2 does not have.
+        UserError: ``cls_loss`` is no loss of this package, a keyword is wrong, the form does not
+            fit, or the loss needs something that a training of Detectron2 does not have.
     """
     if isinstance(cls_loss, Mapping):
         cls_loss = _from_config(cls_loss, where)
@@ -84,8 +84,8 @@ def try_loss(loss: ClassificationLoss, where: str, logits: Tensor, target: Tenso
 
     Args:
         loss: The loss, whose state stays as it is.
-        where: Who asks, for the sentence of the error.
-        logits, target: Of the form that the head gives them.
+        where: The class that takes the loss, for the message.
+        logits, target: In the form in which the head gives them.
 
     Raises:
         UserError: The loss does not take them.
@@ -101,7 +101,7 @@ def try_loss(loss: ClassificationLoss, where: str, logits: Tensor, target: Tenso
 
 
 def register(registry: Registry, cls: type[nn.Module]) -> None:
-    """Put a class in a registry of Detectron2 that has its parent under the same name."""
+    """Put a class in the registry of Detectron2 that has its parent, with a name of its own."""
     # Annotations are not inherited, and TorchScript reads them.
     like = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__annotations__")}
     registry.register(type(f"Polyfocal{cls.__name__}", (cls,), like))
@@ -127,7 +127,7 @@ def _setting(name: str, value: Any) -> Any:
 
 
 def _problem(loss: ClassificationLoss) -> str | None:
-    """Why a training of Detectron2 cannot use a loss; None where it can."""
+    """Why a training of Detectron2 cannot use a loss; None if it can."""
     if isinstance(loss, losses.NoisedTopKLoss):
         return (
             f"whose scores would be nearly flat, since {_SCORES_ARE_SOFTMAX}: it is for"

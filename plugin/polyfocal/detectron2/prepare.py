@@ -135,7 +135,7 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
         max_dets = -(-val.max_instances // 100) * 100
         experiment.notes.append(
             f"a picture of the val split holds up to {val.max_instances} objects: up to {max_dets} "
-            f"detections a picture are kept and evaluated, not the customary {USUAL_MAX_DETS}."
+            f"detections per picture are kept and evaluated, not the customary {USUAL_MAX_DETS}."
         )
     num_train, counts = 0, Counter[str]()
     if train:
@@ -152,7 +152,7 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
 
 
 def _listed(counts: Counter[str]) -> str:
-    """The counts of all classes where they are few, else of the rarest."""
+    """The counts of all classes if there are few, otherwise of the rarest."""
     ordered = counts.most_common()
     if len(ordered) > _MOST_LISTED:
         rarest = ", ".join(f"{name} {count}" for name, count in ordered[: -_MOST_LISTED - 1 : -1])

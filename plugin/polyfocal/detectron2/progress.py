@@ -1,4 +1,4 @@
-"""How the training's progress reaches the losses that change with it."""
+"""Tells the progress of the training to the losses that change with it."""
 
 from detectron2.engine import HookBase
 

@@ -24,22 +24,22 @@ from polyfocal.losses import ClassificationLoss
 
 
 class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
-    """Detectron2's box classifier and regressor with ``cls_loss`` in the place of cross-entropy.
+    """Detectron2's box classifier and regressor with ``cls_loss`` instead of cross-entropy.
 
     The loss decides on the activation. A softmax loss is the mean over the regions, as
-    Detectron2's cross-entropy. A sigmoid loss, of the K classes without the background's logit, is
-    summed over the classes and averaged over the regions, as Detectron2's ``use_sigmoid_ce``; the
-    scores at test time are then sigmoids. The loss's ``reduction`` is not used. The weights keep
-    their K + 1 outputs in both cases.
+    Detectron2's cross-entropy. A sigmoid loss covers the K classes without the logit of background.
+    It is summed over the classes and averaged over the regions, as Detectron2's ``use_sigmoid_ce``;
+    the scores at test time are then sigmoids. The ``reduction`` of the loss is not used. The
+    weights keep their K + 1 outputs in both cases.
 
     Args:
-        input_shape: Of the features.
+        input_shape: Shape of the features.
         cls_loss: A loss or its config, see :func:`polyfocal.detectron2.build_loss`. In yaml
             ``MODEL.ROI_BOX_HEAD.CLS_LOSS``.
         prior_prob: Probability of each class at the start of a training with a sigmoid loss, in
             (0, 1): at 1/2 the many negatives would drown the few positives. None for 0.01.
-        kwargs: Those of Detectron2's class. With ``use_fed_loss`` a sigmoid loss is of the classes
-            in the batch and some drawn beside them, as in Detectron2.
+        kwargs: Those of Detectron2's class. With ``use_fed_loss`` a sigmoid loss covers the classes
+            of the batch and some more that are drawn, as in Detectron2.
 
     Raises:
         UserError: ``cls_loss`` or ``prior_prob`` does not fit, or a setting would have no effect.
@@ -89,16 +89,16 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         logits, deltas = predictions
-        if not proposals:  # which the parent takes in class-agnostic form only
+        if not proposals:  # the parent takes an empty list only in class-agnostic form
             return {"loss_cls": logits.sum() * 0, "loss_box_reg": deltas.sum() * 0}
         parents_logits = logits.detach()
         if self.cls_loss.use_sigmoid:
-            # The background's logit is not trained. At 0 it is the largest where no class is
-            # above 1/2, and the parent's accuracies mean something.
+            # The logit of background is not trained. At 0 it is the largest if no class is above
+            # 1/2, so that the parent's accuracies mean something.
             parents_logits = parents_logits.clone()
             parents_logits[:, -1] = 0
             logits = logits[:, :-1]
-        # The parent's statistics and loss of the boxes; its classification loss is put aside.
+        # The parent's statistics and loss of the boxes; its classification loss is dropped.
         losses = super().losses((parents_logits, deltas), proposals)
         labels = torch.cat([p.gt_classes for p in proposals])
         weight = self._federated_weight(labels) if self.use_fed_loss else None
@@ -107,11 +107,11 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         return losses
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
-        # What the parent puts aside. Its federated loss would draw classes, and so does ours.
+        # The parent's loss is dropped. Its federated loss would draw classes, as ours does.
         return pred_class_logits.sum() * 0
 
     def _federated_weight(self, labels: Tensor) -> Tensor:
-        """1 for the classes of the batch and those that the parent draws beside them, (N, K)."""
+        """1 for the classes of the batch and those that the parent draws, else 0, (N, K)."""
         weight = torch.zeros(self.num_classes + 1, device=labels.device)
         if len(labels):
             count, frequencies = self.fed_loss_num_classes, self.fed_loss_cls_weights
@@ -170,14 +170,14 @@ class Res5ROIHeads(roi_heads.Res5ROIHeads):
 
 
 class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
-    """Detectron2's mask head with ``cls_loss`` in the place of binary cross-entropy.
+    """Detectron2's mask head with ``cls_loss`` instead of binary cross-entropy.
 
-    The loss is averaged over the pixels of the masks of the regions' own classes; the loss's
-    ``reduction`` is not used. ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` is what
-    Detectron2 has.
+    The loss is averaged over the pixels of the masks of the regions' own classes. The ``reduction``
+    of the loss is not used. ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` equals
+    Detectron2's own loss.
 
     Args:
-        input_shape: Of the features.
+        input_shape: Shape of the features.
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
             yaml ``MODEL.ROI_MASK_HEAD.CLS_LOSS``.
         kwargs: Those of Detectron2's class.
@@ -198,7 +198,7 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
         loss = build_loss(cls_loss, where)
         try_loss(loss, where, torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
         super().__init__(input_shape, **kwargs)
-        # Not a child of its own: the parent is an nn.Sequential, which would call it as a layer.
+        # Not a child module: the parent is an nn.Sequential, which would call it as a layer.
         self.predictor.cls_loss = loss
 
     @classmethod
@@ -207,7 +207,7 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
         settings["cls_loss"] = loss_settings(cfg, "ROI_MASK_HEAD")
         return settings
 
-    # Without the type of what it returns, which TorchScript finds out.
+    # Without a return type, which TorchScript infers.
     def forward(self, x: Tensor, instances: list[Instances]):  # type: ignore[no-untyped-def]
         x = self.layers(x)
         if self.training:
@@ -234,7 +234,7 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
 
     @torch.jit.unused
     def _write_statistics(self, logits: Tensor, masks: Tensor) -> None:
-        """What Detectron2 logs of masks: shares of pixels, and now and then pictures."""
+        """What Detectron2 logs about masks: shares of pixels, and sometimes pictures."""
         inside = masks > 0.5
         wrong = (logits > 0) != inside
         storage = get_event_storage()
@@ -253,11 +253,11 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
 
 
 class RPN(proposal_generator.RPN):
-    """Detectron2's RPN with ``cls_loss`` in the place of binary cross-entropy.
+    """Detectron2's RPN with ``cls_loss`` instead of binary cross-entropy.
 
-    The loss is summed over the sampled anchors and divided by the number that is to be sampled, as
-    in Detectron2; the loss's ``reduction`` is not used. There is one class, the object.
-    ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` is what Detectron2 has.
+    The loss is summed over the sampled anchors and divided by the number of anchors to sample, as
+    in Detectron2. The ``reduction`` of the loss is not used. There is one class, the object.
+    ``Poly1CrossEntropyLoss(epsilon=0, use_sigmoid=True)`` equals Detectron2's own loss.
 
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
@@ -287,7 +287,7 @@ class RPN(proposal_generator.RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        # The parent's statistics and loss of the boxes; its classification loss is put aside.
+        # The parent's statistics and loss of the boxes; its classification loss is dropped.
         losses = super().losses(
             anchors,
             [logits.detach() for logits in pred_objectness_logits],
@@ -298,7 +298,7 @@ class RPN(proposal_generator.RPN):
         labels = torch.stack(gt_labels)
         sampled = labels >= 0
         logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
-        # Detectron2 has 1 for the object; as the only class of a loss it is 0, and 1 background.
+        # In Detectron2 the object is 1. As the only class of a loss it is 0, and background is 1.
         loss = self.cls_loss(logits[:, None], 1 - labels[sampled].long(), reduction_override="sum")
         losses["loss_rpn_cls"] = (
             self.loss_weight.get("loss_rpn_cls", 1.0)

@@ -77,7 +77,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> None:
 
     Args:
         experiment: From :func:`polyfocal.detectron2.prepare.prepare_experiment`.
-        resume: Go on from the last checkpoint of the output directory, where there is one.
+        resume: Continue from the last checkpoint of the output directory, if there is one.
 
     Raises:
         UserError: A part cannot be built, a checkpoint does not fit, or the loss is not finite.
@@ -168,7 +168,7 @@ def test(experiment: Experiment, *, resume: bool = False) -> None:
 
 
 def _build(experiment: Experiment, settings: Settings) -> tuple[nn.Module, Evaluations]:
-    """The model and what evaluates it; the seed is that of the model's first weights too."""
+    """The model and its evaluations; the seed also decides the first weights of the model."""
     seed_all_rng(None if settings.seed < 0 else settings.seed + comm.get_rank())
     if settings.float32_precision:
         torch.set_float32_matmul_precision(settings.float32_precision)
@@ -184,7 +184,7 @@ def _build(experiment: Experiment, settings: Settings) -> tuple[nn.Module, Evalu
 
 
 def _evaluate(model: nn.Module, evaluations: Evaluations) -> dict[str, Any]:
-    """What each data set gives, by its name where there are several, as Detectron2 has it."""
+    """The numbers of each data set, by its name if there are several, as in Detectron2."""
     measured: dict[str, Any] = {}
     for name, (loader, evaluators) in evaluations.items():
         numbers = measured[name] = inference_on_dataset(model, loader, evaluators)
@@ -211,7 +211,7 @@ def _report(evaluations: Evaluations, lines: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _own(experiment: Experiment, output_dir: Path, *, resume: bool) -> Iterator[None]:
-    """Keep other trainings out of the output directory, those before and those beside this one."""
+    """Keep other trainings out of the output directory, earlier ones and simultaneous ones."""
     if not comm.is_main_process():
         yield
         return
@@ -219,7 +219,7 @@ def _own(experiment: Experiment, output_dir: Path, *, resume: bool) -> Iterator[
         _check_started(experiment, output_dir, data=True)
         write_text(output_dir / _STARTED, json.dumps(_told_apart_by(experiment), indent=1))
         if not resume:
-            # A later --resume is to go on with this run and not with the one before.
+            # A later --resume must continue this run and not the one before.
             (output_dir / "last_checkpoint").unlink(missing_ok=True)
         yield
 
@@ -253,9 +253,9 @@ def _check_started(experiment: Experiment, output_dir: Path, *, data: bool) -> N
 
 @contextlib.contextmanager
 def _from_config(part: str) -> Iterator[None]:
-    """What fails here is the config's error and becomes one sentence."""
+    """A failure in the block is an error of the config and becomes one sentence."""
     try:
-        # Detectron2 logs the failing class on a console of its own.
+        # Detectron2 itself prints the class that fails on the console.
         logging.disable(logging.ERROR)
         yield
     except UserError:
@@ -269,7 +269,7 @@ def _from_config(part: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log(experiment: Experiment, output_dir: Path) -> Iterator[None]:
-    """Everything to a file; to the console progress and warnings, on the main process."""
+    """Log everything to a file; on the main process, progress and warnings to the console."""
     handlers: list[logging.Handler] = []
     if comm.is_main_process():
         try:

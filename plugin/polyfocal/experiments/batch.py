@@ -1,4 +1,4 @@
-"""The runs of a study carried out: here, one after another, or each as a job of Slurm."""
+"""Carries out the runs of a study: here, one after another, or each as a job of Slurm."""
 
 import argparse
 import shlex
@@ -21,10 +21,10 @@ class Slurm:
     """How a run becomes a job.
 
     Attributes:
-        partition: Of the cluster.
-        gpus: Of a job; eight on a machine.
-        arguments: More for sbatch, as on a command line.
-        command: The tool and its options; those of jobs are left out, run and launcher added.
+        partition: The partition of the cluster.
+        gpus: GPUs of a job; eight per machine.
+        arguments: More arguments for sbatch, as on a command line.
+        command: The tool and its options. A job drops those of jobs, and adds run and launcher.
     """
 
     partition: str
@@ -52,10 +52,10 @@ class Slurm:
     def job(self, study: str, run: Run, place: Path, after: Sequence[str] = ()) -> list[str]:
         """The command that submits one run.
 
-        Given twice, the second job waits for the first, finds its result and ends.
+        If a run is submitted twice, the second job waits for the first, finds its result and ends.
 
         Args:
-            study: Its name.
+            study: The name of the study.
             run: The run.
             place: Its folder.
             after: Jobs that must have ended well.
@@ -84,7 +84,7 @@ class Slurm:
     def submit(
         self, study: str, runs: Sequence[Run], folder: Path, say: Callable[[str], None]
     ) -> None:
-        """Submit a job for each run; one that needs another's scores waits for that.
+        """Submit a job for each run; a run that needs the scores of another waits for that run.
 
         Raises:
             UserError: There is no Slurm here, or it refuses.
@@ -123,15 +123,15 @@ def carry_out(
 
     Args:
         study: The study.
-        runs: All of it.
-        wanted: Those to do now.
-        folder: Of the results.
-        measure: Does one, see :func:`polyfocal.experiments.study.run_study`.
-        latest_checkpoint: Of a work directory, None where there is none.
+        runs: All runs of the study.
+        wanted: The runs to do now.
+        folder: The folder of the results.
+        measure: Does a run, see :func:`polyfocal.experiments.study.run_study`.
+        latest_checkpoint: Finds the newest checkpoint of a work directory; None if there is none.
         slurm: Submit jobs instead.
         dry_run: Only say what there is to do.
-        main_process: Whether this process speaks and writes. Of several that train together, one
-            does.
+        main_process: Whether this process prints and writes. Of several processes that train
+            together, one does.
 
     Raises:
         UserError: A run or Slurm refuses something, or a result in the folder has other settings.

@@ -13,7 +13,7 @@ from polyfocal.errors import UserError
 from polyfocal.experiments.request import Adapter, Request
 from polyfocal.shipped import config_file
 
-# News about the packages below us are not for the person who trains.
+# Warnings of the packages below are not for the person who trains.
 _NEWS = (
     r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
     r"|Warning: The (bbox|polygon) is out of bounds|`torch\.jit\.script` is deprecated"
@@ -24,7 +24,7 @@ _NEWS = (
 def parser_of(
     command: str, description: str | None, examples: str | None = None
 ) -> argparse.ArgumentParser:
-    """A command's parser, which shows its description and its examples as they are written."""
+    """A parser that shows a command's description and examples as they are written."""
     return argparse.ArgumentParser(
         prog=f"polyfocal {command}",
         description=description,
@@ -133,17 +133,18 @@ def run_tool(
     *,
     goes_on_with: str | None = "--resume",
 ) -> int:
-    """Do a tool's job; the user's errors are one line on standard error.
+    """Do a tool's job; errors of the user become one line on standard error.
 
-    So are those of the machine: a full disk, a directory or a picture that is not there any more.
+    So do errors of the machine: a full disk, a directory or a picture that is gone.
 
     Args:
-        job: The tool's.
-        args: Its command line.
-        goes_on_with: What to give after an interruption; None where nothing goes on.
+        job: The tool's job.
+        args: The command line.
+        goes_on_with: What to give after an interruption to continue; None if nothing continues.
 
     Returns:
-        The exit status: 0, 2 for an error that is said, 130 for an interruption from the keyboard.
+        The exit status: 0, 2 for an error that was printed, 130 for an interruption from the
+        keyboard.
     """
     warnings.filterwarnings("ignore", message=_NEWS)
     logging.raiseExceptions = False  # a log that cannot be written does not end a run, a file does
@@ -165,9 +166,9 @@ def run_tool(
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a person is told of an error; None where it is a program's, not theirs."""
+    """What a person is told of an error; None if the error is the program's, not theirs."""
     text = str(error).strip()
-    if "DataLoader worker" in text:  # which hands on its traceback; the last line is "Type: text"
+    if "DataLoader worker" in text:  # the text is its traceback; the last line is "Type: text"
         text = text.splitlines()[-1].partition(": ")[2]
     picture = re.search("failed to load image: (.+)", text)  # MMCV's assertion
     if picture:

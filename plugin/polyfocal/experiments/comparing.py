@@ -1,4 +1,4 @@
-"""Trainings that have come to their end, side by side: numbers, settings, curves and pictures."""
+"""Finished trainings side by side: numbers, settings, curves and pictures."""
 
 import itertools
 import math
@@ -30,14 +30,14 @@ from polyfocal.experiments.trained import TrainedRun
 
 KINDS = {"bbox": "boxes", "segm": "masks"}
 IOU = 0.5
-"""From which on a detection is right, in the pictures and for calibration."""
+"""From this IoU on a detection is right, in the pictures and for calibration."""
 
 _STROKES = ("solid", "dashed", "dotted", "dashdot")
 _LOWER_IS_BETTER = re.compile(
     r"ece|ace|lrp|nll|brier|loss|_err$|mA[TSOVA]E$",  # the last two are of nuScenes
     re.IGNORECASE,
 )
-# Of a config, what differs from run to run whatever was compared.
+# Settings of a config that differ from run to run, whatever is compared.
 _NOT_A_SETTING = re.compile(
     r"^(work_dir|experiment_name|load_from|resume|launcher|visualizer)(\.|$)|\.(ann_file|img)$"
 )
@@ -45,15 +45,15 @@ _NOT_A_SETTING = re.compile(
 
 @dataclass(frozen=True)
 class MeasuredDetections:
-    """What the kept detections of one run, boxes or masks, say beyond its logged numbers.
+    """What the kept detections of a run, boxes or masks, tell beyond its logged numbers.
 
     Attributes:
         coco: Average precision and recall, and the curves.
-        calibration: Of the scores.
+        calibration: The calibration of the scores.
         matches: Which detections are right.
         boxes: x, y, width, height in pixels of the detections in ``matches``, (N, 4).
         pictures: Their pictures' ids, (N,).
-        threshold: The score from which on the detections have the highest F1 of all thresholds.
+        threshold: The score threshold at which the detections have the highest F1.
     """
 
     coco: CocoResult
@@ -65,7 +65,7 @@ class MeasuredDetections:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Those that found an object."""
+        """Which detections found an object."""
         return self.matches.matches[IOU].right
 
     @property
@@ -76,11 +76,11 @@ class MeasuredDetections:
 
 @dataclass
 class Comparison:
-    """Runs by their names, and what they hold of each kind of detections.
+    """Runs by their names, and their detections by kind.
 
     Attributes:
         runs: In the order in which they were given.
-        truth: The ground truth, where there are detections.
+        truth: The ground truth, if there are detections.
         detections: By kind, then by the run's name.
         notes: What a reader must know.
     """
@@ -92,7 +92,7 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """Of the runs."""
+        """The names of the runs."""
         return list(self.runs)
 
     def style(self, name: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def best_threshold(score: NDArray[np.float64], right: NDArray[np.bool_], num_obj
 
 
 def differing_settings(runs: Mapping[str, TrainedRun]) -> dict[str, list[str]]:
-    """Settings of the configs that are not the same in all runs, each run's value."""
+    """Settings of the configs that differ between the runs, with the value of each run."""
     flat = [dict(_flat(run.config)) for run in runs.values()]
     table = {key: [one.get(key, "") for one in flat] for key in itertools.chain(*flat)}
     return {
@@ -224,7 +224,7 @@ def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def result_rows(comparison: Comparison) -> dict[str, list[float]]:
-    """The last evaluation's numbers of every run by their names; NaN where there is none."""
+    """The numbers of every run's last evaluation, by their names; NaN for a missing number."""
     measured = []
     for name, run in comparison.runs.items():
         numbers = {key: math.nan if v == -1 else v for key, v in run.measured.items()}
@@ -248,7 +248,7 @@ def class_rows(
 
 
 def cost_rows(runs: dict[str, TrainedRun]) -> dict[str, list[str]]:
-    """How long a run trained, at which cost, and from which seed; rows of which one run knows."""
+    """How long each run trained, at which cost, and from which seed."""
     rows: dict[str, list[str]] = {}
     for run in runs.values():
         times = [record["time"] for record in run.training if "time" in record]
@@ -257,7 +257,7 @@ def cost_rows(runs: dict[str, TrainedRun]) -> dict[str, list[str]]:
         cells = {
             "epochs": str(run.config["train_cfg"].get("max_epochs") or ""),
             "last logged iteration": f"{run.training[-1]['iter']:g}",
-            "seconds an iteration, median": f"{median(times):.3f}" if times else "",
+            "seconds per iteration, median": f"{median(times):.3f}" if times else "",
             "most memory, MiB": f"{max(memory):.0f}" if memory else "",
             "seed": "" if seed is None else str(seed),
         }
@@ -305,7 +305,7 @@ def draw_precision(comparison: Comparison, found: dict[str, MeasuredDetections])
 
 
 def draw_calibration(comparison: Comparison, found: dict[str, MeasuredDetections]) -> Figure:
-    """Precision against score, which are equal for calibrated scores; and how many there are."""
+    """Precision against score, equal for calibrated scores; and the number of detections."""
     figure, axes = _axes(2)
     for name, one in found.items():
         bins = one.calibration.bins
@@ -322,7 +322,7 @@ def draw_calibration(comparison: Comparison, found: dict[str, MeasuredDetections
 
 @dataclass(frozen=True)
 class DifferingPicture:
-    """One on which the runs differ: its id and file, and F1 of each run."""
+    """A picture on which the runs differ: its id and file, and the F1 of each run."""
 
     id: int
     file: Path
@@ -330,7 +330,7 @@ class DifferingPicture:
 
     @property
     def difference(self) -> float:
-        """Between the best and the worst run."""
+        """The difference in F1 between the best and the worst run."""
         return max(self.f1.values()) - min(self.f1.values())
 
 
@@ -441,7 +441,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
 
 
 def report(comparison: Comparison, num_pictures: int) -> str:
-    """The whole report, one page of HTML that asks for nothing else."""
+    """The whole report, one page of HTML that loads nothing else."""
     sections: dict[str, list[Part]] = {}
 
     def add(title: str, *parts: Part) -> None:
@@ -462,7 +462,8 @@ def report(comparison: Comparison, num_pictures: int) -> str:
     )
     add(
         "Training",
-        "Values of different losses cannot be compared with each other, their courses can.",
+        "Values of different losses cannot be compared with each other; the shapes of their "
+        "curves can.",
         Picture.of(draw_training(comparison), "losses and evaluations over the training"),
     )
     for kind, found in comparison.detections.items():
@@ -514,7 +515,7 @@ def _pictures(comparison: Comparison, number: int) -> list[Part]:
 
 
 def results_table(comparison: Comparison) -> Table:
-    """The last evaluation's numbers of every run."""
+    """The numbers of every run's last evaluation."""
     rows = {_shown(key): values for key, values in result_rows(comparison).items()}
     low = {key for key in rows if _LOWER_IS_BETTER.search(key)}
     return number_table(comparison.names, rows, low)
@@ -523,7 +524,7 @@ def results_table(comparison: Comparison) -> Table:
 def number_table(
     names: Sequence[str], rows: Mapping[str, list[float]], lower_is_better: Collection[str] = ()
 ) -> Table:
-    """Numbers with the best of each row marked, the highest but in the rows that are named."""
+    """Numbers with the best of each row marked: the highest, or the lowest in the named rows."""
     best = set()
     for place, (key, values) in enumerate(rows.items()):
         known = [value for value in values if not math.isnan(value)]

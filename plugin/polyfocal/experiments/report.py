@@ -1,4 +1,4 @@
-"""Tables and pages for people: one table of texts as Markdown, CSV, HTML and on a terminal."""
+"""Tables and pages for people: a table of texts as Markdown, CSV, HTML or on a terminal."""
 
 import base64
 import csv
@@ -53,7 +53,7 @@ class Table:
     style: str = ""
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, without an end of line at its end."""
+        """The table in GitHub's Markdown, without a newline at the end."""
         numbers = len(self.header) - self.text_columns
         rule = "|---" * self.text_columns + "|---:" * numbers + "|"
         head, *body = (
@@ -112,11 +112,11 @@ def page(
     sections: Mapping[str, Sequence[Part]],
     notes: Sequence[str] = (),
 ) -> str:
-    """One page of HTML that asks for nothing else.
+    """One page of HTML that loads nothing else.
 
     Args:
-        title: Of the page.
-        sections: Their parts by their titles; a section whose title is empty is not linked to.
+        title: The title of the page.
+        sections: Parts of the sections by title; nothing links to a section with an empty title.
         notes: Paragraphs that stand out, above the sections.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -136,9 +136,9 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def mean_and_spread(mean: float, spread: float = math.nan, digits: int = 1, sign: str = "") -> str:
-    """``mean ± spread`` as tables have it, the mean alone where the spread is NaN, or nothing.
+    """``mean ± spread`` for a table; the mean alone if the spread is NaN, or an empty text.
 
-    With ``sign="+"`` the mean has its sign in any case.
+    With ``sign="+"`` the mean always has its sign.
     """
     if math.isnan(mean):
         return ""
@@ -158,13 +158,14 @@ def summary_table(
     """A row per name, ``mean ± deviation`` over the seeds per column.
 
     Args:
-        outcomes: In the order of the rows.
-        columns: What they measured, and what that is called.
-        scale: What makes the table's unit of it; curvature stays as it is, with three digits.
-        labels: Of the rows, where they are not their names.
-        corner: Above the rows.
-        digits: After the point.
-        sign: "+" for numbers that have their sign in any case.
+        outcomes: Outcomes in the order of the rows.
+        columns: Names of the measured numbers, and the headers of their columns.
+        scale: Factor from a measured number to the unit of the table. Curvature stays as it is,
+            with three digits.
+        labels: Labels of rows that are not shown by their names.
+        corner: Header of the column of labels.
+        digits: Digits after the point.
+        sign: "+" to show the sign of every number.
     """
 
     def cell(key: str, found: tuple[float, float] | None) -> str:
@@ -184,7 +185,7 @@ def summary_table(
 
 @dataclass(frozen=True)
 class Line:
-    """A number of a row: published and ours, and against the baseline; NaN where there is none."""
+    """A number of a row: published, ours, and the gains over the baseline; NaN if missing."""
 
     row: str
     label: str
@@ -236,11 +237,11 @@ def lines(study: Study, outcomes: Sequence[Outcome]) -> list[Line]:
 
 
 def published_table(found: Sequence[Line], *, grouped: bool = False) -> Table:
-    """Ours beside what was published, with one decimal as papers have it.
+    """Our numbers beside the published ones, with one decimal as papers have it.
 
     Args:
         found: From :func:`lines`.
-        grouped: Put a row's label on a line of its own and leave empty columns out, for a terminal.
+        grouped: For a terminal: a row's label on its own line, and no empty columns.
     """
     header = ("", "", "published", "ours", "difference", "gain published", "gain ours", "p")
     rows: list[list[str]] = []
@@ -262,7 +263,7 @@ def published_table(found: Sequence[Line], *, grouped: bool = False) -> Table:
         )
     if not grouped:
         return Table(header, rows, text_columns=2)
-    # A terminal has no room for columns of nothing.
+    # A terminal has no room for empty columns.
     filled = [0, *(i for i in range(1, 7) if any(row[i] for row in rows))]
     return Table([header[i + 1] for i in filled], [[row[i] for i in filled] for row in rows])
 
@@ -272,8 +273,8 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
 
     Args:
         study: The study.
-        runs: All of it.
-        done: How many of them are.
+        runs: All runs of the study.
+        done: How many runs are done.
     """
     settings = runs[0].settings
     epochs = settings["options"].get("train_cfg.max_epochs")
@@ -291,7 +292,7 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
     said.append(f"Ours: {data}, {size}, {seeds}.")
     if tiny and study.source:
         said.append(
-            "This is not the published experiment: model and schedule are other ones"
+            "This is not the published experiment: the model and the schedule differ"
             + (", the data too" if settings["demo"] else "")
             + ". The published numbers stand beside ours so that the gains can be compared."
         )
@@ -312,11 +313,11 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
 def study_tables(
     study: Study, outcomes: Sequence[Outcome], *, grouped: bool = False
 ) -> list[Table]:
-    """The tables of a study: beside what was published, or a row per row and its correlations.
+    """The tables of a study: beside published numbers, or of its rows and their correlations.
 
     Args:
         study: The study.
-        outcomes: Those that there are.
+        outcomes: The outcomes so far.
         grouped: See :func:`published_table`.
     """
     if study.source:
@@ -329,7 +330,7 @@ def study_tables(
     if not rhos:
         return [table]
     curvatures = {key: name for key, name in columns.items() if is_curvature(key)}
-    # Correlations: not in the unit of curvature, though by its names.
+    # Correlations have no unit, although their columns have the names of curvature.
     named = {f"with {key}": name for key, name in curvatures.items()}
     renamed = [
         Outcome(rho.run, {f"with {key}": value for key, value in rho.measured.items()}, 0.0)
@@ -340,10 +341,10 @@ def study_tables(
 
 
 def rank_correlations(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Does calibration go with curvature? Spearman's rho along each series, for each seed.
+    """Does calibration correlate with curvature? Spearman's rho along each series, for each seed.
 
-    1: the flatter, the better calibrated, as the paper has it; -1: the other way round. Series of
-    fewer than three rows have none.
+    1: the flatter, the better calibrated, as the paper finds; -1: the opposite. Series of fewer
+    than three rows have no correlation.
     """
     from scipy.stats import spearmanr
 
@@ -407,10 +408,10 @@ def draw_series(study: Study, outcomes: Sequence[Outcome], folder: Path) -> list
 def write_study(
     study: Study, runs: Sequence[Run], outcomes: Sequence[Outcome], folder: Path
 ) -> list[Path]:
-    """Write what came out of a study.
+    """Write the results of a study.
 
     ``table.md`` and ``table.html`` for people; ``table.csv`` with all digits and the gains;
-    ``runs.csv`` with every run and all its numbers; a picture per measure where rows are in series.
+    ``runs.csv`` with every run and all its numbers; a picture per measure if rows are in series.
 
     Returns:
         The files.
@@ -437,19 +438,19 @@ def write_study(
 
 
 def _measured_columns(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """The columns of which some row has a number."""
+    """The columns in which some row has a number."""
     known = {key for row in summarize(outcomes).values() for key in row}
     return {key: name for key, name in study.columns.items() if key in known}
 
 
 def _measures(columns: Mapping[str, str]) -> list[str]:
-    """What is set against curvature: every column but the first and curvature itself."""
+    """What is plotted against curvature: every column except the first and curvature itself."""
     first, *others = columns or [""]
     return [key for key in others if not is_curvature(key)] or [key for key in [first] if key]
 
 
 def _series(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """The rows of each series in the order of their values, those that every seed has wholly."""
+    """The rows of each series in the order of their values, if every seed has the whole series."""
     columns = _measured_columns(study, outcomes)
     seeds = {one.run.seed for one in outcomes}
     done = {name: 0 for name in study.rows}

@@ -1,4 +1,4 @@
-"""What a person asks for: a config, data, a profile and options. It prepares itself once."""
+"""A request: a config, data, a profile and options. It is prepared once."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from polyfocal.losses import Range
 
 
 class Watcher(Protocol):
-    """Is told how a training goes; what it raises ends the training."""
+    """Follows a training; an exception of a watcher ends the training."""
 
     def step(self) -> None:
         """After each iteration, of the training and of an evaluation."""
@@ -32,48 +32,48 @@ class Experiment(Protocol):
     """A training that is ready to run, as an adapter of a framework makes it."""
 
     notes: list[str]
-    """What a person should know about how it came to be, a sentence each."""
+    """What a person should know about how it was prepared, a sentence each."""
 
     @property
     def quality(self) -> list[str]:
         """The numbers of an evaluation, by their short names, that say how good a model is.
 
-        The first one is what a search maximises; higher is better, below 0 is none.
+        A search maximises the first. Higher is better; a value below 0 means that there is none.
         """
 
     @property
     def per_cent(self) -> float:
-        """What makes per cent of the numbers of ``quality``."""
+        """The factor from the numbers of ``quality`` to per cent."""
 
     @property
     def epochs(self) -> int:
-        """Epochs of the training; a UserError where it does not count in them."""
+        """Epochs of the training; a UserError if the training does not count in epochs."""
 
     def content(self) -> str:
         """What the config says, with its bases, before anything was adapted."""
 
     def settings(self) -> dict[str, Setting]:
-        """What is worth a search in its loss, by name; a UserError where that is nothing."""
+        """The settings of its loss that are worth a search, by name; a UserError if none is."""
 
     def use_values(self, values: Mapping[str, float]) -> None:
         """Give the loss, in each head, other settings."""
 
     def use_epochs(self, epochs: int) -> None:
-        """Shorten the training, its schedule with it; evaluate after every epoch, keep nothing."""
+        """Shorten the training and its schedule; evaluate after every epoch, keep no checkpoint."""
 
     def hold_out(self, folder: Path) -> None:
-        """Train on four fifths of the training split, and evaluate on the others, not on val."""
+        """Train on four fifths of the training split; evaluate on the other fifth, not on val."""
 
     def measure(
         self, place: Path, *, seed: int, watchers: Sequence[Watcher] = (), resume: bool = False
     ) -> dict[str, float]:
-        """Train and evaluate without a word on the console; the numbers by their short names.
+        """Train and evaluate without console output; the numbers by their short names.
 
         Args:
             place: Folder that gets ``console.log`` and the work directory ``run``.
-            seed: Of weights and order.
-            watchers: Are told how it goes.
-            resume: Go on with an interrupted run of the same settings.
+            seed: Seed of weights and order.
+            watchers: Follow the training.
+            resume: Continue an interrupted run of the same settings.
         """
 
     def write_variant(
@@ -82,9 +82,9 @@ class Experiment(Protocol):
         """Write a config that is this one with other settings of the loss.
 
         Args:
-            file: To write.
-            values: Of the settings.
-            comment: Paragraphs to begin with.
+            file: The file to write.
+            values: Values of the settings, by name.
+            comment: Paragraphs for the top of the file.
         """
 
 
@@ -99,7 +99,7 @@ class Request:
     Attributes:
         adapter: Prepares it.
         config: A config of the adapter's framework.
-        data: A folder to use in the place of the config's data set.
+        data: A folder to use instead of the config's data set.
         tiny: Use the CPU-sized version of the architecture.
         demo: Use the built-in data and the CPU-sized version.
         options: Overrides such as ``{"train_cfg.max_epochs": 10}``, or a list in Detectron2's way.
@@ -120,7 +120,7 @@ class Request:
         return self.adapter(self)
 
     def prepare(self) -> Any:
-        """An experiment of its own to change and run; config and data are looked at once only.
+        """A new copy of the experiment, to change and run; config and data are read only once.
 
         Raises:
             UserError: The config, an option or the data set is not usable.

@@ -1,8 +1,8 @@
-"""Studies: rows of settings times seeds, each trained and measured once, and what came out.
+"""Studies: rows of settings times seeds, each trained and measured once, and their results.
 
-A study is a YAML file (:class:`Study`) and a folder. Every run that has finished leaves
-``<row>/seed_<n>/result.json`` in the folder, with the settings it had and what it measured; a study
-that is started again does what is missing. How a run is trained is an adapter's business.
+A study is a YAML file (:class:`Study`) and a folder. Every finished run leaves
+``<row>/seed_<n>/result.json`` in the folder, with its settings and what it measured. A study
+that is started again does the missing runs. An adapter trains the runs.
 """
 
 import json
@@ -29,14 +29,14 @@ class Row:
     """One row of a study.
 
     Attributes:
-        config: Of the training.
-        label: For people; the row's name where the file has none.
+        config: The config of the training.
+        label: For people; the row's name if the file has no label.
         options: Overrides of the config. The text ``{seed}`` stands for the run's seed.
-        loss: With a ``type``, what is put in the place of the config's classification loss, in each
-            head, with the weight of the one before; without, other settings of that loss. The text
-            ``{ROW}`` stands for the file of the scores that the run of that row and of the same
-            seed gives the training pictures.
-        hooks: To add to the config's ``custom_hooks``.
+        loss: With a ``type``, the loss that replaces the config's classification loss in each head
+            and takes over its weight. Without a ``type``, other settings of that loss. The text
+            ``{ROW}`` stands for a file of scores: those that the run of that row with the same seed
+            gives the training pictures.
+        hooks: Hooks to add to the config's ``custom_hooks``.
         published: Numbers of a paper in the study's unit, by the metric's name.
         series: The row's place in each series it is in, for rank correlations and pictures.
     """
@@ -57,25 +57,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and what is measured of it.
+    """What is compared, and what is measured.
 
     Attributes:
-        name: Of the file.
+        name: The name of the file.
         title: For people.
-        columns: Names of what is measured, by the metric's name. The numbers of another split have
-            its name in front (``ood_top1``); curvature is ``trace``, ``eigenvalue`` and ``loss``
+        columns: Headers of the columns, by the metric's name. Numbers of another split have
+            its name in front (``ood_top1``). Curvature is ``trace``, ``eigenvalue`` and ``loss``
             under the run's own loss, and the same with ``_ce`` under cross-entropy.
-        rows: By the name of their folder. The first one is the baseline.
+        rows: The rows by the names of their folders. The first row is the baseline.
         source: Where numbers were published; such a study has a table of them beside ours.
         notes: What a reader must know.
-        scale: From what is measured to the table's unit: 100 makes per cent of parts.
+        scale: Factor from a measured number to the unit of the table: 100 gives per cent.
         same_data: Whether published and ours are on the same data, and their difference means
             something.
         options: Overrides of all rows' configs.
-        full_options: More of them with the configs' own models, not with tiny profile and demo.
-        demo_epochs: Epochs of a run of the demo; the tiny profile's where it is None.
+        full_options: More overrides with the configs' own models, not with tiny profile and demo.
+        demo_epochs: Epochs of a run of the demo; None for those of the tiny profile.
         scenes: Settings of digit scenes that are made anew for each seed, instead of a data set.
-        splits: Others than val to measure on, such as ``ood``.
+        splits: More splits to measure on, such as ``ood``.
         curvature: ``batches``, ``probes``, ``parameters`` and the like of the curvature to measure.
     """
 
@@ -95,7 +95,7 @@ class Study:
     curvature: dict[str, Any] = field(default_factory=dict)
 
     def scale_of(self, key: str) -> float:
-        """From a number that was measured to that of a table."""
+        """The factor from a measured number to that of a table."""
         return 1.0 if is_curvature(key) else self.scale
 
     def runs(
@@ -108,12 +108,12 @@ class Study:
         epochs: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> list["Run"]:
-        """All runs, with the seeds in the outer loop: cut short, a study has compared all rows.
+        """All runs, with the seeds in the outer loop, so that a stopped study has all rows.
 
         Args:
-            seeds: Of each row; one number N stands for 0 to N-1.
+            seeds: Seeds of each row; one number N stands for 0 to N-1.
             data, profile, demo: As in the tools.
-            epochs: Of every run, instead of the config's and the demo's.
+            epochs: Epochs of every run, instead of those of the config and the demo.
             options: Overrides of all configs, which win over the study's.
 
         Raises:
@@ -136,7 +136,7 @@ class Study:
                 "--epochs is for --demo and --profile tiny: the published schedule is fixed."
             )
         epochs = epochs or (self.demo_epochs if demo else None)
-        # A study that is stopped loses no more than an epoch, and fills no disk.
+        # A stopped study loses no more than an epoch, and the checkpoints do not fill the disk.
         saving = "default_hooks.checkpoint"
         common: dict[str, Any] = {f"{saving}.interval": 1, f"{saving}.max_keep_ckpts": 2}
         if not tiny:  # the published batch, whatever the number of devices
@@ -170,7 +170,7 @@ class Study:
 
 
 def is_curvature(key: str) -> bool:
-    """Whether a number of a run, by its name, is of the loss surface: no part of anything."""
+    """Whether a number of a run, by its name, is of the loss surface: it is no fraction."""
     return re.fullmatch(r"(trace|trace_error|eigenvalue|loss)(_ce)?", key) is not None
 
 
@@ -183,8 +183,8 @@ def find_study(name: str, folder: Path) -> Path:
     """The file of a study.
 
     Args:
-        name: Of one in the folder, or of a YAML file.
-        folder: Of the shipped studies.
+        name: The name of a study in the folder, or a YAML file.
+        folder: The folder of the shipped studies.
 
     Raises:
         UserError: There is none.
@@ -201,16 +201,16 @@ def find_study(name: str, folder: Path) -> Path:
 def read_study(file: Path, config: str | None = None) -> Study:
     """Read a study's YAML file.
 
-    Its keys are the attributes of :class:`Study`; ``config`` is that of the rows that have none of
-    their own. ``_base_`` names another such file, beside this one, whose entries this one changes;
-    null takes one away.
+    Its keys are the attributes of :class:`Study`. ``config`` is the config of the rows that name
+    none. ``_base_`` names another such file in the same folder, whose entries this file changes;
+    null takes an entry away.
 
     Args:
-        file: To read.
+        file: The file to read.
         config: Instead of the file's ``config``.
 
     Raises:
-        UserError: It is no such file, or its rows have configs of their own and another is given.
+        UserError: The file is no study, or its rows have their own configs and another is given.
     """
     try:
         content = _with_base(file)
@@ -265,9 +265,9 @@ class Run:
     """One cell of the grid.
 
     Attributes:
-        name: Of the settings: a row of the table, and a folder.
-        seed: Of everything random in the run.
-        settings: What decides the result beside the seed, of JSON's kinds. A result that was
+        name: The name of the settings: a row of the table, and a folder.
+        seed: The seed of everything random in the run.
+        settings: What else decides the result, as JSON values. A result that was
             measured with other settings is not taken.
     """
 
@@ -281,7 +281,7 @@ class Run:
 
     @property
     def names(self) -> set[str]:
-        """By which ``--only`` knows it."""
+        """The names by which ``--only`` knows the run."""
         return {self.name, f"{self.name}/{self.seed}"}
 
     @property
@@ -296,7 +296,7 @@ class Run:
             place: The run's folder; those of the other rows are beside it.
 
         Raises:
-            UserError: A row that this one needs has not been done.
+            UserError: A row that this run needs has not been done.
         """
 
         def value_of(name: str) -> Any:
@@ -314,7 +314,7 @@ class Run:
 
 
 def _filled(node: Any, value_of: Callable[[str], Any]) -> Any:
-    """A tree of settings with what each text ``{NAME}`` stands for in its place."""
+    """A tree of settings in which each text ``{NAME}`` is replaced by its value."""
     if isinstance(node, dict):
         return {key: _filled(value, value_of) for key, value in node.items()}
     if isinstance(node, list):
@@ -330,10 +330,10 @@ def _names_in(loss: dict[str, Any]) -> set[str]:
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
-    """The runs of a study that ``--only`` names, all without it.
+    """The runs of a study that ``--only`` names; all runs without it.
 
     Raises:
-        UserError: It names what the study has not.
+        UserError: The study does not have such a row or seed.
     """
     known = {name for run in runs for name in run.names}
     for name in only or ():
@@ -364,17 +364,18 @@ def run_study(
     """Do the runs that have not been done yet.
 
     Args:
-        runs: In the order of doing them. With the seeds in the outer loop, a study that is cut
-            short has compared all settings under the seeds it got to.
-        measure: Does a run, writing what it likes into the folder it is given, and returns the
-            measured numbers by name.
-        folder: The study's; it is made as needed.
+        runs: The runs, in the order of doing them. With the seeds in the outer loop, a stopped
+            study has compared all settings under the seeds so far.
+        measure: Does a run in the folder that it is given, and returns the measured numbers by
+            name.
+        folder: The folder of the study; it is made if needed.
         report: Gets a line when a run starts and when it has its result.
-        shown: Names of the numbers that such a line has; all where it is None.
-        writes: Whether this process writes the results. Of several that train together, one does.
+        shown: Names of the numbers in such a line; None for all.
+        writes: Whether this process writes the results. Of several processes that train together,
+            one does.
 
     Returns:
-        One outcome a run, in the order of ``runs``.
+        One outcome per run, in the order of ``runs``.
 
     Raises:
         UserError: A result in the folder has other settings or cannot be read.
@@ -404,7 +405,7 @@ def run_study(
 
 
 def finished(runs: Sequence[Run], folder: str | Path) -> list[Outcome]:
-    """The outcomes of those runs that the study's folder has a result of, in the order of ``runs``.
+    """The outcomes of the runs that have a result in the study's folder, in the order of ``runs``.
 
     Raises:
         UserError: A result in the folder has other settings or cannot be read.
@@ -416,7 +417,7 @@ def finished(runs: Sequence[Run], folder: str | Path) -> list[Outcome]:
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, float]]]:
     """Mean and sample standard deviation over the seeds, by run name and number's name.
 
-    The deviation of a single seed is NaN. A number that not every seed has is left out.
+    The deviation of a single seed is NaN. A number that is missing for some seed is left out.
     """
     rows: dict[str, list[dict[str, float]]] = {}
     for outcome in outcomes:
@@ -437,10 +438,10 @@ class Difference:
     """How far one row of a study is ahead of another, seed by seed.
 
     Attributes:
-        mean: Of the differences.
-        spread: Their sample standard deviation; NaN of a single seed.
-        p: Of Student's paired t-test, two-sided; NaN of a single seed.
-        seeds: How many both have.
+        mean: The mean of the differences.
+        spread: Their sample standard deviation; NaN for a single seed.
+        p: The p of Student's paired t-test, two-sided; NaN for a single seed.
+        seeds: How many seeds both rows have.
     """
 
     mean: float
@@ -450,7 +451,7 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether other seeds could have told the opposite: not p < 0.05."""
+        """Whether the difference is within the noise of the seeds: not p < 0.05."""
         return not self.p < 0.05
 
 

@@ -1,4 +1,4 @@
-"""A training that has come to its end, as an adapter reads it back from its work directory."""
+"""A finished training, as an adapter reads it back from its work directory."""
 
 import os
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class TrainedRun:
     """A training of ``polyfocal train`` that has come to its end.
 
     Attributes:
-        folder: Its work directory.
-        config: The config that it ran with.
+        folder: The work directory.
+        config: The config of the training.
         training: What was logged while it trained, in order: ``loss`` and its parts, ``lr``,
-            ``time`` (seconds an iteration), ``memory`` (MiB) where it was logged, ``iter``.
+            ``time`` (seconds per iteration), ``memory`` (MiB) where it was logged, ``iter``.
         evaluations: The evaluations in order, by the shortest names that tell their numbers apart,
             such as ``bbox_mAP``; and ``step``: the epoch, or the iteration of a training without
             epochs.
@@ -43,7 +43,7 @@ class TrainedRun:
 
     @property
     def data(self) -> str:
-        """What a sentence calls the data that it was evaluated on."""
+        """How a message calls the data of the evaluation."""
         dataset = self.dataset
         return str(self.annotation_file or dataset.get("data_root") or dataset.get("root"))
 
@@ -61,7 +61,7 @@ class TrainedRun:
 
     @property
     def results(self) -> dict[Literal["bbox", "segm"], Path]:
-        """The files of the last evaluation's detections by kind, those that are there."""
+        """The existing files with the last evaluation's detections, by kind."""
         kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm")
         files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in kinds}
         return {kind: file for kind, file in files.items() if file.is_file()}

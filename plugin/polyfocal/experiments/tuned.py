@@ -1,4 +1,4 @@
-"""A whole search: trials in several processes, the best in full length beside others, a report."""
+"""A whole search: trials in several processes, trainings in full length, a report."""
 
 import hashlib
 import os
@@ -44,10 +44,10 @@ class Budget:
     """How much is done; at least one of minutes and trials is given.
 
     Attributes:
-        minutes: Of searching, earlier starts included.
-        trials: To search for, whether finished or given up early.
-        seeds: Of the trainings in full length; 0 for a search alone.
-        workers: Processes that search.
+        minutes: Minutes of the search, earlier starts included.
+        trials: Number of trials, whether finished or given up early.
+        seeds: Seeds of the trainings in full length; 0 for only the search.
+        workers: Number of processes that search.
 
     Raises:
         UserError: There is no budget, or a number is out of range.
@@ -146,13 +146,13 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 
 def verdict(outcomes: Sequence[Outcome], best: str, column: str, scale: float = 100.0) -> list[str]:
-    """What the trainings in full length say of the best setting, a sentence per row beside it.
+    """What the trainings in full length say about the best setting, a sentence per other row.
 
     Args:
-        outcomes: Of all rows.
-        best: Name of the row of the best setting.
+        outcomes: The outcomes of all rows.
+        best: The row of the best setting.
         column: The number to compare.
-        scale: What makes per cent of it.
+        scale: The factor from that number to per cent.
     """
     others = [name for name in dict.fromkeys(o.run.name for o in outcomes) if name != best]
     sentences = []

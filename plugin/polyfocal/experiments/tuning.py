@@ -1,7 +1,7 @@
 """A search for the settings of a config's loss, with Optuna.
 
-A trial is a short training on four fifths of the training split, judged by the rest of it; the val
-split is not evaluated. The loss itself says which of its settings are worth a search, and where
+A trial is a short training on four fifths of the training split, judged by the other fifth. The val
+split is not evaluated. The loss says which of its settings are worth a search, and in which range
 (:meth:`polyfocal.losses.ClassificationLoss.tunable`).
 """
 
@@ -28,7 +28,7 @@ STORAGE_FILE = "search.db"
 """The SQLite file of a search, in its folder."""
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-"""States of the trials that tell something of their settings."""
+"""States of the trials that tell something about their settings."""
 
 _PATIENCE = 120  # seconds
 _GREETING = 10  # seconds
@@ -36,7 +36,7 @@ _HEARTBEAT = 30  # seconds; a trial that misses two was killed, and is done agai
 
 
 class OutOfTime(Exception):
-    """The time of the search is over in the middle of a trial."""
+    """The time of the search ended in the middle of a trial."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Tuning:
         """What is searched, by name.
 
         Raises:
-            UserError: The main loss is none of this package, or has no such setting.
+            UserError: The main loss is not of this package, or has no such setting.
         """
         found = self.request.prepare().settings()
         for name in self.only or ():
@@ -78,7 +78,7 @@ class Tuning:
         """How many epochs a trial has.
 
         Raises:
-            UserError: More than the config has, or it does not count in epochs.
+            UserError: More epochs than the config has, or the config does not count in epochs.
         """
         whole = self.request.prepare().epochs
         epochs = -(-whole // 3) if self.epochs is None else self.epochs
@@ -99,10 +99,10 @@ class Tuning:
 
         Args:
             study: From :func:`open_study`.
-            seed: Of every trial, so that they differ by their settings only.
-            minutes: Of searching. A trial that is under way then is ended; it counts for nothing
-                and comes first when the search goes on.
-            trials: Finished or pruned ones.
+            seed: The seed of every trial, so that trials differ only by their settings.
+            minutes: Minutes of the search. A trial that is under way then is ended; it counts for
+                nothing and comes first when the search continues.
+            trials: Number of finished or pruned trials.
             report: Gets each trial that has ended.
 
         Raises:
@@ -124,7 +124,7 @@ class Tuning:
 
         def objective(trial: Trial) -> float:
             start = time.monotonic()
-            # No two trials draw the same numbers: not those of a search that goes on, which would
+            # No two trials draw the same numbers: neither those of a continued search, which would
             # begin again, nor those of processes that search together.
             study.sampler = optuna.samplers.TPESampler(seed=1000 * seed + trial.number)
             values = {
@@ -151,7 +151,7 @@ class Tuning:
             if deadline is not None and time.monotonic() >= deadline:
                 study.stop()
 
-        # What a pruned trial needs to be compared with; the warm-up of the rate says nothing.
+        # No pruning in the first third: during the warm-up of the learning rate it says nothing.
         study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=-(-epochs // 3))
         callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [ended]
         if trials is not None:
@@ -162,7 +162,7 @@ class Tuning:
 
 
 class _TrialWatcher:
-    """Tells the trial what each evaluation found, and ends it where it is hopeless or late."""
+    """Tells the trial what each evaluation found, and ends it if it is hopeless or late."""
 
     def __init__(self, trial: Trial, metric: str, epochs: int, deadline: float | None) -> None:
         self.trial = trial
@@ -176,7 +176,7 @@ class _TrialWatcher:
             raise OutOfTime
 
     def evaluated(self, epoch: int, measured: Mapping[str, float]) -> None:
-        """Report, and prune before another epoch where the median of the others is ahead."""
+        """Report, and prune before the next epoch if the median of the other trials is ahead."""
         if not measured.get(self.metric, -1) >= 0:
             raise UserError(
                 f"the held-out fifth of the training split gives no {self.metric}, by which trials "
@@ -297,7 +297,7 @@ def storage_errors(folder: Path, storage: str | None = None) -> Iterator[None]:
     """Make a sentence of it when the place of a search cannot be read or written any more.
 
     Raises:
-        UserError: Such as where another program keeps it locked.
+        UserError: For example, if another program keeps the file locked.
     """
     try:
         yield
@@ -315,7 +315,7 @@ def storage_errors(folder: Path, storage: str | None = None) -> Iterator[None]:
 
 
 def searched_seconds(study: optuna.Study) -> float:
-    """How long somebody was searching: trials side by side count once, killed ones not at all."""
+    """The time of the search: trials side by side count once, killed trials not at all."""
     spans = []
     for trial in study.get_trials(deepcopy=False):
         if "seconds" in trial.user_attrs and trial.datetime_start is not None:
@@ -329,5 +329,5 @@ def searched_seconds(study: optuna.Study) -> float:
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """To three digits that count, more than any search can tell apart."""
+    """Values with three significant digits, more than any search can tell apart."""
     return {name: float(f"{value:.3g}") for name, value in values.items()}

@@ -23,14 +23,14 @@ class AdaFocalLoss(ClassificationLoss):
 
     .. math:: \gamma_b \leftarrow \gamma_b\, e^{\pm\lambda (conf_b - acc_b)}
 
-    the sign being that of gamma_b. A gamma within (-0.2, 0.2) jumps to the other side: from focal
-    to inverse focal where the model is too modest, and back. ``polyfocal.AdaFocalHook`` does all
-    of it in a Runner.
+    the sign being that of gamma_b. A gamma within (-0.2, 0.2) jumps to the other side of zero: from
+    focal to inverse focal if the model is not confident enough, and back. In a Runner
+    ``polyfocal.AdaFocalHook`` calls :meth:`update`.
 
     Args:
-        num_bins: of equal mass.
+        num_bins: number of bins, each with the same number of samples.
         rate: lambda > 0.
-        gamma: at the start, in all bins; not within (-0.2, 0.2).
+        gamma: of all bins at the start; not within (-0.2, 0.2).
         low, high: bounds of gamma.
         use_sigmoid: False.
         reduction, loss_weight, class_weight, ignore_index: see

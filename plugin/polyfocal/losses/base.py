@@ -29,8 +29,8 @@ _SHOWN = 16
 class Table(Mapping[str, "type[Loss]"]):
     """The losses by name, in the order in which they were defined.
 
-    Exports, the registries of the frameworks, the tools and the tests read it. A class whose name
-    another class has already is left out, unless it is that class defined anew.
+    Exports, the registries of the frameworks, the tools and the tests read this table. A class
+    whose name is taken is left out, unless the same class is defined anew.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Table(Mapping[str, "type[Loss]"]):
         return len(self._classes)
 
     def enter(self, cls: "type[Loss]") -> None:
-        """Puts a class in the table and tells those who asked."""
+        """Puts a class in the table and tells the followers."""
         there = self._classes.setdefault(cls.__name__, cls)
         if (there.__module__, there.__qualname__) == (cls.__module__, cls.__qualname__):
             self._classes[cls.__name__] = cls
@@ -73,7 +73,7 @@ class Table(Mapping[str, "type[Loss]"]):
             raise UserError(f"{name} does not take these settings: {error}") from None
 
     def follow(self, told: "Callable[[type[Loss]], None]") -> None:
-        """Calls ``told`` with every loss that is there, and with every one that comes."""
+        """Calls ``told`` with every loss in the table, and with every later one."""
         self._told.append(told)
         for cls in list(self._classes.values()):
             told(cls)
@@ -88,8 +88,9 @@ class Loss(ExactBuffers):
     A subclass enters :data:`LOSSES` by being defined, unless it is defined with ``table=False``.
 
     Attributes:
-        settings: what each setting may be; a subclass names its own, and inherits the others and
-            those of its ``function``; None takes one out. A setting is checked whenever it is set.
+        settings: what each setting may be. A subclass names its own settings; it inherits the
+            others and those of its ``function``; None takes a setting out. A setting is checked
+            whenever it is set.
         function: the loss function of the module, made by
             :func:`~polyfocal.losses.settings.loss_function`, if it has one.
         monotone: whether the loss of an entry falls as the probability of its target grows.
@@ -126,7 +127,7 @@ class Loss(ExactBuffers):
             vars(base)["settings"] for base in cls.__mro__[1:] if "settings" in vars(base)
         )
         every = {**new, **{k: v for k, v in inherited.items() if k not in new}}
-        # A function's setting that the module computes, such as theta, is none of the module's.
+        # A setting of the function that the module computes, such as theta, is not the module's.
         cls.settings = {
             k: v for k, v in every.items() if v is not None and not callable(getattr(cls, k, None))
         }
@@ -180,7 +181,7 @@ class Loss(ExactBuffers):
     def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
         """The weighted and reduced loss, without ``loss_weight``.
 
-        By default that of :attr:`function` with the settings of the module.
+        By default :attr:`function` computes it with the settings of the module.
 
         Args:
             pred, target, weight: as in :meth:`forward`.
@@ -227,7 +228,7 @@ class Loss(ExactBuffers):
         ignore_index: Optional[int],
         inputs: Any,
     ) -> Tensor:
-        """:meth:`forward` with what else a loss is computed from."""
+        """:meth:`forward`, with the other inputs of a loss."""
         with autocast_off(pred.device.type):
             loss = self.compute(
                 pred,
@@ -248,9 +249,9 @@ class ClassificationLoss(Loss, table=False):
     """A loss of logits and labels.
 
     Args:
-        use_sigmoid: one binary problem per class, or one softmax over the classes. Heads choose
-            their number of outputs and their activation by it, and MMDetection's dense heads
-            read it from the config and not from the loss, so it must be written there.
+        use_sigmoid: one binary problem per class, or one softmax over the classes. It decides the
+            number of outputs and the activation of a head. MMDetection's dense heads read it from
+            the config and not from the loss, so it must be written there.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: factor on the result, >= 0.
         class_weight, ignore_index: see :mod:`polyfocal.losses.rows`.
@@ -350,15 +351,15 @@ class ClassificationLoss(Loss, table=False):
 class ScheduledLoss(ClassificationLoss, table=False):
     """A loss that changes while the model is trained.
 
-    It needs to know how much of the training is done. An adapter of a framework reads that from
-    the framework by overriding :meth:`progress`; in a training loop of one's own,
-    :meth:`set_progress` says it.
+    The loss must know how much of the training is done. The adapter of a framework overrides
+    :meth:`progress` and reads that from the framework. In your own training loop, call
+    :meth:`set_progress`.
     """
 
     _progress: Optional[float] = None
 
     def set_progress(self, progress: float) -> None:
-        """Says what part of the training is done, in [0, 1]; values outside are clamped."""
+        """Sets the part of the training that is done, in [0, 1]; values outside are clamped."""
         self._progress = float(progress)
 
     @looked_up
@@ -370,7 +371,7 @@ class ScheduledLoss(ClassificationLoss, table=False):
         """The part of the training that is done.
 
         Raises:
-            UserError: nobody has said it.
+            UserError: it was not set.
         """
         if self._progress is None:
             raise UserError(
@@ -383,7 +384,7 @@ class ScheduledLoss(ClassificationLoss, table=False):
 
 
 def keywords_of(cls: type[Loss]) -> list[str]:
-    """The keywords of a constructor, with those that its ``**`` hands to the next one."""
+    """The keywords of a constructor, with those that its ``**`` hands to the next constructor."""
     names: dict[str, None] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base) and issubclass(base, Loss):

@@ -1,4 +1,4 @@
-"""Where the scores of a bias model come from: a table, a file, a head that sees the bias only."""
+"""Where the scores of a bias model come from: a table, a file, a head that sees only the bias."""
 
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from polyfocal.losses.settings import ExactBuffers
 
 
 class BiasSource(ExactBuffers, ABC):
-    """What a debiasing loss asks for the bias model's logits of a batch."""
+    """Gives a debiasing loss the bias model's logits of a batch."""
 
     @abstractmethod
     def forward(self, pred: Tensor, use_sigmoid: bool) -> Tensor:
@@ -33,7 +33,7 @@ class ClassPriors(BiasSource):
     """A bias model that knows how frequent the classes are and sees nothing.
 
     Args:
-        class_counts: numbers > 0, one a column of the logits: samples of each class. They are
+        class_counts: numbers > 0, one per column of the logits: samples of each class. They are
             divided by their sum. From a config it may also be the path of a COCO file.
     """
 
@@ -54,16 +54,16 @@ class ClassPriors(BiasSource):
         if pred.shape[1:] != self.probabilities.shape:
             raise UserError(
                 f"ClassPriors has {len(self.probabilities)} classes for logits of"
-                f" {pred.shape[1]} columns: expected a number a column"
+                f" {pred.shape[1]} columns: expected a number per column"
             )
         p = self.probabilities.to(pred.device)
         return (torch.logit(p) if use_sigmoid else torch.log(p)).expand(pred.shape)
 
 
 class QueuedLogits(BiasSource):
-    """Logits that are put ready before the loss is called, and are taken by rows in that order.
+    """Logits that are offered before the loss is called, and then taken row by row in that order.
 
-    A detector's head calls its loss once, or once a level of its pyramid, always in the order of
+    A detector's head calls its loss once, or once per level of its pyramid, always in the order of
     the rows that its classifier made.
     """
 
@@ -72,7 +72,7 @@ class QueuedLogits(BiasSource):
         self._ready: list[Tensor] = []
 
     def offer(self, logits: Sequence[Tensor]) -> None:
-        """Takes the place of what is left of earlier logits.
+        """Replaces what is left of earlier logits.
 
         Args:
             logits: tensors (N_i, C) in the order of the calls.
@@ -104,20 +104,20 @@ class QueuedLogits(BiasSource):
 
 
 class BiasHead(QueuedLogits):
-    """A small classifier that sees the bias only, trained with the main model or frozen.
+    """A small classifier that sees only the bias, trained with the main model or frozen.
 
-    Gradients never leave it for what it looks at: its features are detached, as in the paper.
+    Its features are detached, as in the paper: no gradient goes back to the main model.
 
     Args:
         num_classes: C.
         sees: 'colour': mean and standard deviation of the three colours under a box or cell;
             'geometry': centre, size and aspect of the box or cell, relative to the picture;
             'features': the main model's features, which makes it a shallow model of the same task.
-        num_anchors: of a dense head, at each place.
-        background: one output more, last: softmax heads.
-        in_channels: of 'features'; the others know theirs.
-        hidden: units of its one hidden layer.
-        frozen: do not train it; load its weights with the model's.
+        num_anchors: anchors of a dense head per place.
+        background: add an output for background, the last one, as softmax heads have.
+        in_channels: channels of 'features'; for the other values of ``sees`` it is known.
+        hidden: units of the one hidden layer.
+        frozen: do not train the bias head; load its weights with the model's.
 
     Example:
         >>> loss_cls = dict(
@@ -153,7 +153,7 @@ class BiasHead(QueuedLogits):
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_anchors * self.columns)
         )
         if not background:
-            # Sigmoids over many backgrounds start at p = 0.01, as the heads' own do.
+            # Sigmoids over many background rows start at p = 0.01, as those of the heads do.
             nn.init.constant_(self.layers[-1].bias, -4.59512)  # type: ignore[arg-type]
         self.requires_grad_(not frozen)
 
@@ -163,10 +163,10 @@ class BiasHead(QueuedLogits):
 
 
 class StoredScores(BiasSource):
-    """Scores of a shallow model, one row a training sample, looked up by the sample's id.
+    """Scores of a shallow model, one row per training sample, looked up by the sample's id.
 
-    ``select(ids)`` says which samples the next batch is, ``polyfocal.StoredScoresHook`` does so in
-    a Runner. :func:`write_scores` makes the file.
+    ``select(ids)`` says which samples are in the next batch; ``polyfocal.StoredScoresHook`` calls
+    it in a Runner. :func:`write_scores` makes the file.
 
     Args:
         file: npz of ``ids`` (M,), whole numbers or texts, and ``log_probabilities`` (M, C).
@@ -186,7 +186,7 @@ class StoredScores(BiasSource):
         """Says which samples the rows of the next call are.
 
         Raises:
-            UserError: one of them is not in the file.
+            UserError: a sample is not in the file.
         """
         unknown = [key for key in ids if key not in self._rows]
         if unknown:
@@ -237,7 +237,7 @@ def write_scores(
     if scores.dim() != 2 or len(scores) != len(ids) or len(set(ids)) != len(ids):
         raise UserError(
             f"{len(set(ids))} different ids among {len(ids)} for scores {tuple(scores.shape)}:"
-            " expected one id a row, each once"
+            " expected one id per row, each once"
         )
     if not (scores.isfinite().all() and (scores <= 0).all()):
         raise UserError("log_probabilities: expected finite numbers <= 0")

@@ -33,7 +33,7 @@ def confidence_regularization(
     theta: float = 1.0,
     **common: Unpack[Common],
 ) -> Tensor:
-    r"""Confidence regularisation: distillation from a teacher that the bias makes less sure.
+    r"""Confidence regularisation: distillation from a teacher, flattened where the bias is sure.
 
     .. math::
         L = -\sum_j q_j \log p_j, \qquad q_j = \frac{t_j^w}{\sum_k t_k^w}, \qquad w = 1 - p^B_t
@@ -46,8 +46,9 @@ def confidence_regularization(
             reduction, avg_factor: as in
             :func:`~polyfocal.losses.debiased_focal.debiased_focal_loss`; ``class_weight`` weighs by
             q in the softmax form.
-        teacher_logits: the teacher's, of the logits' shape.
-        bias_weight: >= 0; also of the teacher's own cross-entropy where it has a gradient.
+        teacher_logits: logits of the teacher, in the shape of ``logits``.
+        bias_weight: >= 0; also weighs the teacher's own cross-entropy if the teacher has a
+            gradient.
 
     Source: Utama et al., Mind the Trade-off (2020).
     """
@@ -68,11 +69,11 @@ def confidence_regularization(
 class ConfidenceRegularizationLoss(DebiasingLoss):
     """Confidence regularisation, :func:`polyfocal.losses.functional.confidence_regularization`.
 
-    ``loss(..., teacher_logits=t)`` gives the teacher's scores by hand; else they come from
+    ``loss(..., teacher_logits=t)`` gives the teacher's scores by hand; otherwise they come from
     ``teacher``.
 
     Args:
-        teacher: a source of the teacher's scores, as ``bias`` is of the bias model's.
+        teacher: a source of the teacher's scores, of the same kinds as ``bias``.
         bias, bias_weight, anneal_to, use_sigmoid, reduction, loss_weight, class_weight,
             ignore_index: see :class:`~polyfocal.losses.debiasing.DebiasingLoss`.
     """

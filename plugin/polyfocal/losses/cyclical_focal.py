@@ -44,12 +44,13 @@ def cyclical_focal_loss(
         L = -[\xi (1 + p_t)^{\gamma_{hc}} + (1 - \xi) (1 - p_t)^{\gamma_{lc}}] \log p_t
 
     with xi from :func:`polyfocal.losses.schedule.cyclical_weight`. This is the paper's softmax
-    form. In the sigmoid form it holds for the entries with target 1; those with target 0 keep the
-    focal loss, :math:`-(1 - p_t)^{\gamma_{lc}} \log p_t`, at every xi. The paper's cycle weighs
-    the one log p_t of a sample's label; the sigmoid form replaces the softmax's normaliser by an
-    explicit term for every other class, which the cycle never weighed, and in a dense head those
-    terms are some 10^5 confident backgrounds per picture that (1 + p_t)^gamma_hc would raise
-    eightfold where the focal modulator silences them. A soft target y weighs xi by y.
+    form. In the sigmoid form it holds for the entries with target 1. Entries with target 0 keep the
+    focal loss, :math:`-(1 - p_t)^{\gamma_{lc}} \log p_t`, at every xi: the paper's cycle weighs
+    only the log p_t of a sample's label, and a dense head has some 10^5 confident background
+    entries per picture, which (1 + p_t)^gamma_hc would raise. A soft target y weighs xi by y.
+
+    The gradient is :func:`polyfocal.ops.poly_focal.slope_of`, written out in
+    docs/losses/cyclical_focal.md.
 
     With label smoothing a (softmax form), the classes other than the label have the weight
     (1 - xi) p_k^gamma_lc + xi on their -(a / K) log p_k.

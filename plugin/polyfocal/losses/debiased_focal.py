@@ -33,19 +33,21 @@ def debiased_focal_loss(
 ) -> Tensor:
     r"""Debiased focal loss, :math:`-\alpha_t (1 - p^B_t)^\gamma \log p_t`.
 
-    p^B_t is the probability that a model which sees the bias only gives to the target: what the
-    bias explains weighs little. Where ``bias_logits`` has a gradient, ``bias_weight`` times the
-    cross-entropy of the bias model is added, and the gradient of the first term reaches it too.
+    p^B_t is the probability that a model which sees only the bias gives to the target: what the
+    bias explains weighs little. If ``bias_logits`` has a gradient, ``bias_weight`` times the
+    cross-entropy of the bias model is added. The gradient of the first term then reaches the bias
+    model too.
 
     Args:
         logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see
             :mod:`polyfocal.losses.functional`.
-        bias_logits: the bias model's, of the logits' shape; logarithms of probabilities will do in
-            the softmax form, -inf for a class that it excludes among them.
+        bias_logits: logits of the bias model, in the shape of ``logits``. In the softmax form
+            logarithms of probabilities work too, with -inf for a class that the bias model
+            excludes.
         use_sigmoid, gamma, alpha: as in :func:`~polyfocal.losses.focal.focal_loss`.
         bias_weight: lambda_h >= 0.
         theta: annealing, in [0, 1]: p^B is replaced by the normalised p^B to the power theta; at 0
-            every class is as likely.
+            all classes are equally likely.
 
     Source: Karimi Mahabadi et al., End-to-End Bias Mitigation by Modelling Biases in Corpora
         (2020), debiased focal loss.

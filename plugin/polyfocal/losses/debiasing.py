@@ -1,4 +1,4 @@
-"""What the losses share that take out of the training what a bias model knows already."""
+"""What the debiasing losses share: they take out of the training what a bias model knows."""
 
 from typing import Any, ClassVar, Optional, Union
 
@@ -35,7 +35,7 @@ def bias_rows(rows: Rows, logits: Tensor, bias: Tensor, name: str = "bias_logits
     """The logits of a bias model, in the dtype of the loss, 0 in the rows that are ignored.
 
     Raises:
-        UserError: another shape than the logits', or no floating point.
+        UserError: another shape than that of the logits, or no floating point.
     """
     if bias.shape != logits.shape or not bias.is_floating_point():
         raise UserError(
@@ -56,7 +56,7 @@ def bias_miss(rows: Rows, bias: Tensor) -> Tensor:
     """1 - p^B_t: (N, C) in the sigmoid form, else (N,)."""
     target = rows.target
     if not rows.use_sigmoid:
-        # A class that the bias model excludes, -inf, is one with the lowest number.
+        # A class that the bias model excludes has -inf; it becomes the lowest number.
         bias = bias.clamp_min(torch.finfo(bias.dtype).min / 4)
         if not rows.soft:
             return torch.sigmoid(-softmax_margin(bias, target))
@@ -81,14 +81,15 @@ def bias_training(rows: Rows, bias_weight: float, *models: Tensor) -> Tensor | f
 class DebiasingLoss(ScheduledLoss, table=False):
     """What the debiasing losses share: the bias model's scores and their annealing.
 
-    ``loss(..., bias_logits=b)`` gives the scores by hand; else they come from ``bias``.
+    ``loss(..., bias_logits=b)`` gives the scores by hand; otherwise they come from ``bias``.
 
     Args:
         use_sigmoid: see :class:`~polyfocal.losses.base.ClassificationLoss`.
         bias: a :class:`~polyfocal.losses.bias.BiasSource`; from a config, its dictionary.
-        bias_weight: of the bias model's own cross-entropy, added where it is trained too, >= 0.
-        anneal_to: theta goes from 1 to this, in [0, 1], in a straight line over the training:
-            the bias counts less and less. 1 for no annealing; 0.8 is the published setting.
+        bias_weight: weight of the bias model's own cross-entropy, >= 0. It is added if the bias
+            model is trained too.
+        anneal_to: theta goes from 1 to this value, in [0, 1], in a straight line over the
+            training: the bias counts less and less. 1 for no annealing; 0.8 is published.
         settings: those of the subclass, and of
             :class:`~polyfocal.losses.base.ClassificationLoss`.
     """
@@ -122,7 +123,7 @@ class DebiasingLoss(ScheduledLoss, table=False):
         ignore_index: Optional[int] = None,
         bias_logits: Optional[Tensor] = None,
     ) -> Tensor:
-        """As in every loss, with the bias model's logits, which else come from ``bias``."""
+        """As in every loss, with the bias model's logits; without them ``bias`` gives them."""
         return self._weighed(
             pred, target, weight, avg_factor, reduction_override, ignore_index, (bias_logits,)
         )
@@ -155,7 +156,7 @@ def checked_source(loss: DebiasingLoss, name: str, source: object) -> BiasSource
     """The source of a model's scores.
 
     Raises:
-        UserError: it is none.
+        UserError: ``source`` is no such source.
     """
     if source is not None and not isinstance(source, BiasSource):
         raise UserError(

@@ -23,8 +23,8 @@ def dual_focal_loss(
 ) -> Tensor:
     r"""Dual focal loss, :math:`-(1 - p_y + p_j)^\gamma \log p_y`.
 
-    p_j is the largest probability below p_y, 0 if there is none. Focal loss alone makes a model
-    too modest where it made it modest enough; p_j keeps the gap to the next class in view.
+    p_j is the largest probability below p_y, 0 if there is none. Focal loss alone can make a model
+    less confident than it should be; p_j takes the gap to the next class into account.
 
     Args:
         logits, target, weight, class_weight, ignore_index, reduction, avg_factor: see

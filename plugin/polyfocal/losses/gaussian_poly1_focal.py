@@ -9,7 +9,7 @@ from polyfocal.losses.rows import check_reduction, expand_weight, in_unit, mean_
 from polyfocal.losses.settings import EPSILON, Number, Range, loss_function
 from polyfocal.ops.poly_focal import compute_dtype
 
-_TINY = 1e-12  # beside a probability, so that its logarithm is finite; MMDetection's
+_TINY = 1e-12  # added to a probability, so that its logarithm is finite; MMDetection's value
 
 
 @loss_function(epsilon=EPSILON, alpha=Number(Range(1.0, 4.0)), gamma=Number(Range(2.0, 6.0)))
@@ -76,16 +76,16 @@ def gaussian_poly1_focal_loss(
 class GaussianPoly1FocalLoss(Loss):
     """Poly-1 Gaussian focal loss, :func:`polyfocal.losses.functional.gaussian_poly1_focal_loss`.
 
-    It takes the place of MMDetection's GaussianFocalLoss; ``alpha`` and ``gamma`` mean what they
-    mean there, which is not what they mean in a focal loss. ``pred`` are probabilities of any
-    shape, in [0, 1], and ``target`` a heatmap of that shape, 1 at the peaks; ``avg_factor`` is as a
-    rule the number of peaks.
+    It replaces MMDetection's GaussianFocalLoss. ``alpha`` and ``gamma`` mean the same as there,
+    which differs from their meaning in a focal loss. ``pred`` are probabilities of any shape, in
+    [0, 1]. ``target`` is a heatmap of that shape, 1 at the peaks. ``avg_factor`` is usually the
+    number of peaks.
 
     Args:
         epsilon: >= -1; 0 is the Gaussian focal loss. It has no default: the best value depends on
             the task.
         alpha: power of the modulator, >= 0.
-        gamma: power with which a target near a peak weighs less as a negative, >= 0.
+        gamma: power of 1 - y in the weight of the entries below a peak, >= 0.
         reduction: 'none', 'mean' or 'sum', see :mod:`polyfocal.losses.rows`.
         loss_weight: factor on the result, >= 0.
 

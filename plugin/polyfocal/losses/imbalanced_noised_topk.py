@@ -49,10 +49,10 @@ def imbalanced_noised_topk_loss(
         logits, target, weight, k, epsilon, num_samples, use_sigmoid, class_weight, ignore_index,
             reduction, avg_factor, generator, noise: as in
             :func:`~polyfocal.losses.noised_topk.noised_topk_loss`.
-        margins: m, one >= 0 per column, see :func:`topk_margins`; with one fewer than there are
-            columns the last column is background and gets the smallest margin, that of the most
+        margins: m, one >= 0 per column, see :func:`topk_margins`. With one margin fewer than
+            columns, the last column is background; it gets the smallest margin, that of the most
             frequent class. None for 1 everywhere.
-        scale: S > 0. 50 is meant for scores that are cosines; with others use 1.
+        scale: S > 0. 50 is meant for scores that are cosines; for other scores use 1.
 
     Source: Garcin et al. (2022), the imbalanced loss.
     """
@@ -76,8 +76,8 @@ def imbalanced_noised_topk_loss(
 def topk_margins(class_counts: PerClass, max_margin: float) -> Tensor:
     r"""Margins of the imbalanced noised top-K loss, :math:`m_y = C / n_y^{1/4}`.
 
-    C is such that the rarest class has ``max_margin``. A class without a sample has that margin
-    too, and takes no part in choosing C.
+    C is chosen so that the rarest class has ``max_margin``. A class without samples has that
+    margin too, and does not count for C.
 
     Args:
         class_counts: n, samples of each class, >= 0, one of them above 0.
@@ -111,7 +111,7 @@ class ImbalancedNoisedTopKLoss(NoisedTopKLoss):
             file; ``polyfocal.mmengine.class_counts`` counts a data set.
         max_margin: margin of the rarest class, > 0.
         scale: factor inside the hinge, > 0. 50, the default of the paper's code, is for a
-            classifier of normalised weights on normalised features; with another one write 1.
+            classifier of normalised weights on normalised features; for other classifiers write 1.
         reduction, loss_weight, class_weight, ignore_index: see
             :class:`~polyfocal.losses.base.ClassificationLoss`.
     """

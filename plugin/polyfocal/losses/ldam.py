@@ -22,7 +22,7 @@ from polyfocal.losses.settings import (
 
 
 class LDAMLoss(ClassificationLoss):
-    r"""Cross-entropy after the label's score has lost a margin, larger for rarer classes.
+    r"""Cross-entropy after a margin was taken from the label's score, larger for rarer classes.
 
     .. math::
         L = -\log \frac{e^{S (s_y - m_y)}}{e^{S (s_y - m_y)} + \sum_{j \ne y} e^{S s_j}}, \qquad
@@ -31,8 +31,8 @@ class LDAMLoss(ClassificationLoss):
     Args:
         class_counts: n, training samples of each class, one per column of the logits; from a config
             it may also be the path of a COCO annotation file.
-        max_margin: M > 0; the authors' is 0.5.
-        scale: S > 0. 30, the authors', is for scores that are cosines; with others write 1.
+        max_margin: M > 0; the authors use 0.5.
+        scale: S > 0. 30, the authors' value, is for scores that are cosines; for others write 1.
         use_sigmoid: False.
         reduction, loss_weight, class_weight, ignore_index: see
             :class:`~polyfocal.losses.base.ClassificationLoss`.
@@ -73,7 +73,7 @@ class LDAMLoss(ClassificationLoss):
                 f"LDAMLoss has {len(self.margins)} class counts for logits {tuple(pred.shape)} and"
                 f" a target {tuple(target.shape)}: expected a column per count and labels (N,)"
             )
-        # Not in a half's precision: the scale would take its logits beyond its range.
+        # Not in half precision: the scale would take the logits beyond its range.
         pred = pred if pred.dtype == torch.float64 else pred.float()
         margins = self.margins.to(pred.device, pred.dtype) * positives(target, pred.shape[1])
         return poly1_cross_entropy.unchecked(  # type: ignore[attr-defined]

@@ -51,8 +51,8 @@ def noised_topk_loss(
         L = \max(0,\, 1 + \mathrm{top}_{K+1,\epsilon}(s) - s_y), \qquad
         \mathrm{top}_{k,\epsilon}(s) = \frac1B \sum_b (s + \epsilon Z_b)_{[k]}, \; Z_b \sim N(0, I)
 
-    with (.)_[k] the k-th largest of all classes, y among them. The gradient is the perturbed
-    optimizer's: that of top is the mean over the B copies of the one-hot vector of the class at
+    with (.)_[k] the k-th largest of all classes, y among them. The gradient is that of a perturbed
+    optimizer: for top it is the mean, over the B copies, of the one-hot vector of the class at
     rank K + 1. No tensor of the size N x C x B is made.
 
     Args:
@@ -60,11 +60,11 @@ def noised_topk_loss(
             :mod:`polyfocal.losses.functional`; softmax form's shapes with integer labels, more
             than k columns.
         k: K >= 1, the label should be among the K largest scores.
-        epsilon: of the noise, in the scores' unit, >= 0; 0 is the hinge without smoothing.
+        epsilon: strength of the noise, in the unit of the scores, >= 0; 0 is the plain hinge.
         num_samples: B >= 1.
         use_sigmoid: must be False.
-        generator: of the noise, on the logits' device; None for torch's own.
-        noise: (N, C, B) in the place of drawing.
+        generator: draws the noise, on the logits' device; None for torch's own.
+        noise: (N, C, B), instead of drawn noise.
 
     Source: Garcin et al., Stochastic smoothing of the top-K calibrated hinge loss (2022), the
         balanced loss.
@@ -81,7 +81,7 @@ def gap(
     generator: torch.Generator | None,
     noise: Tensor | None,
 ) -> Tensor:
-    """(N,) top_{K+1, epsilon}(s) - s_y, with what only these losses need of their input checked."""
+    """(N,) top_{K+1, epsilon}(s) - s_y; checks what only these losses need of their input."""
     labels_only(rows, "the noised top-K loss")
     columns = rows.logits.shape[1]
     if columns <= k:
@@ -103,9 +103,10 @@ class NoisedTopKLoss(ClassificationLoss):
 
     Args:
         k: K >= 1; the logits need more than K columns.
-        epsilon: of the noise, >= 0. It has no default: the paper's differ by data set.
+        epsilon: strength of the noise, >= 0. It has no default: the paper's values differ by data
+            set.
         num_samples: B >= 1, noised copies of each row.
-        seed: makes the noise of the n-th call that of (seed, n), whatever else is drawn; None for
+        seed: the n-th call draws its noise from (seed, n), whatever else is drawn; None for
             torch's own generator.
         use_sigmoid: False; the loss ranks the classes against each other.
         reduction, loss_weight, class_weight, ignore_index: see
@@ -170,10 +171,10 @@ class NoisedTopKLoss(ClassificationLoss):
 
         .. math:: \mathrm{softmax}(s \log C / m)
 
-        with m the (largest) margin. The loss fixes differences within a row only, as softmax does,
-        but stops at a difference of m, where a plain softmax over many classes is still almost
-        flat. With the factor log(C) / m the label of a row that just meets the margin over all the
-        other classes gets about 1/2, whatever C is.
+        with m the (largest) margin. Like softmax, the loss depends only on differences within a
+        row. But it stops at a difference of m, where a plain softmax over many classes is still
+        almost flat. With the factor log(C) / m, the label of a row that just meets the margin over
+        all the other classes gets about 1/2, whatever C is.
         """
         pred = pred.float()
         return torch.softmax(pred * (math.log(max(pred.shape[-1], 2)) / self.margin), dim=-1)

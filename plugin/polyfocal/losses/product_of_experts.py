@@ -30,7 +30,7 @@ def product_of_experts(
 ) -> Tensor:
     r"""Product of experts: cross-entropy of :math:`\mathrm{softmax}(\log p + \log p^B)`.
 
-    The model learns what the bias does not say already; at test time it is used without it. In
+    The model learns what the bias does not already say; at test time the model is used alone. In
     the sigmoid form the two log-odds are added.
 
     Args:

@@ -1,7 +1,7 @@
-r"""Losses that teach a class score to be the quality of the box: IoU-aware losses.
+r"""Losses that teach a class score the quality of the box: IoU-aware losses.
 
-Notation: p = sigmoid(x); y in [0, 1] the quality of a positive entry, as a rule the IoU of its box,
-and 0 of a negative one. The target is one of
+Notation: p = sigmoid(x). y in [0, 1] is the quality of a positive entry, usually the IoU of its
+box; y = 0 for a negative entry. The target is one of
 
 ``(labels, scores)``
     labels ``(N,)`` in [0, C], C being background, and the qualities ``(N,)`` of the rows; those of
@@ -11,12 +11,12 @@ and 0 of a negative one. The target is one of
 ``scores``
     ``(N, C)`` in [0, 1]: an entry above 0 is a positive.
 
-A score is clamped where rounding explains that it leaves [0, 1]; one that is further out, or NaN,
-is refused on the CPU. Nothing of the target has a gradient.
+A score that leaves [0, 1] only by rounding is clamped. A score further out, or NaN, is refused on
+the CPU. Nothing of the target has a gradient.
 
-Every loss is its original at epsilon = 0. For any epsilon >= -1 it is non-negative, least at p = y
-and grows on either side; for y in {0, 1} it is a Poly-1 focal loss. docs/losses/quality.md derives
-the terms.
+Every loss is its original at epsilon = 0. For any epsilon >= -1 the loss is non-negative, least at
+p = y and grows on either side. For y in {0, 1} it is a Poly-1 focal loss. docs/losses/quality.md
+derives the terms.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ _LEAST_BETA = 0.2  # of a negative epsilon
 
 
 def check_beta(beta: float, epsilon: float) -> None:
-    """Raises UserError where the quality focal loss would not be least at p = y."""
+    """Raises UserError if the quality focal loss would not be least at p = y."""
     if epsilon < 0 and beta < _LEAST_BETA:
         raise UserError(
             f"epsilon={epsilon} is given with beta={beta}: below epsilon 0 the loss is least at"
@@ -81,7 +81,7 @@ def weighed_quality(
     else:
         if rows.keep is not None:
             labels = torch.where(rows.keep, labels, logits.shape[1])
-        # What a background row has for a quality is not read.
+        # The quality of a background row is not read.
         scores = torch.where(labels < logits.shape[1], scores.detach(), 0.0)
         scores = in_unit(scores.to(compute_dtype(logits)), "the scores of the positives range")
         if zero_is_negative:

@@ -30,7 +30,7 @@ def reweighted_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy with the weights :math:`w_i = (1 - p^B_t)^\theta` over their mean.
 
-    So that the mean over a batch is :math:`\sum_i w_i CE_i / \sum_i w_i`. The weights have no
+    So the mean over a batch is :math:`\sum_i w_i CE_i / \sum_i w_i`. The weights have no
     gradient.
 
     Args:

@@ -31,11 +31,11 @@ the entries of a mean are those of all places. The rows are a copy of the logits
 memory is channels last.
 
 Targets are labels ``(N,)`` of dtype int64, or soft: of the logits' shape and in [0, 1], in the
-softmax form with rows that sum to 1. A soft target has no gradient, and one that leaves [0, 1] by
-no more than rounding explains is taken as the bound. Integers of the logits' shape are soft targets
-too where there is more than one column; with one column they would be mistaken for labels, which
-mean the opposite there, and are refused. Ranges are seen on the CPU; elsewhere looking at the data
-would stop the device, so there a soft target out of range makes the loss NaN.
+softmax form with rows that sum to 1. A soft target has no gradient. A soft target that leaves
+[0, 1] by no more than rounding is taken as the bound. Integers of the logits' shape are soft
+targets too if there is more than one column. With one column they are refused: they would be
+mistaken for labels, which mean the opposite there. Ranges are checked on the CPU. Elsewhere a look
+at the data would stop the device, so a soft target out of range makes the loss NaN.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
     Attributes:
         logits: 0 in the rows that are ignored.
         target: labels, 0 in the rows that are ignored; or soft targets.
-        soft: which of the two.
+        soft: whether the targets are soft.
         use_sigmoid: the form.
         keep: (N,) bool, False for the rows that are ignored; None for none of them.
         weight: broadcasts over the unreduced loss; None for 1.
@@ -91,10 +91,10 @@ def prepare(
     reduction: str = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Rows:
-    """Checks the input of a loss of labels and logits and puts it ready.
+    """Checks the input of a loss of labels and logits, and prepares it.
 
     Raises:
-        UserError: a shape, dtype or range that is none of the module's.
+        UserError: a shape, dtype or range that the module does not take.
     """
     check_reduction(reduction, avg_factor)
     places = _places(logits, target)
@@ -188,8 +188,8 @@ def weighed_poly(
         poly: coefficients.
         alpha: see :func:`polyfocal.losses.functional.focal_loss`.
         label_smoothing: see :func:`polyfocal.ops.poly_focal.composed_softmax`.
-        factor: a weight more, of the unreduced loss's shape.
-        logits: in the place of the rows'.
+        factor: one more weight, of the unreduced loss's shape.
+        logits: instead of those of ``rows``.
     """
     x = rows.logits if logits is None else logits
     check_smoothing(label_smoothing, rows.use_sigmoid, rows.soft)
@@ -222,7 +222,7 @@ def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) 
     Args:
         rows: from :func:`prepare`.
         loss: (N, C) or (N,), finite in the rows that are ignored too.
-        reduced_by: in the place of the rows' scale.
+        reduced_by: instead of the scale of ``rows``.
     """
     if isinstance(rows.class_weight, Tensor):
         loss = loss * (rows.class_weight if loss.dim() > 1 else rows.class_weight[rows.target])
@@ -234,7 +234,7 @@ def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) 
 
 
 def labels_only(rows: Rows, what: str) -> None:
-    """Raises UserError where the targets are soft."""
+    """Raises UserError if the targets are soft."""
     if rows.soft:
         raise UserError(
             f"got targets of the logits' shape {tuple(rows.target.shape)}: {what} takes integer"
@@ -243,7 +243,7 @@ def labels_only(rows: Rows, what: str) -> None:
 
 
 def times(weight: Tensor | None, factor: Tensor | None) -> Tensor | None:
-    """The product of what is there."""
+    """The product of those that are not None."""
     if weight is None or factor is None:
         return weight if factor is None else factor
     return weight * factor
@@ -277,7 +277,7 @@ def expand_weight(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
             return weight.view(rows, columns)
     allowed = "(N,), (N, 1), (N, C) or (N * C,)" if len(shape) == 2 else "that of the loss"
     if len(shape) > 2:
-        allowed += ", or 1 in the place of its last number,"
+        allowed += ", or 1 instead of its last number,"
     raise UserError(
         f"weight has shape {tuple(weight.shape)}: expected {allowed} for a loss of shape"
         f" {tuple(shape)}"
@@ -331,10 +331,10 @@ def per_class(
 
 
 def in_unit(values: Tensor, name: str = "soft targets range") -> Tensor:
-    """Values in [0, 1] without what rounding added; NaN, or refused, where it explains nothing.
+    """Values clamped to [0, 1] if only rounding left it; others become NaN, or are refused.
 
     Raises:
-        UserError: values that are further out, or NaN, where that can be seen.
+        UserError: values that are further out, or NaN, on a device that can be read.
     """
     if values.numel() == 0:
         return values
@@ -348,7 +348,7 @@ def in_unit(values: Tensor, name: str = "soft targets range") -> Tensor:
 
 
 def bounds(values: Tensor) -> tuple[float, float]:
-    """The least and the largest, of a CPU's tensor with at least one."""
+    """The least and the largest value of a CPU tensor that is not empty."""
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()  # torch 2.1 has no aminmax of them
     low, high = torch.aminmax(values.detach() if values.requires_grad else values)
@@ -365,7 +365,7 @@ def _check_input(
         if target.is_floating_point():
             _check_sums(target, use_sigmoid)
             return True
-        # One column of integers is as likely meant for labels, to which 0 is the class.
+        # One column of integers is as likely meant as labels, where 0 is the class.
         single = target.dim() < 2 or target.shape[-1] == 1
         if use_sigmoid and not target.is_complex() and (target.dtype == torch.bool or not single):
             return True

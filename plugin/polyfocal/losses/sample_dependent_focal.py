@@ -32,7 +32,7 @@ class Steps(Setting):
 
     def checked(self, name: str, value: Any, owner: str) -> Any:
         if isinstance(value, Tensor):
-            return value  # of a module, which keeps them in order
+            return value  # a module's own, which keeps them in order
         given = value.tolist() if hasattr(value, "tolist") else value
         each = Number(high=1.0) if self.edges else Number(low=-float("inf"))
         try:
@@ -48,7 +48,7 @@ class Steps(Setting):
 
 
 def check_steps(edges: Sequence[float] | Tensor, gammas: Sequence[float] | Tensor) -> None:
-    """Raises UserError unless there is one gamma more than edges."""
+    """Raises UserError unless there is one more gamma than edges."""
     if len(gammas) != len(edges) + 1:
         raise UserError(f"gammas={gammas}: expected {len(edges) + 1} finite numbers, one per step")
 

@@ -16,9 +16,9 @@ def cyclical_weight(progress: float, factor: float) -> float:
         \xi(t) = 1 - f t \;\text{for}\; f t < 1, \qquad
         \xi(t) = \frac{f t - 1}{f - 1} \;\text{after that}
 
-    so that it goes from 1 to 0 over the first 1/f of the training and back to 1 over the rest;
-    with f = 1 it never comes back. The result is clamped to [0, 1]. With t = e / (E - 1) for epoch
-    e = 0, ..., E - 1 these are the values of the paper's code; a training of one epoch has t = 0.
+    So the weight goes from 1 to 0 over the first 1/f of the training, and back to 1 over the rest.
+    With f = 1 it never comes back. The result is clamped to [0, 1]. With t = e / (E - 1) for epoch
+    e = 0, ..., E - 1 the values are those of the paper's code. A training of one epoch has t = 0.
 
     Args:
         progress: part of the training that is done, t; any real number, clamped to [0, 1].
@@ -32,7 +32,7 @@ def cyclical_weight(progress: float, factor: float) -> float:
 
     Source: Smith, Cyclical Focal Loss (2022).
     """
-    if not is_compiling():  # to which a number may be a symbol
+    if not is_compiling():  # for the compiler a number may be a symbol
         factor = FACTOR.checked("factor", factor, "cyclical_weight") or 1.0
         if math.isnan(progress):
             raise UserError(

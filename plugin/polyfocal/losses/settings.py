@@ -1,8 +1,8 @@
 """The settings of losses: what they may be, where a search looks, and the keywords that all share.
 
 A setting is checked once, when it is set: by the constructor of a module, by an assignment to its
-attribute, or by a call of a function. Numbers may be Python's, NumPy's or tensors of one element;
-a number that is out of its range by a rounding only is taken as the bound.
+attribute, or by a call of a function. Numbers may be Python's, NumPy's or tensors of one element.
+A number that is out of its range only by rounding is taken as the bound.
 """
 
 import functools
@@ -65,8 +65,8 @@ class Range:
     """The values of a setting that are worth a search.
 
     Attributes:
-        low, high: Both are among them.
-        log: Whether factors count and not differences.
+        low, high: The bounds, included.
+        log: Whether to search on a logarithmic scale.
     """
 
     low: float
@@ -95,7 +95,7 @@ class Setting:
         """The value as the loss keeps it.
 
         Raises:
-            UserError: it is none that the setting may have.
+            UserError: the setting may not have this value.
         """
         return value
 
@@ -109,11 +109,11 @@ class Number(Setting):
     """A finite number.
 
     Attributes:
-        low, high: Both are among the values, unless they are left out.
-        without: 'low' or 'high', which of them is left out.
+        low, high: The bounds, included unless ``without`` names one.
+        without: 'low' or 'high', the bound that is excluded.
         optional: None is a value too.
-        why: Behind the sentence that refuses a number.
-        missing: What to do where None is given.
+        why: Added to the message that refuses a number.
+        missing: What the message says to do if None is given.
     """
 
     low: float = 0.0
@@ -147,7 +147,7 @@ class Number(Setting):
 
 @dataclass(frozen=True)
 class Whole(Setting):
-    """A whole number >= ``low``; None too where it is ``optional``, said in the words ``else_``."""
+    """A whole number >= ``low``; None too if it is ``optional``, which ``else_`` says in words."""
 
     low: float = -math.inf
     optional: bool = False
@@ -180,8 +180,8 @@ class Form(Setting):
     """``use_sigmoid``: either form, or the only one that a loss has.
 
     Attributes:
-        only: The form of a loss that has one.
-        what: How a sentence calls the loss.
+        only: The form of a loss that has only one.
+        what: How a message calls the loss.
     """
 
     only: bool | None = None
@@ -208,7 +208,7 @@ class Numbers(Setting):
 
     Attributes:
         high: The largest number.
-        single: One number for all classes will do too.
+        single: One number for all classes is allowed too.
         optional: None is a value too.
     """
 
@@ -288,7 +288,7 @@ class Coefficients(Setting):
 
 
 def _epsilon(j: int) -> Number:
-    # epsilon begins at PolyLoss's bound, and its best ones, -1 and 2, lie well inside.
+    # The range begins at PolyLoss's bound; the paper's best values, -1 and 2, are within.
     return Number(
         Range(-1.0, 5.0),
         low=-1 / j,
@@ -302,7 +302,7 @@ def _epsilon(j: int) -> Number:
 EPSILON = _epsilon(1)
 GAMMA = Number(Range(0.0, 5.0))
 ALPHA = Numbers(Range(0.1, 0.9), high=1.0, single=True)
-# No paper searches it. Two doublings either way change its share beside the loss of the boxes.
+# No paper searches loss_weight. A factor of 4 either way changes its share beside the box loss.
 LOSS_WEIGHT = Number(Range(0.25, 4.0, log=True))
 SMOOTHING = Number(high=1.0, without="high")
 CLASS_WEIGHT = Numbers()
@@ -310,7 +310,7 @@ REDUCTION = OneOf(values=REDUCTIONS)
 
 
 def check_smoothing(label_smoothing: float, use_sigmoid: bool, soft: bool = False) -> None:
-    """Raises UserError for label smoothing where it is not defined."""
+    """Raises UserError for label smoothing in a form that does not define it."""
     if label_smoothing > 0 and (use_sigmoid or soft):
         raise UserError(
             f"label_smoothing={label_smoothing} is given with"
@@ -320,7 +320,7 @@ def check_smoothing(label_smoothing: float, use_sigmoid: bool, soft: bool = Fals
 
 
 def spelled_out(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature with the keywords behind ``**common`` in their place."""
+    """The signature with ``**common`` replaced by the keywords that it stands for."""
     signature = inspect.signature(function)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
@@ -356,9 +356,10 @@ def check_settings(
 
 
 def loss_function(**settings: Setting) -> Callable[[_F], _F]:
-    """Makes a loss function check its settings; ``.settings`` are these, ``.unchecked`` is without.
+    """Makes a loss function check its settings.
 
-    A module has checked its settings when they were set, so it calls ``unchecked``.
+    The function gets two attributes: ``settings``, and ``unchecked``, the function without the
+    checks. A module has checked its settings when they were set, so it calls ``unchecked``.
     """
     every: dict[str, Setting] = {
         "use_sigmoid": Form(),

@@ -1,4 +1,4 @@
-"""Connects bias heads to the heads of a detector: what they see, and whose loss asks for it."""
+"""Connects bias heads to the heads of a detector: gives them their features and their loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,8 @@ _TINY = 1e-6
 def attach_bias_heads(model: nn.Module) -> list[RemovableHandle]:
     """Lets every :class:`~polyfocal.losses.BiasHead` see what it is made for.
 
-    A head that is in training mode then calculates, after its own classifier, the bias head's
-    logits for the same anchors or boxes, and puts them ready for its loss. Nothing is computed
-    at test time.
+    After its own classifier, a head in training mode then also computes the bias head's logits for
+    the same anchors or boxes, and offers them to its loss. Nothing is computed at test time.
 
     Args:
         model: an MMDetection detector with dense heads or two stages, maybe wrapped.
@@ -33,7 +32,7 @@ def attach_bias_heads(model: nn.Module) -> list[RemovableHandle]:
         Handles that undo it.
 
     Raises:
-        UserError: no bias head, or one in a head whose rows it cannot follow.
+        UserError: there is no bias head, or one in a head whose rows it cannot follow.
     """
     seen: dict[str, Tensor] = {}
     handles: list[RemovableHandle] = []
@@ -144,7 +143,7 @@ def _offer_cells(
         if not levels:
             raise UserError(
                 f"{name} is a {type(head).__name__} with a BiasHead: expected a head that gives one"
-                " map of scores a level, such as RetinaHead, FCOSHead or ATSSHead"
+                " map of scores per level, such as RetinaHead, FCOSHead or ATSSHead"
             )
         for source in sources:
             expected = source.num_anchors * source.columns

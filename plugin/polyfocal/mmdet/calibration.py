@@ -16,9 +16,9 @@ from polyfocal.mmengine.registry import HOOKS
 class CalibrateScoresHook(Hook):
     """Gives every prediction of validation and test the scores of a fitted calibrator.
 
-    The scores in ``pred_instances`` change before the metrics and the visualizer see them; the
-    boxes, their order and the checkpoint stay as they are. The classes' names come from the data
-    set.
+    The scores in ``pred_instances`` change before the metrics and the visualizer see them. The
+    boxes, their order and the checkpoint stay as they are. The names of the classes come from the
+    data set.
 
     Args:
         file: What ``polyfocal calibration --save`` wrote.
@@ -46,9 +46,9 @@ class CalibrateScoresHook(Hook):
         del runner.model.test_step
 
     def _wrap(self, model: torch.nn.Module, name: str, dataset: Any) -> None:
-        # A hook's own moment, after an iteration, is after the metrics have taken the predictions.
-        # The step is wrapped on the instance, so that a distributed or test-time augmentation
-        # wrapper is calibrated as a whole, and taken away again.
+        # A hook is called after an iteration, when the metrics already have the predictions. So the
+        # step is wrapped on the instance, and the wrapper removed afterwards. A distributed or
+        # test-time augmentation wrapper is then calibrated as a whole.
         classes = dataset.metainfo["classes"]
         step = getattr(model, name)
 

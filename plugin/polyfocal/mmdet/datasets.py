@@ -13,18 +13,18 @@ from polyfocal.mmengine.registry import DATASETS
 
 
 def load_coco(file: str) -> COCO:
-    """What MMDetection's own reading of an annotation file makes, from :func:`read_annotations`."""
+    """The object that MMDetection makes of an annotation file, from :func:`read_annotations`."""
     coco = read_annotations(file).coco(COCO)
-    # Set in the constructor to what was empty then.
+    # The constructor set these when the others were still empty.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco
 
 
 def picture_loader(step: dict[str, Any]) -> Loader:
-    """What a ``LoadImageFromFile`` of a config makes of a picture, whatever its settings are.
+    """A loader that reads a picture as a ``LoadImageFromFile`` of a config does.
 
     Args:
-        step: Of the pipeline.
+        step: The step of the pipeline, with its settings.
     """
     settings = {key: value for key, value in step.items() if key != "backend_args"}
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -43,14 +43,14 @@ def picture_loader(step: dict[str, Any]) -> Loader:
 class CocoDataset(MMDetCocoDataset):
     """MMDetection's ``CocoDataset``, which opens no file that :func:`load_split` has read.
 
-    Annotations without ``area`` or ``iscrowd`` and files with a byte order mark are taken, see
+    It accepts annotations without ``area`` or ``iscrowd`` and files with a byte order mark, see
     :func:`polyfocal.data.annotations.read_annotations`. The arguments are those of MMDetection.
     """
 
     COCOAPI = staticmethod(load_coco)
 
     def load_data_list(self) -> list[dict]:
-        """The samples; of a training set, what was read is not kept."""
+        """The samples. The annotations of a training set are not kept in memory."""
         samples = super().load_data_list()
         if not self.test_mode:
             forget_annotations(self.ann_file)

@@ -50,7 +50,7 @@ from polyfocal.mmengine.configs import (
 DEMO_FOLDER = Path("data/digit_scenes")
 """Where ``--demo`` keeps the digit scenes, below the current directory."""
 
-# They write what a model predicts and compare it with nothing.
+# They write what a model predicts, and compare it with nothing.
 _DUMPS = (DumpDetResults, DumpODVGResults, DumpProposals)
 
 
@@ -133,7 +133,7 @@ class Experiment(mmengine_experiment.Experiment):
         """Put the model behind MMDetection's test-time augmentation.
 
         Raises:
-            UserError: The model predicts masks, which it does not merge.
+            UserError: The model predicts masks, which that augmentation does not merge.
         """
         cfg = self.config
         if any("segm" in node.get("metric", ()) for node in evaluators(cfg, "test")):
@@ -224,7 +224,7 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
         _raise_max_detections(cfg.model.test_cfg, limit)
         notes[
             f"a picture of the val split holds up to {val.max_instances} objects: up to {limit} "
-            f"detections a picture are kept and evaluated, not the customary {USUAL_LIMIT}."
+            f"detections per picture are kept and evaluated, not the customary {USUAL_LIMIT}."
         ] = None
     for name in ("val", "test"):
         _evaluate_on(cfg, name, val, metrics, limit, notes)
@@ -232,7 +232,7 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
 
 
 def one_data_set(dataset: ConfigDict, notes: dict[str, None]) -> ConfigDict:
-    """A tree of data sets with the first one wherever several stand side by side."""
+    """A tree of data sets in which several side by side are replaced by the first of them."""
     for node in walk(dataset):
         if isinstance(node.get("dataset"), dict):
             node.dataset = one_data_set(node.dataset, notes)
@@ -247,9 +247,9 @@ def one_data_set(dataset: ConfigDict, notes: dict[str, None]) -> ConfigDict:
 
 
 def _point_to(dataset: ConfigDict, split: CocoSplit, cfg: Config, notes: dict[str, None]) -> None:
-    """Have a data set read a split; what the config says of it otherwise stays."""
+    """Make a data set read a split; its other settings stay."""
     kind = class_of(dataset, DATASETS, cfg.get("default_scope"))
-    # Those of MMDetection but CocoDataset itself read other files than COCO's, or mean other ones.
+    # MMDetection's classes other than CocoDataset itself read other files, or mean other data.
     if kind is None or not issubclass(kind, MMDetCocoDataset) or _is_of_mmdet(kind):
         _become(dataset, CocoDataset, kind, notes)
     step = next((s for s in walk(dataset.get("pipeline")) if s.get("with_seg")), None)
@@ -267,7 +267,7 @@ def _point_to(dataset: ConfigDict, split: CocoSplit, cfg: Config, notes: dict[st
         ] = None
     metainfo: dict[str, Any] = {"classes": classes}
     if stated is None or tuple(stated) != classes or "palette" not in dataset.metainfo:
-        # COCO's palette is told apart more easily, but it has 80 colours.
+        # COCO's colours are easier to tell apart, but there are only 80.
         colors = get_palette("coco" if len(classes) <= 80 else "random", len(classes))
         metainfo["palette"] = [tuple(map(int, color)) for color in colors[: len(classes)]]
     dataset.update(
@@ -279,7 +279,7 @@ def _point_to(dataset: ConfigDict, split: CocoSplit, cfg: Config, notes: dict[st
 
 
 def _become(node: ConfigDict, kind: type, was: type | None, notes: dict[str, None]) -> None:
-    """Make a dictionary one of a class of ours, without the settings that only the old one has."""
+    """Give a dictionary a class of this package, without settings that only the old class has."""
     gone = [key for key in node if key not in _keywords(kind)]
     old = type_name(node)
     for key in gone:
@@ -306,7 +306,7 @@ def _keywords(kind: type) -> set[str]:
 
 
 def _use_local_files(node: ConfigDict) -> None:
-    """Take away how a config reaches files on a server: those of ``--data`` are on a disk."""
+    """Remove how a config reaches files on a server: the files of ``--data`` are on a disk."""
     for one in walk(node):
         if one.get("backend_args") is not None:
             one.backend_args = None
@@ -315,7 +315,7 @@ def _use_local_files(node: ConfigDict) -> None:
 def _evaluate_on(
     cfg: Config, name: str, val: CocoSplit, kinds: list[str], limit: int, notes: dict[str, None]
 ) -> None:
-    """Have the metrics of a config compare with the val split; their other settings stay."""
+    """Make the metrics of a config compare with the val split; their other settings stay."""
     kept, has_coco, scope = [], False, cfg.get("default_scope")
     for node in evaluators(cfg, name):
         kind = class_of(node, METRICS, scope)
@@ -345,7 +345,7 @@ def _evaluate_on(
 
 
 def _use_own_metric(cfg: Config) -> None:
-    """Measure with our metric in the place of MMDetection's, where it knows all its settings."""
+    """Replace MMDetection's metric by that of this package, if it knows all the settings."""
     for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
         kind = class_of(node, METRICS, cfg.get("default_scope"))
         if kind is MMDetCocoMetric and set(node) <= _keywords(CocoMetric):
@@ -376,11 +376,11 @@ def _raise_max_detections(test_cfg: ConfigDict, limit: int) -> None:
 
 
 def _loader(cfg: Config, split: str) -> Loader | None:
-    """What the config loads the pictures of a split with; None where it has no step that does."""
+    """What the config loads the pictures of a split with; None if it has no such step."""
     for step in walk(cfg[f"{split}_dataloader"].dataset):
         kind = class_of(step, TRANSFORMS, cfg.get("default_scope"))
         if kind is not None and issubclass(kind, LoadImageFromFile):
-            # Some derive from it and load something else.
+            # Some subclasses load something else.
             return None if issubclass(kind, LoadImageFromNDArray) else picture_loader(step)
     return None
 

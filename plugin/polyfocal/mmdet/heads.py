@@ -1,4 +1,4 @@
-"""What MMDetection's heads need around a loss: adapters, and the class that they ask for."""
+"""What MMDetection's heads need around a loss: adapters, and the class that they check for."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from polyfocal.mmengine.registry import MODELS
 
 
 def build_inner(adapter: str, loss: dict[str, Any]) -> ClassificationLoss:
-    """The inner loss of an adapter, which must be one of ours."""
+    """The inner loss of an adapter, which must be a loss of this package."""
     built = MMDET_MODELS.build(loss)
     if not isinstance(built, ClassificationLoss):
         raise UserError(
@@ -32,11 +32,11 @@ class RoILoss(nn.Module):
     """A loss as ``loss_cls`` of a BBoxHead, such as Shared2FCBBoxHead or Cascade R-CNN's.
 
     A BBoxHead ignores ``use_sigmoid``: it makes C + 1 outputs and takes their softmax at test
-    time. This adapter gives it, in training statistics, in the refinement of cascades and at test
-    time alike, what two kinds of losses need:
+    time. This adapter gives the head what two kinds of losses need, in training statistics, in the
+    refinement of cascades and at test time:
 
-    - a sigmoid loss: C outputs, one a class, and their sigmoid, with a last column, 1 - max_k p_k,
-      as the background's score;
+    - a sigmoid loss: C outputs, one per class, and their sigmoid. A last column, 1 - max_k p_k,
+      is the score of background;
     - a noised top-K loss: C + 1 outputs and the softmax of the scores stretched by log(C + 1) over
       the margin, :meth:`polyfocal.losses.NoisedTopKLoss.activation`.
 
@@ -65,7 +65,7 @@ class RoILoss(nn.Module):
             )
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Outputs of the classifier: one a class, and the background's in a top-K loss."""
+        """Outputs of the classifier: one per class; one more, for background, with a top-K loss."""
         return num_classes + isinstance(self.loss, NoisedTopKLoss)
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
@@ -94,8 +94,9 @@ class RoILoss(nn.Module):
 class MaskLoss(nn.Module):
     """A sigmoid loss as ``loss_mask`` of FCNMaskHead, pixel by pixel.
 
-    FCNMaskHead gives its loss the masks' class labels where other heads give weights; this adapter
-    takes the mask of each object's own class, (N, H, W) of (N, C, H, W), and averages over pixels.
+    FCNMaskHead gives its loss the class labels of the masks where other heads give weights. This
+    adapter takes the mask of each object's own class, (N, H, W) of (N, C, H, W), and averages over
+    the pixels.
 
     Args:
         loss: config of a sigmoid loss of this package. Poly1CrossEntropyLoss with epsilon=0 is
@@ -131,8 +132,8 @@ class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss, table=False):
     Args:
         epsilon, alpha, gamma, reduction, loss_weight: see
             :class:`polyfocal.losses.GaussianPoly1FocalLoss`.
-        pos_weight, neg_weight: factors on the peaks, or the positives that a head names, and on
-            the rest, >= 0.
+        pos_weight, neg_weight: factors, >= 0, on the peaks (or the positives that a head names) and
+            on the rest.
     """
 
     settings: ClassVar[dict[str, Any]] = {"pos_weight": Number(), "neg_weight": Number()}
@@ -193,9 +194,9 @@ class _QualityFocal(QualityFocalLoss):
 
 
 def _as_quality_focal(cls: type[ClassificationLoss]) -> type[ClassificationLoss]:
-    """The class as a kind of MMDetection's QualityFocalLoss, and registered in its place.
+    """The class as a subclass of MMDetection's QualityFocalLoss, and registered instead of it.
 
-    Heads of DETR's kind hand (labels, scores) to a loss that is one, else labels.
+    DETR-like heads hand (labels, scores) to an instance of that class, and labels to other losses.
     """
     described = {"__doc__": cls.__doc__, "__module__": __name__}
     made = type(cls.__name__, (cls, _QualityFocal), described)

@@ -1,4 +1,4 @@
-"""COCO evaluation with average recall, any number of detections a picture, and results to print."""
+"""COCO evaluation with average recall, any limit of detections per picture, and tables to print."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ from polyfocal.mmdet.datasets import load_coco
 from polyfocal.mmengine.configs import is_a
 from polyfocal.mmengine.registry import METRICS
 
-_USUAL = [100, 300, 1000]  # MMDetection's own proposal_nums, of which AP takes the first
+_USUAL = [100, 300, 1000]  # MMDetection's own proposal_nums; AP takes the first of them
 _NO_TRUTH = (
     "CocoMetric has no ann_file and the samples bring no ground truth: give it one, or add "
     "'instances' to the meta_keys of PackDetInputs in the evaluation's pipeline."
@@ -41,9 +41,9 @@ _NO_TRUTH = (
 class CocoMetric(MMDetCocoMetric):
     """MMDetection's ``CocoMetric``, measured by :func:`polyfocal.coco.evaluate`.
 
-    The keys are MMDetection's (``bbox_mAP``, ``bbox_mAP_50``, ..., -1 where there is no ground
-    truth) and average recall (``bbox_AR@1``, ..., ``bbox_AR_l``). After an evaluation
-    ``coco_results`` holds everything by kind, the mAP of each class too.
+    The keys are MMDetection's (``bbox_mAP``, ``bbox_mAP_50``, ..., -1 without ground truth) and
+    average recall (``bbox_AR@1``, ..., ``bbox_AR_l``). After an evaluation ``coco_results`` holds
+    everything by kind, the mAP of each class too.
 
     Args:
         ann_file: Annotation file of the split; None takes the ground truth from the data samples,
@@ -52,13 +52,13 @@ class CocoMetric(MMDetCocoMetric):
         classwise: Add the mAP of each class to the returned numbers, as ``bbox_{class}_precision``.
         max_dets: Most detections of a category in a picture that count, everywhere but in AR@1 and
             AR@10.
-        proposal_nums: MMDetection's setting, of which only what means 100 detections is taken.
+        proposal_nums: MMDetection's setting; only values that mean 100 detections are accepted.
         format_only: Write the detections to ``outfile_prefix`` without evaluating them.
         outfile_prefix: Where to write the detections, as ``{prefix}.bbox.json`` and
-            ``{prefix}.segm.json``, compact and with six digits a number; None keeps no file.
-        backend_args: How to reach ``ann_file`` where it is not on a disk.
+            ``{prefix}.segm.json``, compact and with six digits per number; None keeps no file.
+        backend_args: How to reach ``ann_file`` if it is not on a disk.
         collect_device: Where several processes gather their results.
-        prefix: In front of the keys; ``"coco"`` where it is None.
+        prefix: In front of the keys; None for ``"coco"``.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class CocoMetric(MMDetCocoMetric):
         self.coco_results: dict[str, CocoResult] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep what is predicted for a batch, and the ground truth where there is no file of it.
+        """Keep what is predicted for a batch, and the ground truth if there is no file of it.
 
         Raises:
-            UserError: There is none in the samples either.
+            UserError: The samples bring no ground truth either.
         """
         if self._coco_api is None and any("instances" not in one for one in data_samples):
             raise UserError(_NO_TRUTH)
@@ -203,11 +203,11 @@ class CalibrationMetric(CocoMetric):
     """``CocoMetric`` with the calibration of the scores beside average precision.
 
     Adds ``bbox_D-ECE``, ``bbox_D-ECE_box``, ``bbox_LaECE``, ``bbox_LaECE_0``, ``bbox_LaACE_0``,
-    ``bbox_LRP`` and ``bbox_oLRP`` (-1 where there is nothing to measure), see
-    :class:`polyfocal.calibration.DetectionResult`, and likewise for ``segm``. After an evaluation
+    ``bbox_LRP`` and ``bbox_oLRP`` (-1 if there is nothing to measure), see
+    :class:`polyfocal.calibration.DetectionResult`, and the same for ``segm``. After an evaluation
     ``calibration`` holds everything by kind. Reliability diagrams go where the run's visualizer
-    puts its pictures, which is ``vis_data/vis_image`` in the work directory and TensorBoard, where
-    the config has it.
+    puts its pictures: ``vis_data/vis_image`` in the work directory, and TensorBoard if the config
+    has it.
 
     Args:
         iou: IoU from which on a detection is right for D-ECE and LRP.
@@ -247,10 +247,10 @@ class CalibrationMetric(CocoMetric):
 
 
 def check_ground_truth(metrics: Sequence[Any], dataset: Any) -> None:
-    """Look whether metrics without an annotation file get the ground truth with the samples.
+    """Check that metrics without an annotation file get the ground truth with the samples.
 
     Raises:
-        UserError: They do not, which MMDetection finds out after the first epoch.
+        UserError: They do not. MMDetection would fail after the first epoch.
     """
     if any(isinstance(one, MMDetCocoMetric) and one._coco_api is None for one in metrics):
         sample = dataset[0]["data_samples"]
@@ -259,10 +259,10 @@ def check_ground_truth(metrics: Sequence[Any], dataset: Any) -> None:
 
 
 def number_from_one(coco: COCO) -> None:
-    """Give annotations other ids where one is 0, which pycocotools takes for "no match".
+    """Give annotations other ids if one is 0, which means "no match" for pycocotools.
 
     Args:
-        coco: The ground truth of MMDetection's own metric; ours numbers by itself.
+        coco: The ground truth of MMDetection's own metric; that of this package numbers by itself.
     """
     if 0 in coco.anns:
         for number, annotation in enumerate(coco.anns.values(), start=1):
@@ -271,13 +271,13 @@ def number_from_one(coco: COCO) -> None:
 
 
 def check_names(cfg: Config, metrics: Sequence[Any], classes: Sequence[str]) -> None:
-    """Look whether the numbers that hooks wait for will be measured.
+    """Check that the numbers that hooks wait for will be measured.
 
     Raises:
-        UserError: One will not, which MMEngine finds out after the first epoch.
+        UserError: One will not. MMEngine would fail after the first epoch.
     """
     if not metrics or not all(isinstance(metric, CocoMetric) for metric in metrics):
-        return  # what others measure is known afterwards
+        return  # what other metrics measure is known only afterwards
     measured = [name for metric in metrics for name in metric.names(classes)]
     best = cfg.default_hooks.get("checkpoint", {}).get("save_best")
     wanted = [("save_best", name) for name in ([best] if isinstance(best, str) else best or [])]

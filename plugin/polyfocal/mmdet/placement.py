@@ -1,8 +1,8 @@
 """Refuses, while a model is built, a loss in a head that would silently train something else.
 
-A head assigns its loss to an attribute, and torch tells about that: a module registration hook
-sees the head and the loss together at the only moment when both are known and nothing has run.
-What heads hand over is in :mod:`polyfocal.heads`, for MMDetection and MMDetection3D alike.
+A head assigns its loss to an attribute, and torch tells a module registration hook about that. The
+hook sees the head and the loss together, at the only moment when both are known and nothing has
+run. :mod:`polyfocal.heads` says what each head of MMDetection and MMDetection3D hands over.
 """
 
 import warnings
@@ -20,21 +20,22 @@ _warned: set[tuple[type, str]] = set()
 
 
 def watch() -> None:
-    """From now on, checks every loss of this package when a head takes it."""
+    """From now on, :func:`check` sees every loss of this package when a head takes it."""
     global _watching
     if _watching is None:
         _watching = register_module_module_registration_hook(check)
 
 
 def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
-    """Raises UserError where ``head.<name> = loss`` would build a wrong model.
+    """Raises UserError if ``head.<name> = loss`` would build a wrong model.
 
-    A head that the table of heads does not have is warned about.
+    A head that is not in the table of heads gives a warning. For a Mask R-CNN this checks
+    ``Shared2FCBBoxHead.loss_cls`` and ``FCNMaskHead.loss_mask``.
 
     Args:
         head: the module that takes the loss.
-        name: of the attribute.
-        loss: what it is given; anything but a loss of this package is let through.
+        name: the name of the attribute.
+        loss: the value of the attribute; anything but a loss of this package passes.
     """
     if loss is None or heads.family(loss) is None:
         return

@@ -1,9 +1,9 @@
 """The tiny profile: the architecture of a config, small enough to train on a CPU in minutes.
 
-One set of rules serves every detector, by walking its config: the backbone becomes a ResNet-18 of
-half the usual width, every other width becomes a quarter and every number of samples an eighth,
-every stack of layers at most two deep, the pictures small. What may be normalised is, and the
-recipe is one that works without pretrained weights.
+One set of rules serves every detector, by walking its config. The backbone becomes a ResNet-18 of
+half the usual width. Every other width becomes a quarter, every number of samples an eighth, and
+every stack of layers at most two deep. The pictures become small. What can be normalised is
+normalised, and the recipe works without pretrained weights.
 """
 
 import inspect
@@ -30,12 +30,12 @@ from polyfocal.errors import UserError
 from polyfocal.mmengine.configs import class_of, is_a, leaf_datasets, type_name, walk
 
 MAX_SIDE = 320
-"""Longest side of a picture in pixels where the data set's own pictures are larger."""
+"""Longest side of a picture in pixels, if the pictures of the data set are larger."""
 
 _BATCH = 4
 _SHRINK = 4  # of widths
-_QUERIES = 64  # that a two-stage transformer chooses among the cells of a small picture
-_FEWER = 8  # of proposals and samples, whose pooling takes a third of the time on a CPU otherwise
+_QUERIES = 64  # so many a two-stage transformer chooses among the cells of a small picture
+_FEWER = 8  # of proposals and samples; with all, pooling takes a third of the time on a CPU
 _WIDTHS = frozenset(
     {
         "in_channels",
@@ -66,7 +66,7 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         side: Longest side in pixels to which pictures are resized, keeping their ratio.
 
     Raises:
-        UserError: The model has no backbone whose stages ResNet-18 could take over.
+        UserError: The model has no backbone that a ResNet-18 could replace.
     """
     scope = cfg.get("default_scope")
     _shrink_model(cfg.model, scope)
@@ -79,7 +79,7 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         for dataset in leaf_datasets(cfg[loader].dataset):
             train = loader.startswith("train")
             dataset.pipeline = _pipeline(dataset.pipeline, side, scope, train=train)
-    # They would put the config's own pipeline in the place of the profile's.
+    # These hooks would replace the pipeline of the profile by that of the config.
     switches = (PipelineSwitchHook, YOLOXModeSwitchHook)
     hooks = cfg.get("custom_hooks") or []
     cfg.custom_hooks = [hook for hook in hooks if not is_a(hook, HOOKS, scope, switches)]
@@ -93,11 +93,11 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
 
     Args:
         cfg: The config.
-        batch: Samples in an iteration.
-        max_epochs: Three evaluations are spread over them.
-        lr: The highest learning rate, of AdamW.
+        batch: Samples per iteration.
+        max_epochs: Number of epochs; three evaluations are spread over them.
+        lr: The highest learning rate of AdamW.
     """
-    # The schedulers have no end of their own: they follow train_cfg.max_epochs, whoever sets it.
+    # The schedulers have no own end: they follow train_cfg.max_epochs, whoever sets it.
     cfg.train_cfg = ConfigDict(
         type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=-(-max_epochs // 3)
     )
@@ -112,10 +112,10 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
     )
     # Scaling the rate means scaling it from this recipe's batch, not from the original's.
     cfg.auto_scale_lr = ConfigDict(enable=False, base_batch_size=batch)
-    # Two, so that a run killed while it writes one can resume from the other.
+    # Two, so that a run that is killed while it writes one can resume from the other.
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2, by_epoch=True)
     cfg.default_hooks.logger.interval = 10
-    # An epoch is what the recipe counts in: of a config that counts in iterations it has an end.
+    # The recipe counts in epochs; for a config that counts in iterations an epoch needs an end.
     sampler = cfg.train_dataloader.get("sampler")
     if is_a(sampler, DATA_SAMPLERS, cfg.get("default_scope"), InfiniteSampler):
         cfg.train_dataloader.sampler = ConfigDict(type="DefaultSampler", shuffle=True)
@@ -132,7 +132,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> None:
             f"{type_name(model)!r} has no backbone with out_indices."
         )
     if "encoder" in model:
-        # The detection transformers leave their head's width to its default.
+        # The detection transformers leave the width of their head at its default.
         model.bbox_head.setdefault("embed_dims", 256)
         if model.get("as_two_stage"):
             model.num_queries = min(model.num_queries, _QUERIES)
@@ -186,7 +186,7 @@ def _is_pretrained(init: Any, scope: str | None) -> bool:
 
 
 def _stages(backbone: ConfigDict | None, scope: str | None) -> tuple[int, ...]:
-    """The stages of ResNet-18 that take over those of a backbone; none if it has no such list."""
+    """The stages of ResNet-18 that replace those of a backbone; none if it has no such list."""
     if backbone is None:
         return ()
     stages = backbone.get("out_indices")
@@ -223,7 +223,7 @@ def _pipeline(
         return [step for step in steps if is_a(step, TRANSFORMS, scope, kind)]
 
     annotations = of(LoadAnnotations)[:1]
-    # Whatever comes from files, such as proposals, by a reader of the user's own too.
+    # Keeps steps that read other files, such as proposals, also by a reader of the user's own.
     load = [
         step for step in steps if type_name(step).startswith("Load") and step not in annotations
     ]

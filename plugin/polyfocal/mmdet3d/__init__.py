@@ -1,4 +1,4 @@
-"""MMDetection3D adapter. Importing it registers the losses, the heads that take them, and the rest.
+"""MMDetection3D adapter. Importing it registers losses, heads, data sets and metrics.
 
 ``custom_imports=dict(imports=['polyfocal.mmdet3d'])`` makes ``type='Poly1FocalLoss'`` work in any
 config; ``type='polyfocal.Poly1FocalLoss'`` and ``type='polyfocal.Anchor3DHead'`` work without it.

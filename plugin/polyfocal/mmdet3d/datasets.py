@@ -1,4 +1,4 @@
-"""A data set that is a folder in KITTI's layout and nothing else."""
+"""A data set that reads only a folder in KITTI's layout."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class KittiDataset(MMDet3DKittiDataset):
     Args:
         data_root: The tree, see :mod:`polyfocal.kitti`.
         split: ``"train"`` or ``"val"``.
-        kwargs: Of MMDetection3D's class, but for ``ann_file`` and ``data_prefix``.
+        kwargs: Those of MMDetection3D's class, except ``ann_file`` and ``data_prefix``.
     """
 
     num_ins_per_cat: list[int]
@@ -31,16 +31,16 @@ class KittiDataset(MMDet3DKittiDataset):
         super().__init__(data_root=data_root, ann_file="", data_prefix=prefix, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """The samples of the split, with what MMDetection3D reads of an info file."""
+        """The samples of the split, with what MMDetection3D reads from an info file."""
         infos = kitti.load_infos(self.data_root, self.split)
         for key, value in infos["metainfo"].items():
             self._metainfo.setdefault(key, value)
         return [self.parse_data_info(info) for info in infos["data_list"]]
 
     def parse_ann_info(self, info: dict[str, Any]) -> dict[str, Any]:
-        """MMDetection3D's, which counts the objects; here those that the pipeline leaves out less.
+        """As in MMDetection3D, which counts the objects, but without those that the pipeline drops.
 
-        A range of points in other units, or far from the scanner, leaves out all of them.
+        A range of points in other units, or far from the scanner, drops all of them.
         """
         counts: list[int] = list(self.num_ins_per_cat)
         found = super().parse_ann_info(info)
@@ -57,11 +57,11 @@ class KittiDataset(MMDet3DKittiDataset):
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """A sample, its ``sample_idx`` the number of the frame.
 
-        MMEngine puts the place in the data set there, by which label files would be misnamed and
-        the frame not found again.
+        MMEngine puts the place in the data set there. Then label files would get wrong names, and
+        the frame would not be found again.
 
         Raises:
-            KittiError: Its points have been cut off or removed since the tree was read.
+            KittiError: The points have been cut off or removed since the tree was read.
         """
         info = super().get_data_info(idx)
         kitti.check_scan(Path(info["lidar_path"]))

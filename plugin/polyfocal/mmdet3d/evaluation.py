@@ -1,14 +1,15 @@
 """Average precision of 3D detections by the rules of KITTI and of Waymo, on a CPU.
 
-Rotated boxes are intersected by mmcv; everything else is NumPy. What KITTI's development kit does
-is followed to the letter, the things one would not expect included:
+mmcv intersects rotated boxes; everything else is NumPy. KITTI's development kit is followed
+exactly, including what one would not expect:
 
-- Objects that are too small, occluded or truncated for a difficulty, and the class that looks like
-  the one in question (Van for Car, Person_sitting for Pedestrian), are neither missed nor found.
-- Detections lower than the least height of a difficulty are left out, and those of *every* class
-  may take the place of a detection of an object.
-- Precision is taken at (up to) 41 scores that step through recall in fortieths, each with a
-  matching of its own, in which an object takes the detection that overlaps it most.
+- Objects that are too small, occluded or truncated for a difficulty count neither as missed nor as
+  found. The same holds for a class that looks like the evaluated one (Van for Car, Person_sitting
+  for Pedestrian).
+- Detections lower than the least height of a difficulty are left out, but such detections of
+  *every* class may be matched to an object.
+- Precision is taken at up to 41 scores that step through recall in fortieths. Each score has its
+  own matching, in which an object takes the detection that overlaps it most.
 - AP with 11 points is the mean of every fourth of these from recall 0 on; AP with 40 points leaves
   recall 0 out.
 """
@@ -45,7 +46,7 @@ class Objects:
     """The objects or the detections of a frame.
 
     Attributes:
-        names: (N,) of the classes, ``DontCare`` included.
+        names: (N,) names of the classes, ``DontCare`` included.
         boxes: (N, 7) float, x, y, z, length, height, width and rotation about y in the camera's
             frame (x to the right, y down, z ahead; metres, radians), the centre of the bottom
             being the position.
@@ -69,7 +70,7 @@ def bev_overlaps(first: Array, second: Array) -> Array:
     """(N, M) intersections over unions of rectangles x, y, length, width, angle to the x axis."""
     if len(first) == 0 or len(second) == 0:
         return np.zeros((len(first), len(second)))
-    # In single precision: near to zero, it has more digits.
+    # In single precision, which has more digits near zero.
     origin = np.append(second[:, :2].mean(0), np.zeros(3))
     boxes = [torch.as_tensor(boxes - origin, dtype=torch.float32) for boxes in (first, second)]
     return box_iou_rotated(*boxes).numpy().astype(np.float64)
@@ -111,11 +112,11 @@ def _image_overlaps(first: Array, second: Array) -> Array:
 
 
 class _Frame(NamedTuple):
-    """What one class has to do with in a frame, detections (D) by objects (G)."""
+    """What the evaluation of one class needs of a frame, detections (D) by objects (G)."""
 
     overlaps: dict[str, Array]
-    valid: Bools  # (difficulties, G): not to be missed; the others here are ignored
-    counted: Bools  # (difficulties, D): false for those that are ignored
+    valid: Bools  # (difficulties, G): objects that must be found; the others are ignored
+    counted: Bools  # (difficulties, D): false for ignored detections
     present: Bools  # (difficulties, D): of the class or ignored
     scores: Array
     cosines: Array  # (D, G), of the difference of the angles of observation
@@ -128,15 +129,15 @@ def kitti_ap(
     """AP and average orientation similarity (AOS) as KITTI's benchmark measures them, in percent.
 
     Args:
-        truth: One entry a frame.
+        truth: One entry per frame.
         detections: The same frames in the same order.
-        classes: To evaluate. The least overlap is 0.7 for Car and Van and 0.5 for all others
-            ("strict"); from above and in 3D also 0.5 and 0.25 ("loose").
+        classes: The classes to evaluate. The least overlap is 0.7 for Car and Van and 0.5 for all
+            others ("strict"); from above and in 3D also 0.5 and 0.25 ("loose").
 
     Returns:
         By ``{class}_{2D|BEV|3D|AOS}_{AP11|AP40}_{easy|moderate|hard}_{strict|loose}``, and the
         strict means over the classes, ``Overall_{...}_{...}_{easy|moderate|hard}``. NaN for a class
-        of which there is no object of that difficulty; a mean leaves it out.
+        without an object of that difficulty; a mean leaves it out.
     """
     numbers: dict[str, float] = {}
     strict: dict[str, list[float]] = {}
@@ -208,7 +209,7 @@ def _frame(truth: Objects, found: Objects, name: str) -> _Frame:
 def _kitti_curves(
     frames: list[_Frame], level: int, kind: str, overlap: float
 ) -> tuple[Array, Array]:
-    """Precision and similarity of orientation at the 41 points; NaN where there is no object."""
+    """Precision and similarity of orientation at the 41 points; NaN without objects."""
     objects = sum(int(frame.valid[level].sum()) for frame in frames)
     curves = np.full((2, _RECALL_STEPS + 1), np.nan)
     if objects == 0:
@@ -227,7 +228,7 @@ def _kitti_curves(
 
 
 def _found_scores(frame: _Frame, level: int, kind: str, overlap: float) -> Array:
-    """Scores of the objects found where each takes the best scored detection that overlaps it."""
+    """Scores of the found objects, if each takes the overlapping detection of the best score."""
     free = frame.present[level].copy()
     scores = []
     for index, valid in enumerate(frame.valid[level]):
@@ -266,7 +267,7 @@ def _count(frame: _Frame, level: int, kind: str, overlap: float, thresholds: Arr
         candidates = free & (overlaps[:, index] > overlap)
         proper = candidates & counted
         has_proper, has_any = proper.any(1), candidates.any(1)
-        # An ignored detection, the first one, is taken where there is no other.
+        # If there is no other detection, the first ignored one is taken.
         best = np.where(proper, overlaps[:, index], -1.0).argmax(1)
         taken = np.where(has_proper, best, candidates.argmax(1))
         free[rows[has_any], taken[has_any]] = False
@@ -305,24 +306,24 @@ def waymo_ap(
 ) -> dict[str, float]:
     """AP and AP weighted by heading (APH) of 3D boxes, in the manner of Waymo's benchmark.
 
-    Level 1 holds the objects with more than 5 points, level 2 all with a point; others are
-    neither missed nor found. Detections take objects in the order of their scores, each the one
-    free object that it overlaps most. A find counts 1 - |difference of heading| / pi in APH. AP is
+    Level 1 holds the objects with more than 5 points, level 2 all objects with a point. Others are
+    neither missed nor found. Detections take objects in the order of their scores, each the free
+    object that it overlaps most. A match counts 1 - |difference of heading| / pi in APH. AP is
     the area below precision over recall, where precision is the best at that recall or more.
 
-    Waymo's own program pairs by an optimal assignment at a hundred scores and takes an annotator's
-    level into account where there is one, so that its numbers may differ in the last digit.
+    Waymo's own program pairs by an optimal assignment at a hundred scores, and uses the level that
+    an annotator gave, if there is one. So its numbers may differ in the last digit.
 
     Args:
-        truth: One entry a frame.
+        truth: One entry per frame.
         detections: The same frames in the same order.
-        classes: To evaluate.
+        classes: The classes to evaluate.
         overlap: Least intersection over union in 3D; None for 0.7 for vehicles and cars, 0.5 for
             all others.
 
     Returns:
         Fractions by ``{class}/L{1|2} mAP`` and ``{class}/L{1|2} mAPH``, and the means over the
-        classes, ``Overall/...``. NaN where there is no object.
+        classes, ``Overall/...``. NaN without objects.
     """
     numbers: dict[str, float] = {}
     classes = list(classes)
@@ -369,7 +370,7 @@ def _pair_by_score(
 
 
 def _area(found: Array, objects: int) -> float:
-    """The area below the curve, of finds in [0, 1] in the order of their scores."""
+    """The area below the curve of precision over recall, from matches in the order of scores."""
     if objects == 0:
         return float("nan")
     recall = np.cumsum(found) / objects

@@ -121,7 +121,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
         data = _usual_tree(cfg)
     if data is not None:
         _use_data(experiment, data, ("train", "val") if request.train else ("val",))
-    # MMDetection3D's own needs Open3D to draw; here it only writes the log's numbers.
+    # MMDetection3D's own visualizer needs Open3D to draw; here it only writes numbers of the log.
     cfg.visualizer.type = "mmengine.Visualizer"
     merge_options(cfg, request.options)
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
@@ -156,12 +156,12 @@ def _is_kitti(cfg: Config, dataset: ConfigDict) -> bool:
     kind = class_of(dataset, DATASETS, cfg.get("default_scope"))
     if kind is None or not issubclass(kind, MMDet3DKittiDataset):
         return False
-    # MMDetection3D's own heirs of it, such as that for Waymo, read other layouts.
+    # MMDetection3D's own subclasses, such as that for Waymo, read other layouts.
     return kind is MMDet3DKittiDataset or not kind.__module__.startswith("mmdet3d.")
 
 
 def _usual_tree(cfg: Config) -> Path | None:
-    """The folder of a config for KITTI, where it is there: the tree says all that infos do."""
+    """The folder of a config for KITTI, if it exists: the tree says all that info files do."""
     datasets = list(leaf_datasets(cfg.train_dataloader.dataset))
     root = Path(datasets[0].get("data_root") or "")
     found = all(_is_kitti(cfg, one) for one in datasets) and (root / "ImageSets").is_dir()
@@ -203,7 +203,7 @@ def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...])
 
 
 def _our_metric(cfg: Config, notes: dict[str, None], node: ConfigDict) -> ConfigDict | None:
-    """A metric of a config as one of ours; as it is where it is the user's, None for others."""
+    """A metric of a config as one of this package; a user's metric as it is; None for others."""
     kind = class_of(node, METRICS, cfg.get("default_scope"))
     if kind is None or not kind.__module__.startswith("mmdet3d."):
         return node

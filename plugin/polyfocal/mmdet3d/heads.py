@@ -1,9 +1,10 @@
 """MMDetection3D's anchor heads, for any classification loss, and an adapter for two other heads.
 
-MMDetection3D 1.4 decides by the *name* of the loss whether the anchors of a frame are sampled: only
-'mmdet.FocalLoss' and 'mmdet.GHMC' train on all of them and are divided by the positives. Any other
-loss asks ``train_cfg`` for a sampler that the configs of PointPillars and SECOND do not have, and
-where there is one it is divided by all the anchors of a frame, hundreds of thousands.
+MMDetection3D 1.4 decides by the *name* of the loss whether the anchors of a frame are sampled. Only
+'mmdet.FocalLoss' and 'mmdet.GHMC' train on all anchors and are divided by the positives. With any
+other loss the head asks ``train_cfg`` for a sampler, which the configs of PointPillars and SECOND
+do not have. With a sampler the loss is divided by all the anchors of a frame, hundreds of
+thousands.
 """
 
 from typing import Any
@@ -23,12 +24,13 @@ class Anchor3DHead(dense_heads.Anchor3DHead):
 
     Without a ``sampler`` in ``train_cfg``, as in every config of MMDetection3D with a focal loss,
     each anchor counts and all three losses of the head are divided by the number of positives. With
-    one, anchors are sampled and the losses divided by their number. This is how MMDetection 3.x
-    decides. Arguments, and names in a checkpoint, are those of MMDetection3D's Anchor3DHead.
+    a sampler, anchors are sampled and the losses are divided by their number. MMDetection 3.x
+    decides in the same way. Arguments, and names in a checkpoint, are those of MMDetection3D's
+    Anchor3DHead.
     """
 
     def _init_assigner_sampler(self) -> None:
-        # The parent calls it last and has set `sampling` before, by the name.
+        # The parent calls this method last. Before, it has set `sampling` by the name of the loss.
         self.sampling = bool(self.train_cfg) and self.train_cfg.get("sampler") is not None
         super()._init_assigner_sampler()
 

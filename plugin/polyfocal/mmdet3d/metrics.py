@@ -24,7 +24,7 @@ from polyfocal.mmdet3d.evaluation import (
 from polyfocal.mmengine.registry import METRICS
 
 _CAMERA = "CAM2"
-# Of the corners that are projected into the picture, metres: those behind the camera have no place.
+# Least depth in metres of corners in the picture: those behind the camera have no place in it.
 _LEAST_DEPTH = 0.1
 
 
@@ -33,14 +33,14 @@ class KittiMetric(BaseMetric):
     """AP in the picture, from above and in 3D, and AOS, see :func:`..evaluation.kitti_ap`.
 
     The keys are those of MMDetection3D's ``KittiMetric``, such as
-    ``pred_instances_3d/KITTI/Car_3D_AP40_moderate_strict``; -1 where there is no object.
+    ``pred_instances_3d/KITTI/Car_3D_AP40_moderate_strict``; -1 without objects.
 
     Args:
         data_root: Folder in KITTI's layout, see :mod:`polyfocal.kitti`.
-        split: Of the folder, ``"val"`` for instance.
-        submission_prefix: Folder for the detections as label files of KITTI, one a frame.
+        split: Split of the folder, for instance ``"val"``.
+        submission_prefix: Folder for the detections as label files of KITTI, one per frame.
         collect_device: Where several processes gather their results.
-        prefix: In front of the keys; ``"Kitti metric"`` where it is None.
+        prefix: In front of the keys; None for ``"Kitti metric"``.
     """
 
     default_prefix = "Kitti metric"
@@ -61,7 +61,7 @@ class KittiMetric(BaseMetric):
         self.numbers: dict[str, float] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep the detections of a batch, in the frame of the camera."""
+        """Keep the detections of a batch, in the coordinates of the camera."""
         for sample in data_samples:
             index = sample["sample_idx"]
             if index not in self.infos:
@@ -150,15 +150,14 @@ class KittiMetric(BaseMetric):
 class WaymoMetric(BaseMetric):
     """AP and APH of both levels, see :func:`..evaluation.waymo_ap`, of any LiDAR data set.
 
-    The ground truth comes with the samples, the number of points of each object among it. The keys
-    are those of MMDetection3D's ``WaymoMetric``, such as ``Vehicle/L1 mAPH``; -1 where there is no
-    object.
+    The ground truth comes with the samples, including the number of points of each object. The keys
+    are those of MMDetection3D's ``WaymoMetric``, such as ``Vehicle/L1 mAPH``; -1 without objects.
 
     Args:
         overlap: Least intersection over union in 3D; None for 0.7 for vehicles and cars, 0.5 for
             all others.
         collect_device: Where several processes gather their results.
-        prefix: In front of the keys; ``"Waymo metric"`` where it is None.
+        prefix: In front of the keys; None for ``"Waymo metric"``.
     """
 
     default_prefix = "Waymo metric"

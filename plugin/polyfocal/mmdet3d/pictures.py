@@ -33,10 +33,9 @@ def draw_from_above(
     """Write a picture of a scan with its ground truth and what a model found.
 
     Args:
-        file: The picture, its ending says in which format.
+        file: The picture; the end of its name says the format.
         points: (N, 3 or more), x ahead, y to the left, z up, in metres; their colour is z.
-        sample: With ``pred_instances_3d`` and, where the boxes of the truth are to be drawn,
-            ``eval_ann_info``.
+        sample: With ``pred_instances_3d`` and, to draw the boxes of the truth, ``eval_ann_info``.
         classes: Names by label.
     """
     xyz = points[:, :3].cpu().numpy()

@@ -1,8 +1,8 @@
 """The tiny profile for LiDAR: the architecture of a config, small enough for a CPU.
 
-The scans end where the boxes become few, every width becomes a quarter, every stack of layers at
-most two deep. Voxels, anchors and the losses stay those of the config, so that what is learnt is
-the same kind of problem.
+The scans end where the boxes become few. Every width becomes a quarter, and every stack of layers
+at most two deep. Voxels, anchors and losses stay those of the config, so that the problem stays the
+same.
 """
 
 from mmdet3d.models.middle_encoders import PointPillarsScatter
@@ -15,7 +15,7 @@ from polyfocal.mmdet.tiny import use_tiny_recipe
 from polyfocal.mmengine.configs import is_a, leaf_datasets, type_name, walk
 
 RANGE = (51.2, 20.48)
-"""How far the scans reach, in metres: ahead (and behind, where a config looks there) and aside."""
+"""How far the scans reach, in metres: ahead (and behind, if a config looks there) and aside."""
 
 _BATCH = 2
 _SHRINK = 4  # of widths
@@ -56,7 +56,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> list[float]:
             f"the tiny profile is for detectors on pillars (PointPillars, CenterPoint); the model "
             f"{type_name(model)!r} has no PointPillarsScatter."
         )
-    # What goes into it are the points themselves.
+    # The input of this layer are the points themselves.
     encoder = model.get("voxel_encoder") or model.get("pts_voxel_encoder")
     x, y = RANGE
     old = list(voxels.point_cloud_range)
@@ -65,7 +65,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> list[float]:
         round((limits[axis + 3] - limits[axis]) / voxels.voxel_size[axis] / 8) * 8
         for axis in (0, 1)
     )
-    # Whole cells at every stride: the range gives way by less than one of the coarsest.
+    # Whole cells at every stride: the range shrinks by less than one of the coarsest cells.
     limits[3] = limits[0] + width * voxels.voxel_size[0]
     limits[4] = limits[1] + height * voxels.voxel_size[1]
     for node in walk(model):
@@ -85,7 +85,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> list[float]:
             elif key == "grid_size":
                 node[key] = [width, height, 1]
             elif key == "norm_cfg" and "aiveSync" in type_name(value):
-                # Statistics over several devices; without them it is the usual norm.
+                # Statistics over several devices; on one device it is the usual norm.
                 value.type = "BN1d" if "1d" in type_name(value) else "BN2d"
     voxels.max_num_points = min(voxels.max_num_points, _MAX_POINTS)
     return limits

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, found again, read so that no code of theirs runs."""
+"""Checkpoints: written whole, found again, and read without running code from the file."""
 
 import contextlib
 import os
@@ -25,19 +25,19 @@ def allow_mmengine_checkpoints() -> None:
     """Let MMEngine's own checkpoints be read, also by ``torch.load(weights_only=True)``.
 
     Beside tensors these hold the histories of the losses (``HistoryBuffer``) and NumPy numbers and
-    arrays. A ``HistoryBuffer`` also refers to four of its methods, through ``getattr``: that name
-    is answered by a function which knows these four and nothing else, since the real one would let
-    a file run code.
+    arrays. A ``HistoryBuffer`` also refers to four of its methods, through ``getattr``. A function
+    that knows only these four stands for that name, because the real ``getattr`` would let a file
+    run code.
 
-    MMEngine itself reads with torch's check from torch 2.6 on, where that is the default: there
-    exactly those names are put on torch's allow-list.
+    From torch 2.6 on MMEngine reads with torch's check, which is the default there. Exactly those
+    names are then put on torch's allow-list.
     """
     histories = {
         f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}": HistoryBuffer,
         "builtins.getattr": _history_method,
     }
     unpickling.allow(histories)
-    # The names before and after NumPy 2 moved them: checkpoints of either age are around.
+    # The names before and after NumPy 2 moved them: there are checkpoints of either age.
     reconstruct, scalar = np.ndarray.__reduce__(np.empty(0))[0], np.float64(0).__reduce__()[0]
     names = {**histories, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for package in ("numpy.core", "numpy._core"):
@@ -51,14 +51,14 @@ def allow_mmengine_checkpoints() -> None:
 
 @contextlib.contextmanager
 def only_data() -> Iterator[None]:
-    """Have MMEngine read checkpoints and pickled data without running code, for a while.
+    """Have MMEngine read checkpoints and pickled data without running code, inside the block.
 
     It covers every ``torch.load`` of the process, whoever calls it: for the weights of a run, of a
-    backbone (``init_cfg``), of a teacher, from a file or an address; and ``mmengine.load`` of
-    pickles, such as MMDetection3D's info files.
+    backbone (``init_cfg``) or of a teacher, from a file or an address. It also covers
+    ``mmengine.load`` of pickles, such as MMDetection3D's info files.
 
     Raises:
-        UserError: A file asks for what it does not need.
+        UserError: A file asks for a name that weights and arrays do not need.
     """
 
     def load(handler: PickleHandler, file: IO[bytes], **options: Any) -> Any:
@@ -77,7 +77,7 @@ def check_checkpoint(file: str | Path) -> None:
     Raises:
         UserError: The file is missing, is no checkpoint, or asks for what weights do not need.
     """
-    # A zip archive, torch's format since 1.6, can be looked at without reading all of it.
+    # A zip archive, torch's format since 1.6, can be checked without reading all of it.
     content = unpickling.read_weights(file, mmap=True)
     if not isinstance(content, dict) or not _state_dict(content):
         raise UserError(f"{file} is not a checkpoint: it holds no weights.")
@@ -85,16 +85,16 @@ def check_checkpoint(file: str | Path) -> None:
 
 @contextlib.contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
-    """Have a file replaced by one that is complete, or left as it is.
+    """Replace a file by a complete one, or leave it as it is.
 
     Args:
-        file: What is to be there in the end.
+        file: The file to replace.
 
     Yields:
-        The name to write to, beside it. It is taken away where the writing fails.
+        The name to write to, in the same folder. That file is removed if the writing fails.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     part = file.with_name(f"{file.name}.part")
     try:
@@ -109,11 +109,11 @@ def written_whole(file: Path) -> Iterator[Path]:
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a work directory, None where it holds none.
+    """The newest checkpoint of a work directory, None if it holds none.
 
-    It is the one that MMEngine's file ``last_checkpoint`` names, also where the directory has been
-    moved since. That file is not written in one piece: where it is empty or missing, the checkpoint
-    that was written last.
+    It is the checkpoint that MMEngine's file ``last_checkpoint`` names, also if the directory has
+    been moved since. That file is not written in one piece. If it is empty or missing, the newest
+    checkpoint is the one that was written last.
     """
     folder = Path(work_dir)
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """A config's dictionaries: walked through, and asked which class they would build.
 
 A ``type`` is a name, with or without its scope, a dotted path, or, in configs of the new style, the
-class itself. :func:`class_of` is the one place that knows this; everything else compares classes.
+class itself. Only :func:`class_of` knows this; everything else compares classes.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ def class_of(node: Mapping[str, Any], registry: Registry, scope: str | None) -> 
     """The class that a dictionary of a config would build.
 
     Args:
-        node: With a ``type``, or without one.
-        registry: MMEngine's, where the names of that kind of thing are looked up.
+        node: A dictionary, with or without a ``type``.
+        registry: The registry of MMEngine in which such names are looked up.
         scope: The config's ``default_scope``.
 
     Returns:
-        None where there is no such class, or the type is none.
+        The class; None if there is no such class or no type.
     """
     kind = node.get("type")
     if isinstance(kind, str):
@@ -47,7 +47,7 @@ def is_a(node: Any, registry: Registry, scope: str | None, bases: type | tuple[t
 
 
 def type_name(node: Mapping[str, Any]) -> str:
-    """What a dictionary's ``type`` is called in a sentence: the name of the class, no scope."""
+    """How a message calls a dictionary's ``type``: the name of the class, without the scope."""
     kind: Any = node.get("type")
     return kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
 
@@ -64,7 +64,7 @@ def walk(node: Any) -> Iterator[ConfigDict]:
 
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets that read annotations, inside whatever wrappers a config puts around them."""
+    """The data sets that read annotations, inside the wrappers of the config."""
     return (node for node in walk(dataset) if "ann_file" in node)
 
 
@@ -92,7 +92,7 @@ def _loaded(path: str | Path) -> Config:
         raise UserError(f"there is no config {path}.")
     try:
         cfg = Config.fromfile(path)
-        # To look at a dictionary imports the classes that it names.
+        # Looking at a dictionary imports the classes that it names.
         for node in walk([cfg[key] for key in cfg if key not in _imported(cfg)]):
             _settle_type(node)
     except Exception as error:  # a config is a program: it can fail in any way
@@ -150,7 +150,7 @@ def framework_of(cfg: Config) -> str:
     scope = cfg.get("default_scope")
     if scope in ("mmdet3d", "mmengine"):
         return "mmdet3d" if scope == "mmdet3d" else "classification"
-    # A config of the new style says by its model's class what it is for.
+    # In a config of the new style, the model's class says what the config is for.
     model = class_of(cfg.model, MODELS, scope)
     for base in model.__mro__ if model else ():
         for module, framework in (
@@ -163,7 +163,7 @@ def framework_of(cfg: Config) -> str:
 
 
 def is_new_style(cfg: Config) -> bool:
-    """Whether a config was written with imports in the place of names."""
+    """Whether a config was written with imports instead of names."""
     return bool(_imported(cfg))
 
 
@@ -172,12 +172,12 @@ def _imported(cfg: Config) -> set[str]:
 
 
 def _settle_type(node: ConfigDict) -> None:
-    """Have a type mean the same however it is written.
+    """Make a type mean the same, however it is written.
 
-    A loss that is imported from ``polyfocal`` becomes what its name stands for in the registry: the
-    class that follows the Runner's progress and builds bias models. A dotted path, as MMEngine
-    writes classes into the config of a run, becomes an import: MMEngine itself follows attributes,
-    and ``mmdet.models.losses.smooth_l1_loss`` is a function there.
+    A loss that is imported from ``polyfocal`` becomes the class that its name has in the registry:
+    the class that follows the Runner's progress and builds bias models. A dotted path, as MMEngine
+    writes classes into the config of a run, becomes an import. MMEngine itself would follow
+    attributes, where ``mmdet.models.losses.smooth_l1_loss`` is a function.
     """
     kind = node.get("type")
     if isinstance(kind, type) and getattr(losses, type_name(node), None) is kind:
@@ -196,7 +196,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         UserError: The config has no place for one of them.
     """
     try:
-        # MMEngine writes one option into the value of another: they stay as they are.
+        # MMEngine may write one option into the value of another, so it gets copies.
         cfg.merge_from_dict(copy.deepcopy(dict(options)))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--cfg-options does not fit {cfg.filename}: {error}.") from error

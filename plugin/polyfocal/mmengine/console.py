@@ -44,12 +44,12 @@ class ConsoleRunner(Runner):
     """A Runner whose console is for people.
 
     The dumps of the config, the environment and the hooks go to the log file only. The console gets
-    warnings and, where it is not a terminal, the lines of the progress log. A checkpoint is on the
-    disk whole or not at all, whenever the run is killed. A process may start several in one second:
-    each has its own log folder.
+    warnings and, if it is no terminal, the lines of the progress log. A checkpoint is on the
+    disk whole or not at all, whenever the run is killed. A process may start several Runners in one
+    second: each has its own log folder.
 
     Raises:
-        UserError: Where a part cannot be built from its config.
+        UserError: A part cannot be built from its config.
     """
 
     _starts: ClassVar[Counter[str]] = Counter()
@@ -57,8 +57,8 @@ class ConsoleRunner(Runner):
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Set the environment up and name this start.
 
-        MMEngine's name is the second. Runners of the same name share their scalars and their
-        visualizer, and the later one writes into the folder of the earlier.
+        MMEngine names a start by its second. Runners of the same name share their scalars and their
+        visualizer, and the later Runner writes into the folder of the earlier one.
         """
         super().setup_env(env_cfg)
         earlier = self._starts[self._timestamp]
@@ -80,7 +80,7 @@ class ConsoleRunner(Runner):
         Raises:
             UserError: It cannot be written, as on a full disk.
         """
-        if "://" in out_dir or not is_main_process():  # a store of objects has no half of one
+        if "://" in out_dir or not is_main_process():  # an object store keeps no half-written file
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         with written_whole(Path(out_dir, filename)) as part:
@@ -108,7 +108,7 @@ class ConsoleRunner(Runner):
             return Runner.build_dataloader(*args, **kwargs)
 
     def build_visualizer(self, visualizer: Any = None) -> Visualizer:
-        """Build this run's visualizer; by its usual name MMEngine would give an earlier run's."""
+        """Build a visualizer for this run; by the usual name MMEngine may give an earlier run's."""
         if isinstance(visualizer, dict):
             visualizer = {**visualizer, "name": self.experiment_name}
         return super().build_visualizer(visualizer)
@@ -124,7 +124,7 @@ class _BuildError(UserError):
 
 @contextlib.contextmanager
 def _from_config(part: str) -> Iterator[None]:
-    """Silence pycocotools' chatter; what fails is the config's error and becomes one sentence."""
+    """Silence pycocotools' chatter; a failure is an error of the config and becomes a sentence."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -139,7 +139,7 @@ def _from_config(part: str) -> Iterator[None]:
 
 
 class ProgressBarHook(Hook):
-    """A bar with the time left and the running losses; it does nothing where it is no terminal."""
+    """A bar with the time left and the current losses; it does nothing without a terminal."""
 
     priority = "VERY_LOW"
 
@@ -221,7 +221,7 @@ class ProgressBarHook(Hook):
 
 
 class HostMemoryHook(Hook):
-    """Logs the most memory that the process has had, in MiB, where there is no GPU's to log."""
+    """Logs the most memory that the process has used, in MiB, if there is no GPU."""
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -240,7 +240,7 @@ def on_terminal() -> bool:
 
 def _is_for_people(record: logging.LogRecord) -> bool:
     if record.levelno >= logging.WARNING:
-        # MMEngine warns of its own use of its own old names.
+        # MMEngine itself uses deprecated names of MMEngine, and warns.
         return "will be deprecated" not in record.getMessage()
     progress = record.module == "logger_hook" and not record.getMessage().startswith("Exp name")
     return progress and not on_terminal()

@@ -1,4 +1,4 @@
-"""Curvature of a model's training loss: measured beside a training, and held down in it."""
+"""Curvature of a model's training loss: measured during a training, and held down in it."""
 
 import json
 import random
@@ -34,11 +34,11 @@ def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) 
     Args:
         model: An MMEngine model.
         outputs: Losses by name.
-        kind: ``'cls'``: those whose names hold "cls"; ``'all'``: the training loss; None means
-            'cls' where there are such, and else 'all'.
+        kind: ``'cls'``: losses whose names hold "cls"; ``'all'``: the training loss; None means
+            'cls' if there are such losses, and otherwise 'all'.
 
     Raises:
-        UserError: The model has no loss of that kind, or the kind is another.
+        UserError: The model has no loss of that kind, or there is no such kind.
     """
     if kind not in (None, "cls", "all"):
         raise UserError(f"kind={kind!r} of loss: expected 'cls' or 'all'.")
@@ -52,19 +52,19 @@ def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) 
 def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
     """Batches of samples that are chosen, and augmented, by the seed alone.
 
-    Loaded in this process; the global random generators are left as they were.
+    They are loaded in this process. The global random generators are left as they were.
 
     Args:
-        loader: Of the training data; its data set, collate function and batch size are used.
-        count: Batches, >= 1; fewer where the data set is smaller.
-        seed: Of the choice and of augmentation.
+        loader: Loader of the training data; its data set, collate function and batch size are used.
+        count: Number of batches, >= 1; there are fewer if the data set is smaller.
+        seed: Seed of the choice and of the augmentation.
 
     Raises:
-        UserError: The count is not that.
+        UserError: The count is below 1.
     """
     if count < 1:
         raise UserError(f"batches={count}: expected 1 or more.")
-    # MMDetection's batch samplers make the batches, and then the loader itself knows no size.
+    # With MMDetection's batch samplers the loader itself does not know the batch size.
     dataset: Any = loader.dataset
     sampler: Any = loader.batch_sampler
     size = loader.batch_size or sampler.batch_size
@@ -115,16 +115,16 @@ def batch_losses(
 
 @dataclass(frozen=True)
 class Curvature:
-    """What was measured of a loss surface at a model's weights.
+    """What was measured about a loss surface at a model's weights.
 
     Attributes:
         parameters: Names of the chosen parameters.
-        size: Their numbers in all.
+        size: How many numbers these parameters have in all.
         loss: Mean of the losses of the batches.
-        eigenvalues: The largest ones.
-        trace: Of the Hessian.
-        density: Of the spectrum, where it was asked for.
-        seconds: That it took.
+        eigenvalues: The largest eigenvalues.
+        trace: The trace of the Hessian.
+        density: The density of the spectrum, if it was asked for.
+        seconds: How long it took.
     """
 
     parameters: tuple[str, ...]
@@ -190,13 +190,13 @@ def measure_curvature(
 ) -> Curvature:
     """The curvature of a model's training loss at its present weights.
 
-    The model is :func:`polyfocal.curvature.frozen` for that time: batch normalisation by its
-    running statistics, no dropout. Nothing of it is changed.
+    The model is :func:`polyfocal.curvature.frozen` during the measurement: batch normalisation uses
+    its running statistics, and there is no dropout. The model is not changed.
 
     Args:
-        model: An MMEngine model, such as a detector. Of one that several processes train together,
-            each process measures the same.
-        batches: Over whose losses the mean is taken, see :func:`fixed_batches`.
+        model: An MMEngine model, such as a detector. If several processes train it together, each
+            measures the same.
+        batches: The batches over whose losses the mean is taken, see :func:`fixed_batches`.
         parameters: A regular expression over names, see
             :func:`polyfocal.curvature.select_parameters`.
         kind: Which of the model's losses, see :func:`training_loss`.
@@ -231,8 +231,8 @@ class CurvatureHook(Hook):
 
     After every ``interval``-th epoch, and the last, the log and the visualizer (TensorBoard too)
     get ``curvature/eigenvalue_1`` to ``_k``, ``curvature/trace``, its ``curvature/trace_error``
-    and ``curvature/loss``, of the same ``batches`` of training pictures each time. Random
-    generators and the model are left as they were, so that the training goes on as without it.
+    and ``curvature/loss``, always for the same ``batches`` of training pictures. Random generators
+    and the model are left as they were, so that the training continues as without the hook.
 
     Args:
         interval: Epochs, >= 1.
@@ -311,20 +311,20 @@ class CurvatureHook(Hook):
 class TracePenaltyHook(Hook):
     """Adds ``coefficient`` times the Hessian's trace to the training loss of any MMEngine model.
 
-    The trace of the chosen loss over the chosen parameters is estimated anew in every iteration,
-    with Hutchinson's random signs, and enters the model's dictionary of losses as ``loss_trace =
-    coefficient x max(trace, 0)``; beside it ``trace`` is logged as it is. A negative estimate is
-    not penalised, since a surface that is not convex has no least trace: a detector from scratch
-    would follow it down without end. The gradient of the penalty goes to all parameters. It
-    is the Hessian of the loss as that iteration computes it, with the batch's own statistics. No
-    subclass of the model is needed, and a checkpoint is that of the same model without it.
+    Every iteration estimates the trace of the chosen loss over the chosen parameters, with
+    Hutchinson's random signs. It adds ``loss_trace = coefficient x max(trace, 0)`` to the model's
+    dictionary of losses, and logs ``trace`` itself. A negative estimate is not penalised, because a
+    surface that is not convex has no least trace: a detector from scratch would follow it down
+    without end. The gradient of the penalty goes to all parameters. The Hessian is that of the loss
+    as the iteration computes it, with the statistics of the batch. The model needs no subclass, and
+    its checkpoint is the same as without the hook.
 
     Args:
         coefficient: >= 0.
         parameters: Regular expression over the names of parameters; None for the classification
             branch of a detector, else the whole model.
         kind: 'cls' or 'all' losses; None for 'cls' where there are such.
-        probes: Random vectors an iteration, >= 1.
+        probes: Random vectors per iteration, >= 1.
         seed: Of the random signs.
 
     Raises:
@@ -364,7 +364,7 @@ class TracePenaltyHook(Hook):
         if isinstance(runner.optim_wrapper, AmpOptimWrapper):
             raise UserError(
                 "TracePenaltyHook differentiates three times, for which half precision is too"
-                " coarse: train without AMP (OptimWrapper in the place of AmpOptimWrapper)."
+                " coarse: train without AMP (OptimWrapper instead of AmpOptimWrapper)."
             )
         model = _unwrapped(runner.model)
         self._chosen = list(curvature.select_parameters(model, self.parameters).values())
@@ -377,7 +377,7 @@ class TracePenaltyHook(Hook):
         self._iteration = None
 
     def _add(self, model: nn.Module, _: tuple, outputs: Any) -> Any:
-        # Only in a training step: others, such as CurvatureHook, ask for the loss too.
+        # Only in a training step: CurvatureHook, for example, asks for the loss too.
         if self._iteration is None or not isinstance(outputs, dict):
             return outputs
         generator = torch.Generator(self._chosen[0].device)

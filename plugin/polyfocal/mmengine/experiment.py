@@ -24,7 +24,7 @@ from polyfocal.mmengine.configs import class_of, is_new_style, read_config, type
 
 @dataclass
 class Experiment:
-    """A config that is ready to run, and what a person should know about how it came to be.
+    """A config that is ready to run, and what a person should know about how it was prepared.
 
     See :class:`polyfocal.experiments.request.Experiment`.
     """
@@ -155,10 +155,11 @@ class Experiment:
         return [table for metric in own if (table := metric.table()) is not None]
 
     def check_metrics(self, metrics: list[BaseMetric], dataset: Any) -> None:
-        """Look at built metrics before they are used, not after an epoch.
+        """Check built metrics before they are used, not after an epoch.
 
         Raises:
-            UserError: They will have no ground truth, or a hook waits for what none measures.
+            UserError: They will have no ground truth, or a hook waits for a number that no metric
+                measures.
         """
 
     def keep_results(self, metrics: list[BaseMetric], prefix: Path) -> None:
@@ -176,7 +177,7 @@ class Experiment:
         """Have a test write its detections; returns metrics to evaluate beside the config's.
 
         Raises:
-            UserError: It has none to write, or not under such a name.
+            UserError: There are no detections to write, or not under such a name.
         """
         raise UserError("--out writes detections, and this config is for a classifier.")
 
@@ -213,7 +214,7 @@ class Experiment:
         """Scale the learning rate to the number of devices and the batch size.
 
         Raises:
-            UserError: The config does not say from which batch size.
+            UserError: The config does not say for which batch size its learning rate is.
         """
         if "base_batch_size" not in self.config.get("auto_scale_lr", {}):
             raise UserError(

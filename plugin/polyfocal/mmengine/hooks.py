@@ -71,17 +71,17 @@ class StoredScoresHook(Hook):
 @HOOKS.register_module()
 @MMENGINE_HOOKS.register_module()
 class StoreScoresHook(Hook):
-    """Writes what the model, once trained, says of every training sample: self-debiasing's step 1.
+    """Writes the trained model's scores of every training sample: step 1 of self-debiasing.
 
     Train a model on few samples (``indices`` of MMEngine's data sets) for few epochs with this
-    hook, then the real one with ``bias=dict(type='polyfocal.StoredScores', file=out)``. The
+    hook. Then train the real model with ``bias=dict(type='polyfocal.StoredScores', file=out)``. The
     model's ``mode='tensor'`` must give logits (N, C).
 
     Args:
         out: npz to write.
         dataloader: config of a loader over the whole training set, without augmentation.
         key: as in :class:`StoredScoresHook`.
-        use_sigmoid: store logsigmoid of the logits in the place of log_softmax.
+        use_sigmoid: store logsigmoid of the logits instead of log_softmax.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StoreScoresHook(Hook):
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(ids):
                 raise UserError(
                     f"{type(model).__name__} gives no logits (N, C) with mode='tensor': stored"
-                    " scores are for classifiers of one label a sample"
+                    " scores are for classifiers with one label per sample"
                 )
             logits = logits.double()
             scores = torch.log_softmax(logits, dim=1)
@@ -138,15 +138,15 @@ def _in_eval_mode(model: nn.Module, loader: Any) -> Iterator[Any]:
 class AdaFocalHook(Hook):
     """Moves the gammas of every :class:`~polyfocal.losses.AdaFocalLoss` after each epoch.
 
-    It runs the model on validation data in evaluation mode with ``mode='loss'``; each loss then
-    sees the rows that it would be trained on, so that one hook serves classifiers and the box
-    heads of detectors. The bins' gammas are in the checkpoints beside the optimizer's state, not
+    It runs the model on validation data in evaluation mode with ``mode='loss'``. Each loss then
+    sees the rows that it would be trained on, so one hook serves classifiers and the box
+    heads of detectors. The gammas are in the checkpoints beside the optimizer's state, not
     among the weights, and come back on resuming.
 
     Args:
-        dataloader: config of a loader whose samples have labels in the form of the training ones
-            (in a detector: the training pipeline without augmentation, on validation pictures);
-            None for the Runner's validation loader, which does in a classifier.
+        dataloader: config of a loader whose samples have labels as in training (in a detector: the
+            training pipeline without augmentation, on validation pictures). None for the Runner's
+            validation loader, which is enough for a classifier.
 
     Example:
         >>> custom_hooks = [dict(type='polyfocal.AdaFocalHook')]
@@ -222,17 +222,17 @@ def _recorder(rows: list[tuple[Tensor, Tensor]], loss: AdaFocalLoss) -> Any:
 class ExactResumeHook(Hook):
     """Makes a training that was interrupted and resumed the same, bit for bit, as one that was not.
 
-    Python's, NumPy's and torch's random numbers in an epoch are those of the run's seed and the
-    epoch, whatever ran before, and so are those of the data loader's workers, which have to be new
-    ones in each epoch: ``persistent_workers=False``. Where a training has no epochs, iterations
-    take their place, but workers keep the numbers that they began with; MMEngine lets them catch
-    up. A checkpoint holds the counts of the seeded :class:`~polyfocal.losses.NoisedTopKLoss` too.
+    The random numbers of Python, NumPy and torch in an epoch depend only on the seed of the run and
+    the epoch. So do those of the data loader's workers, which must be new in each epoch:
+    ``persistent_workers=False``. In a training without epochs, iterations take their place, but
+    workers keep the numbers that they began with; MMEngine lets them catch up. A checkpoint also
+    holds the counts of the seeded :class:`~polyfocal.losses.NoisedTopKLoss`.
 
     Example:
         >>> custom_hooks = [dict(type='polyfocal.ExactResumeHook')]
     """
 
-    priority = "VERY_HIGH"  # whatever draws at the start of an epoch comes after it
+    priority = "VERY_HIGH"  # before everything that draws at the start of an epoch
 
     _STATE = "polyfocal_noise_calls"
 
@@ -258,7 +258,7 @@ class ExactResumeHook(Hook):
 
     @staticmethod
     def _draw_from(runner: Any, step: int) -> int:
-        # Sums of a seed and a step would meet: the second epoch of seed 0 and the first of seed 1.
+        # Sums of seed and epoch would collide: the second epoch of seed 0, the first of seed 1.
         seed = int(np.random.SeedSequence([runner.seed, step]).generate_state(1)[0]) // 2
         different = runner.cfg.get("randomness", {}).get("diff_rank_seed", False)
         set_random_seed(seed, diff_rank_seed=different)

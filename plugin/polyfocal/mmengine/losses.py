@@ -18,7 +18,7 @@ from polyfocal.mmengine.registry import MODELS
 
 
 class RunnerProgress:
-    """What makes a :class:`~polyfocal.losses.ScheduledLoss` follow MMEngine's Runner by itself.
+    """Makes a :class:`~polyfocal.losses.ScheduledLoss` follow MMEngine's Runner by itself.
 
     The progress is ``iter / (max_iters - 1)`` of the current MessageHub, where the Runner
     publishes both for epoch-based and iteration-based training, after a resume too. Nothing is
@@ -86,10 +86,10 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def _configurable(cls: type[nn.Module]) -> Any:
-    """The class for configs: dictionaries for bias models, a path for counts, the Runner's time."""
+    """The class for configs: takes dictionaries and paths, and follows the Runner's progress."""
     original: Callable[..., None] = cls.__init__
 
-    # The keywords stay those of the class, by which a misspelt one is answered.
+    # The keywords stay those of the class: the message about a misspelt keyword lists them.
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **settings: Any) -> None:
         original(self, *args, **{name: _resolved(name, v) for name, v in settings.items()})
@@ -103,10 +103,11 @@ def _configurable(cls: type[nn.Module]) -> Any:
 def _register(cls: type[nn.Module]) -> None:
     """Puts a loss or a source of bias scores in the registries.
 
-    Ours go in the root registry too: with custom_imports=dict(imports=['polyfocal.mmdet']) the bare
-    name is found from every OpenMMLab scope. A framework's own class of that name, such as mmdet's
-    FocalLoss, comes first there; polyfocal.FocalLoss always means ours. A loss that was defined
-    elsewhere is polyfocal.NAME; its bare name is left to whoever defined it.
+    The losses of this package go in the root registry too: with
+    custom_imports=dict(imports=['polyfocal.mmdet']) every OpenMMLab scope finds the bare name. If
+    the framework has a class of that name, such as mmdet's FocalLoss, that class comes first;
+    polyfocal.FocalLoss always means the loss of this package. A loss that was defined elsewhere is
+    polyfocal.NAME; its bare name is left to its author.
     """
     keywords = inspect.signature(cls).parameters
     needs = {"bias", "teacher", "class_counts"} & keywords.keys()

@@ -16,11 +16,11 @@ _MOST_NAMES = 20  # classes that a line on the console names
 
 @dataclass(frozen=True)
 class TrainingObjects:
-    """The objects of a data set after everything that it leaves out by itself.
+    """The objects of a data set, without those that it leaves out by itself.
 
     Attributes:
         samples: Pictures or scans.
-        counts: Objects by the name of their class; pictures, of a classifier.
+        counts: Objects by the name of their class; for a classifier, pictures.
     """
 
     samples: int
@@ -39,7 +39,7 @@ class TrainingObjects:
 
 
 def training_objects(dataset: Any) -> TrainingObjects | None:
-    """Count the objects of a built data set; None where it does not tell.
+    """Count the objects of a built data set; None if it does not tell.
 
     Every picture counts once, however often a wrapper repeats it. Regions to ignore do not count.
 
@@ -79,9 +79,9 @@ def check_training_objects(dataset: Any, cfg: Config) -> TrainingObjects | None:
 
 
 def is_empty(cfg: Config) -> bool:
-    """Whether the training data of a config that cannot be built are those of no picture at all.
+    """Whether the training data of a config cannot be built because they have no picture.
 
-    MMEngine fails where a data set that drops all of its pictures puts them together.
+    MMEngine fails on a data set that drops all of its pictures.
     """
     try:
         with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
@@ -109,10 +109,10 @@ def nothing_to_train_on(cfg: Config) -> UserError:
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside of wrappers that repeat, concatenate, balance or mix them."""
+    """The data sets inside wrappers that repeat, concatenate, balance or mix them."""
     inner = getattr(dataset, "dataset", None)
     side_by_side = getattr(dataset, "datasets", None)
-    if hasattr(dataset, "indices"):  # a part of a data set, which only itself knows
+    if hasattr(dataset, "indices"):  # a part of a data set; only the part knows its samples
         yield dataset
     elif inner is not None:
         yield from _leaves(inner)

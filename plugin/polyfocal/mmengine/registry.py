@@ -1,4 +1,4 @@
-"""Child registries of MMEngine's, in which the adapters enter their classes as ``polyfocal.X``."""
+"""Child registries of MMEngine's registries, where the adapters register ``polyfocal.X``."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -11,7 +11,7 @@ from mmengine.registry import Registry
 
 
 class _Registry(Registry):
-    """A registry that has the adapters brought in before it is asked for a name."""
+    """A registry that imports the adapters before it looks up a name."""
 
     doors: ClassVar[list[Callable[[], None]]] = []
 
@@ -21,7 +21,7 @@ class _Registry(Registry):
 
 
 def before_a_look(door: Callable[[], None]) -> None:
-    """Have something done before a name is looked up; it imports the adapters that are there."""
+    """Have ``door`` called before a name is looked up; it imports the installed adapters."""
     _Registry.doors.append(door)
 
 

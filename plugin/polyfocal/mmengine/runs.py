@@ -61,16 +61,16 @@ def train(
     Args:
         experiment: From :func:`polyfocal.adapters.prepare`, with a
             ``work_dir``.
-        resume: A checkpoint to go on from, or ``"auto"`` for the work directory's last one.
-        load_from: A checkpoint to take weights from; those that do not fit are left out.
-        hooks: To register beside the config's. What they raise ends the training.
+        resume: A checkpoint to continue from, or ``"auto"`` for the work directory's last one.
+        load_from: A checkpoint to take weights from; weights that do not fit are left out.
+        hooks: Hooks to register beside the config's. An exception of a hook ends the training.
 
     Returns:
         What the last evaluation measured, by the metrics' names.
 
     Raises:
-        UserError: The config or a checkpoint does not fit, or the work directory cannot be written
-            or is another training's.
+        UserError: The config or a checkpoint does not fit. The work directory cannot be written, or
+            belongs to another training.
     """
     bar = ProgressBarHook()
     with own_folder(Path(experiment.config.work_dir), "--work-dir"):
@@ -79,7 +79,7 @@ def train(
         try:
             runner.train()
             if not bar.evaluated:
-                # Resumed at its end: there was nothing left to train.
+                # The training was resumed at its end: there was nothing left to train.
                 runner.val_loop.run()
         finally:
             bar.close()
@@ -139,7 +139,7 @@ def test(
 def _tables(
     experiment: Runnable, metrics: list[Any], measured: dict[str, float]
 ) -> list[RenderableType]:
-    """The tables of the metrics that have one, or else a plain one of what was measured."""
+    """The tables of the metrics; if no metric has a table, a plain table of what was measured."""
     tables = experiment.tables(metrics)
     if tables or not measured:
         return tables
@@ -160,10 +160,10 @@ def train_into(
         place: Folder of the run; ``place/run`` is replaced, unless ``resume``.
         experiment: With its seed.
         hooks: See :func:`train`.
-        resume: Go on with what an interrupted run has left in ``place/run``, unless it was started
-            with another config, which ``started.json`` in there keeps with all settings.
-        launcher: How the processes that train together were started, ``"none"`` where there is
-            one.
+        resume: Continue an interrupted run in ``place/run``, unless it was started with another
+            config; ``started.json`` in that folder holds the config with all settings.
+        launcher: How the processes that train together were started, ``"none"`` for a single
+            process.
 
     Returns:
         Numbers by the shortest ends of the metrics' names, such as ``top1`` or ``bbox_mAP``.
@@ -181,12 +181,12 @@ def train_into(
 def start_in(
     place: Path, experiment: Runnable, name: str, *, resume: bool, launcher: str = "none"
 ) -> None:
-    """Give an experiment the work directory ``place/run``, as it is or new.
+    """Give an experiment the work directory ``place/run``, the existing one or a new one.
 
     Args:
         place: Folder of the run.
         experiment: For a training, or for a test in the same place.
-        name: Tells what is done in one folder apart; ``"train"`` for the training.
+        name: Tells several jobs in one folder apart; ``"train"`` for the training.
         resume: See :func:`train_into`.
         launcher: Likewise.
     """
@@ -202,13 +202,13 @@ def start_in(
     barrier()
     cfg.work_dir = str(work_dir)
     cfg.launcher = launcher
-    # Names of their own: MMEngine hands out what an earlier run of that name has logged.
+    # A new name each time: MMEngine hands out what an earlier run of the same name has logged.
     cfg.experiment_name = f"{place}-{name}"
 
 
 @contextlib.contextmanager
 def console_of(place: Path, resume: bool) -> Iterator[None]:
-    """Have what is printed go to ``place/console.log``, after what is there with ``resume``."""
+    """Send what is printed to ``place/console.log``; with ``resume`` it is appended."""
     place.mkdir(parents=True, exist_ok=True)
     log = place / "console.log" if is_main_process() else os.devnull
     with (
@@ -219,13 +219,13 @@ def console_of(place: Path, resume: bool) -> Iterator[None]:
 
 
 def set_up(cfg: Config, *, work_dir: str | None, launcher: str, local_rank: int = 0) -> None:
-    """Say where a config runs, and in how many processes.
+    """Set where a config runs, and in how many processes.
 
     Args:
         cfg: The config.
         work_dir: None for the config's, or ``work_dirs/`` and the config's name.
-        launcher: How the processes were started, ``"none"`` where there is one.
-        local_rank: Of this process, where the environment does not say it.
+        launcher: How the processes were started, ``"none"`` for a single process.
+        local_rank: The local rank of this process, if the environment does not have it.
 
     Raises:
         UserError: The tool is to be started in another way.
@@ -258,11 +258,11 @@ def check_launcher(launcher: str) -> None:
 
 
 def join_processes(launcher: str) -> None:
-    """Let the processes that train together speak to each other before there is a runner.
+    """Connect the processes that train together before there is a runner.
 
     Args:
-        launcher: How they were started, ``"none"`` where there is one. With ``"pytorch"`` they may
-            be without GPUs.
+        launcher: How they were started, ``"none"`` for a single process. With ``"pytorch"`` they
+            may be without GPUs.
     """
     if launcher == "none" or is_distributed():
         return
@@ -291,7 +291,7 @@ def curvature(
     runner = _load(experiment, checkpoint)
     meta = runner.load_checkpoint(checkpoint).get("meta", {})
     loop = runner.train_loop
-    # What a loss with a schedule looks at; a checkpoint without a date is taken for the end.
+    # A loss with a schedule reads these; a checkpoint without a date counts as the end.
     runner.message_hub.update_info("max_iters", loop.max_iters)
     done = min(meta.get("iter", loop.max_iters), loop.max_iters)
     runner.message_hub.update_info("iter", max(0, done - 1))
@@ -328,7 +328,7 @@ def _build_training(
 
 
 def _check_data(experiment: Runnable, runner: ConsoleRunner) -> None:
-    """Say what is trained on, and refuse what would end a training after its first epoch."""
+    """Say what the training data is; refuse what would end the training after its first epoch."""
     cfg = runner.cfg
     try:
         loop = runner.train_loop
@@ -359,7 +359,7 @@ def _build_runner(experiment: Runnable) -> ConsoleRunner:
     for name in ("train", "val", "test"):
         loader = cfg.get(f"{name}_dataloader")
         if loader is not None:
-            # See ExactResumeHook; and a Runner that is done with waits 5 s for each kept worker.
+            # See ExactResumeHook. Also, a finished Runner waits 5 s for each persistent worker.
             loader.persistent_workers = False
     if cfg.get("launcher") == "pytorch" and get_device() == "cpu":
         join_processes("pytorch")
@@ -373,7 +373,7 @@ def _build_runner(experiment: Runnable) -> ConsoleRunner:
 
 
 def _wrap_without_gpu(cfg: Config) -> None:
-    """What MMEngine's model wrapper does for a GPU, for a process on a CPU."""
+    """Wrap the model for processes on CPUs, as MMEngine does for processes on GPUs."""
     if cfg.get("model_wrapper_cfg") is None:
         cfg.model_wrapper_cfg = ConfigDict(
             type="MMDistributedDataParallel",

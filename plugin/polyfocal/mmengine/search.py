@@ -32,13 +32,13 @@ def losses_of(model: Any) -> dict[str, ConfigDict]:
     """A classifier's loss, or the classification losses of a detector's heads.
 
     Args:
-        model: Of a config.
+        model: The model of a config.
 
     Returns:
         Their configs, by the options that override them, such as ``model.bbox_head.loss_cls``.
 
     Raises:
-        UserError: There is none that is known here.
+        UserError: There is no such loss.
     """
     if isinstance(model.get("loss"), dict):
         return {"model.loss": model.loss}

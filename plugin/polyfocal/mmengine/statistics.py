@@ -42,7 +42,7 @@ class ClassStatisticsHook(Hook):
     def before_train(self, runner: Any) -> None:
         for name, module in runner.model.named_modules():
             if isinstance(module, ClassificationLoss):
-                # MMEngine sums the keys that hold "loss" into the total: leave that word out.
+                # MMEngine adds every key with "loss" to the total, so the name must not hold it.
                 parts = name.removeprefix("module.").split(".")
                 name = ".".join(part.replace("loss_", "") for part in parts if part != "loss")
                 handle = module.register_forward_hook(partial(self._count, name), with_kwargs=True)

@@ -1,4 +1,4 @@
-"""One run of a study: a config trained with a seed, and what the study asks for measured of it."""
+"""A run of a study: trains a config with a seed, and measures what the study asks for."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +24,11 @@ def measure_run(
 ) -> dict[str, float]:
     """Train a run of a study, and measure what the study asks for.
 
-    An interrupted run goes on where it was. Numbers of an evaluation below 0 are left out: they are
-    the metrics' word for "no ground truth".
+    An interrupted run continues where it was. Numbers of an evaluation below 0 are left out: for
+    the metrics they mean "no ground truth".
 
     Args:
-        run: Of :meth:`polyfocal.experiments.study.Study.runs`.
+        run: A run of :meth:`polyfocal.experiments.study.Study.runs`.
         place: Folder of the run.
         adapter: Prepares it, such as :func:`polyfocal.adapters.prepare`.
         launcher: See :func:`polyfocal.mmengine.runs.train_into`.
@@ -90,10 +90,10 @@ def loss_options(config: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: The config.
-        loss: With a ``type``, what takes the place of the loss in each head, with its weight.
+        loss: With a ``type``, the loss that replaces that of each head and takes over its weight.
 
     Raises:
-        UserError: The config has no classification loss that is known, or of the other activation.
+        UserError: The config has no known classification loss, or one with the other activation.
     """
     options: dict[str, Any] = {}
     for place, old in losses_of(read_config(config).model).items() if loss else ():

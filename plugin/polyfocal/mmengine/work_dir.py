@@ -1,7 +1,8 @@
-"""What a training leaves in its work directory, read back: settings, log, evaluations, detections.
+"""Reads back what a training left in its work directory: settings, log, evaluations, detections.
 
-MMEngine starts a folder named by the time in the work directory whenever a training starts or goes
-on. Together their logs tell one training, with the parts that a resume did again taken out.
+Whenever a training starts or continues, MMEngine makes a folder in the work directory, named by the
+time. Together the logs of these folders describe the training, without the parts that a resume
+repeated.
 """
 
 import json
@@ -20,7 +21,8 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
     """Read a work directory.
 
     Raises:
-        UserError: It is none, its training has not come to its end, or nothing was evaluated.
+        UserError: There is no such directory, the training has not finished, or nothing was
+            evaluated.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -31,7 +33,7 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
         part = _records(log)
         first = next((record["iter"] for record in part if _is_training(record)), None)
         if first is not None:
-            # What an earlier start had logged from here on was trained again, or is another run's.
+            # From here on an earlier start's log was trained again, or belongs to another run.
             kept = (n for n, r in enumerate(records) if _is_training(r) and r["iter"] >= first)
             del records[next(kept, len(records)) :]
             config_file = log.with_name("config.py")
@@ -65,8 +67,8 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
 def short_names(measured: dict[str, Any]) -> dict[str, float]:
     """Numbers by the shortest ends of their names that tell them apart.
 
-    ``coco/bbox_mAP`` becomes ``bbox_mAP``, ``Waymo metric/Vehicle/L1 mAP`` becomes
-    ``Vehicle/L1 mAP`` beside the same of another class.
+    ``coco/bbox_mAP`` becomes ``bbox_mAP``. ``Waymo metric/Vehicle/L1 mAP`` becomes
+    ``Vehicle/L1 mAP`` if another class has the same number.
     """
     parts = {name: name.split("/") for name, value in measured.items() if _is_number(value)}
 

@@ -1,12 +1,12 @@
 """Losses and gradients in one pass over the logits, on a CPU.
 
-The sigmoid form takes every entry as a negative, z = -x, and then puts the few positives in their
-places. The formula is that of ``poly_focal``, in two forms of one pass:
+The sigmoid form computes every entry as a negative, z = -x, and then puts the few positives in
+their places. The formula is that of ``poly_focal``. The pass has two forms:
 
 - *blocked* needs no compiler: a few operations on blocks of rows that stay in cache, so that memory
   is read once and written once.
-- *compiled* is one loop made by torch.compile, for large inputs where a C++ compiler is there. The
-  shapes and the coefficients are arguments of it, so that it is compiled once for each gamma.
+- *compiled* is one loop made by torch.compile, for large inputs if there is a C++ compiler. The
+  shapes and the coefficients are arguments of the loop, so that it is compiled once per gamma.
 
 Both give the same result run after run. The softmax form is blocked: its pass is torch's softmax,
 and the rest happens on one number per row.
@@ -33,7 +33,7 @@ from polyfocal.ops.poly_focal import (
     softplus,
 )
 
-# Elements a thread in one block: 256 KB in float32, so that a block's four buffers fit its L2.
+# Elements per thread in a block: 256 KB in float32, so that the block's four buffers fit its L2.
 _BLOCK = 65_536
 # Elements below which torch leaves an operation to fewer threads.
 _GRAIN = 32_768
@@ -42,7 +42,7 @@ _COMPILE_FROM = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
 _COMPILE_COLUMNS = 8
 _COMPILE_ARGUMENTS = inspect.signature(torch.compile).parameters
-# A product and a sum are one instruction, and nothing is put in memory that is cheaper to compute.
+# A product and a sum become one instruction; nothing that is cheaper to compute goes to memory.
 _COMPILE_OPTIONS = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "realize_opcount_threshold": 10_000,
@@ -69,7 +69,7 @@ def sigmoid(
         logits, target, poly, positive, negative, weight, reduce: see ``ops.sigmoid_poly_focal``.
         compiled: use torch.compile where it is worth it.
         want_loss: compute the loss.
-        upstream: the gradient of what comes out, to compute the gradient of the logits: a scalar
+        upstream: the gradient of the result, from which that of the logits is computed: a scalar
             with ``reduce``, else the logits' shape. None for no gradient.
 
     Returns:
@@ -80,7 +80,7 @@ def sigmoid(
     sums = logits.new_empty(rows if want_loss and reduce else 0, dtype=dtype)
     each = logits.new_empty((rows if want_loss and not reduce else 0, columns), dtype=dtype)
     gradient = None if upstream is None else torch.empty(logits.shape, dtype=logits.dtype)
-    # A weight a row is applied to the sums of the rows, a weight an entry before they are taken.
+    # A weight per row is applied to the sums of the rows, a weight per entry before the sums.
     by_entry = None if weight is None or (reduce and weight.shape[1] == 1) else weight
     factor = upstream.item() if upstream is not None and reduce else 1.0
     scales = [s for s in (weight, None if reduce else upstream) if s is not None]
@@ -96,7 +96,7 @@ def sigmoid(
             q, ce, power = _terms(as_negatives, logits[part].to(dtype), want_loss)
             if want_loss:
                 loss = loss_of(as_negatives, ce, q, power)
-                # Where the loss is CE itself the slope does not need it any more.
+                # If the loss is CE itself, the slope no longer needs it.
                 _scale(loss, by_class, None if by_entry is None else by_entry[part])
                 if reduce:
                     torch.sum(loss, dim=1, out=sums[part])
@@ -144,8 +144,8 @@ def _row_sums(
 ) -> Tensor:
     """The sums of rows with a positive entry each, of which ``put`` is the loss.
 
-    They are taken again and not corrected by a difference, which would cancel where a confident
-    positive was taken as a negative.
+    The rows are summed again. A correction by a difference would cancel digits for a confident
+    positive that was computed as a negative.
     """
     as_negatives = PolyFocal(poly.gamma, poly.epsilons)
     q, ce, power = _terms(as_negatives, x, True)
@@ -230,7 +230,7 @@ def _at(scale: Tensor | None, index: Tensor, labels: Tensor) -> Tensor | None:
 
 
 def _scale(value: Tensor, first: Scale, *others: Tensor | None) -> Tensor:
-    """Multiplies in place by all that is there."""
+    """Multiplies in place by every factor that is not None."""
     if isinstance(first, Tensor) or first != 1.0:
         value.mul_(first)
     for other in others:
@@ -240,7 +240,7 @@ def _scale(value: Tensor, first: Scale, *others: Tensor | None) -> Tensor:
 
 
 def _block_rows(logits: Tensor) -> int:
-    """Rows of a block: four buffers of its size add a sixth to the logits where they can."""
+    """Rows of a block: if possible, its four buffers add a sixth to the memory of the logits."""
     threads = torch.get_num_threads()
     elements = _BLOCK * threads
     if logits.numel() > elements:
@@ -249,7 +249,7 @@ def _block_rows(logits: Tensor) -> int:
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    """Slices of rows, of which each stays in cache."""
+    """Slices of rows, each small enough to stay in cache."""
     step = _block_rows(logits)
     if step >= len(logits):
         yield slice(None)
@@ -266,7 +266,7 @@ def _foreground(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 
 def _terms(poly: PolyFocal, x: Tensor, want_loss: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """q, CE and q^gamma of negatives with the logits x; CE is q where nobody asks for it."""
+    """q, CE and q^gamma of negatives with the logits x; CE is only q if nothing needs it."""
     q = torch.sigmoid(x)
     ce = softplus(x) if want_loss or poly.gamma > 0 else q
     if poly.gamma == 0:
@@ -304,9 +304,9 @@ def _run_compiled(
     weight: Tensor | None,
     factor: float,
 ) -> bool:
-    """Runs the compiled pass into the sums and the gradient; False where it cannot be compiled.
+    """Runs the compiled pass into the sums and the gradient; False if it cannot be compiled.
 
-    The gradient is multiplied by ``factor``; a weight a row is left to the caller in the sums.
+    The gradient is multiplied by ``factor``; in the sums a weight per row is left to the caller.
     """
     if _broken:
         return False
@@ -341,16 +341,16 @@ def _run_compiled(
 def _compiled(
     wanted: tuple[bool, bool], power: int | None, terms: int, weighted: str | None, dtype: str
 ) -> Callable[..., None]:
-    """The pass as one loop: into the sums of the rows, the gradient, or both, as ``wanted``.
+    """The pass as one loop: into the sums of the rows, the gradient, or both, as ``wanted`` says.
 
-    It takes these, the logits, a scale a column of the loss and of the gradient, the coefficients
-    and, ``weighted`` by row or entry, the weight. Everything in the key is a branch of the code;
-    the rest are arguments.
+    Its arguments are these outputs, the logits, a scale per column of the loss and of the gradient,
+    the coefficients and, if ``weighted`` by row or entry, the weight. Everything in the key is a
+    branch of the code.
     """
 
     def terms_of(x: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        # exp2, since Inductor stores an exp or a logarithm that is used twice in memory. The
-        # numbers are literals, log2(e): a global's would be an argument of the loop.
+        # exp2, because Inductor stores an exp or a logarithm that is used twice in memory. The
+        # number log2(e) is a literal: a global would be an argument of the loop.
         u = torch.exp2(x.abs() * -1.4426950408889634)
         # log1p(u) = 2 artanh(s), s = u / (2 + u) <= 1/3, by its series, exact in float32; one
         # division serves s and q.
@@ -375,7 +375,7 @@ def _compiled(
 
     def run(*tensors: Tensor) -> None:
         out, (x, scale, slope_scale, coefficients, *weight) = tensors[:outputs], tensors[outputs:]
-        # Scalars of the loop in the place of numbers, so that it is compiled once for them all.
+        # Scalars of the loop instead of numbers, so that it is compiled once for all values.
         poly = PolyFocal(coefficients[0], [coefficients[1 + j] for j in range(terms)])  # type: ignore[arg-type]
         q, ce, modulator = terms_of(x.to(coefficients.dtype), coefficients[0])
         if wanted[0]:
@@ -391,7 +391,7 @@ def _compiled(
 
     outputs = sum(wanted)
     settings: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": _known_options()}
-    # All keys share the code of these functions, and by default a code is compiled 8 times at most.
+    # All keys share the code of these functions, which by default is compiled 8 times at most.
     if "recompile_limit" in _COMPILE_ARGUMENTS:
         settings["recompile_limit"] = 64
     return torch.compile(run, **settings)

@@ -1,8 +1,7 @@
-"""Where a loss is computed: fused passes where there are some, else composed operations.
+"""Chooses how a loss is computed: by a fused pass if there is one, else by composed operations.
 
-A fused loss keeps one buffer of the logits' size for backward, the logits themselves: backward
-reads them again and writes the gradient for whatever gradient comes from above, and a second
-derivative can be taken, through the composed operations.
+A fused loss keeps one buffer of the logits' size for backward, the logits themselves. Backward
+reads them again and writes the gradient. A second derivative goes through the composed operations.
 """
 
 import functools
@@ -63,7 +62,7 @@ def _triton() -> ModuleType | None:
 def _backend(logits: Tensor, *others: object) -> ModuleType | None:
     """The module with the fused passes for these inputs, None for the composed operations.
 
-    torch.compile fuses the composed operations itself. Gradients of weights are theirs, too.
+    torch.compile fuses the composed operations itself. They also give the gradients of weights.
     """
     if _path == "composed" or not is_plain(logits):
         return None
@@ -92,7 +91,7 @@ def sigmoid_poly_focal(
         logits: (N, C), or any shape with a target of that shape; floating point.
         target: (N,) int64 in [0, C], C being background; or the logits' shape, in [0, 1].
         poly: coefficients.
-        positive, negative: weights of the entries with target 1 and 0, a number or one a class.
+        positive, negative: weights of the entries with target 1 and 0, a number or one per class.
         weight: (N, 1), (N, C) or, with a target of the logits' shape, that shape; None for 1.
         reduce: return the sum.
         scale: factor on the sum, a number or a scalar without a gradient.

@@ -1,9 +1,9 @@
-"""The noised top-k operator, drawn a block of rows at a time."""
+"""The noised top-k operator, drawn for one block of rows at a time."""
 
 import torch
 from torch import Tensor
 
-# Noised scores in one block: 1 MB in float32 stays in a core's cache, a GPU wants more to do.
+# Noised scores in one block: 1 MB in float32 stays in a core's cache; a GPU needs larger blocks.
 _BLOCK_CPU = 2**18
 _BLOCK_DEVICE = 2**24
 
@@ -19,18 +19,18 @@ def noised_gap(
 ) -> Tensor:
     """top_{rank, epsilon}(s) - s_y of every row, top being the mean over noised copies.
 
-    Only the index of the class at that rank is kept of each copy. The perturbed optimizer's
-    gradient is the mean of their one-hot vectors, which is the gradient of the scores gathered at
-    those indices; the noise there is a constant.
+    Of each copy only the index of the class at that rank is kept. The gradient of the perturbed
+    optimizer is the mean of the one-hot vectors of these classes. That is the gradient of the
+    scores gathered at those indices; the noise is a constant.
 
     Args:
         scores: (N, C), float32 or float64, C >= rank.
         target: (N,) int64 in [0, C - 1].
-        rank: which of the largest, from 1.
-        epsilon: of the noise, >= 0.
+        rank: 1 for the largest score, 2 for the next, and so on.
+        epsilon: strength of the noise, >= 0.
         num_samples: B, noised copies of each row.
-        generator: of the noise, on the scores' device; None for torch's own.
-        noise: (N, C, B), in the place of drawing.
+        generator: draws the noise, on the scores' device; None for torch's own.
+        noise: (N, C, B), instead of drawn noise.
 
     Returns:
         (N,)

@@ -6,10 +6,16 @@ With p_t the probability of the target and CE = -log p_t,
              + sum_j epsilon_j (1 - p_t)^(gamma + j)
 
 One variable serves both activations: p_t = sigmoid(z), where z is the signed logit in the sigmoid
-form and z = x_y - logsumexp_{k != y} x_k in the softmax form. :func:`loss_of` is f and
-:func:`slope_of` its derivative by z, of CE, 1 - p_t and (1 - p_t)^gamma. Every pass of this package
-gets these three in its own way: the composed operations from ``logsigmoid``, exact in either tail,
-with powers as exponentials of logarithms, so that autograd's gradient is finite for gamma < 1 too.
+form and z = x_y - logsumexp_{k != y} x_k in the softmax form. With q = 1 - p_t, dq/dz = -p_t q and
+dCE/dz = -q, so that the gradient is
+
+    -df/dz = q^gamma [(1 - xi) (q + gamma p_t CE) + p_t sum_j (gamma + j) epsilon_j q^j]
+             + xi (1 + p_t)^gamma_hc q [1 - gamma_hc CE p_t / (1 + p_t)]
+
+:func:`loss_of` is f and :func:`slope_of` is -df/dz, both computed from CE, q and q^gamma. Every
+pass of this package gets these three in its own way. The composed operations take them from
+``logsigmoid``, exact in either tail, with powers as exponentials of logarithms, so that autograd's
+gradient is finite for gamma < 1 too.
 """
 
 from collections.abc import Sequence
@@ -47,7 +53,7 @@ def loss_of(
         cross_entropy: CE.
         q: 1 - p_t.
         power: q^gamma; None for 1.
-        p: p_t where it is known better than as 1 - q.
+        p: p_t, if it is known more exactly than as 1 - q.
         positive: scales xi.
         out: where to put the result.
     """
@@ -72,7 +78,7 @@ def slope_of(
     factor: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """-df/dz times ``factor``, elementwise; no power below gamma occurs, so that it is finite.
+    """-df/dz times ``factor``, elementwise; finite, since no power below gamma occurs.
 
     Args:
         poly, cross_entropy, q, power, p, out: as in :func:`loss_of`.
@@ -81,7 +87,7 @@ def slope_of(
     kept = (1.0 - poly.xi) * factor
     slopes = [(poly.gamma + j + 1) * factor * e for j, e in enumerate(poly.epsilons)]
     inner = _plus(None if power is None else cross_entropy * (poly.gamma * kept), slopes, q)
-    # kept q + (1 - q) inner
+    # kept q + p inner, with p = 1 - q
     if inner is None:
         slope = q * kept
     elif p is None:
@@ -124,7 +130,7 @@ def _composed(
     log_miss: Tensor,
     positive: Tensor | float = 1.0,
 ) -> Tensor:
-    """f(p_t), of differentiable operations on logarithms."""
+    """f(p_t), by differentiable operations on logarithms."""
     power = torch.exp(poly.gamma * log_miss) if poly.gamma > 0 else None
     return loss_of(poly, cross_entropy, torch.exp(log_miss), power, torch.exp(log_pt), positive)
 
@@ -147,14 +153,14 @@ def composed_sigmoid(
     negative: Tensor | float,
     weight: Tensor | None,
 ) -> Tensor:
-    """Weighted binary losses, one an entry, of differentiable operations.
+    """Weighted binary losses, one per entry, of differentiable operations.
 
     Args:
         logits: (N, C), or any shape with a target of that shape; float16 and bfloat16 are computed
             in float32.
         target: (N,) int64 in [0, C], C being background; or the logits' shape, in [0, 1].
         poly: coefficients.
-        positive, negative: weights of the entries with target 1 and 0, a number or one a class.
+        positive, negative: weights of the entries with target 1 and 0, a number or one per class.
         weight: broadcasts over the logits; None for 1.
 
     Returns:
@@ -164,8 +170,8 @@ def composed_sigmoid(
     if target.shape == logits.shape:
         loss = _sigmoid_soft(logits, target, poly) * (target * positive + (1.0 - target) * negative)
     else:
-        # Nearly every entry is a negative: take all of them as negatives, which have no part in
-        # the cycle, then put the positives in.
+        # Nearly every entry is a negative: compute all as negatives, which the cycle does not
+        # weigh, then put the positives in.
         loss = _of_margin(PolyFocal(poly.gamma, poly.epsilons), -logits) * negative
         if logits.shape[0] > 0:
             foreground = (target != logits.shape[1]).unsqueeze(1)
@@ -176,7 +182,7 @@ def composed_sigmoid(
 
 
 def at_class(per_class: Tensor | float, labels: Tensor) -> Tensor | float:
-    """The values of the labels' classes, in the labels' shape; a number stays one."""
+    """The values of the labels' classes, in the shape of the labels; a number stays a number."""
     return per_class[labels] if isinstance(per_class, Tensor) and per_class.dim() else per_class
 
 
@@ -205,7 +211,7 @@ def composed_softmax(
     weight: Tensor | None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Weighted single-label losses, one a row, of differentiable operations.
+    """Weighted single-label losses, one per row, of differentiable operations.
 
     Args:
         logits: (N, K); float16 and bfloat16 are computed in float32.
@@ -240,9 +246,9 @@ def softmax_margin(logits: Tensor, target: Tensor) -> Tensor:
 def _smoothed(
     loss: Tensor, logits: Tensor, target: Tensor, poly: PolyFocal, label_smoothing: float
 ) -> Tensor:
-    # Every class k gets the mass a / K of a target, the labelled one (1 - a) on top of it. The
-    # weight of a class that is not the labelled one is (1 - xi) p_k^gamma + xi, and its
-    # polynomial term is epsilon (1 - p_k).
+    # Every class k gets the mass a / K of a target; the labelled class gets (1 - a) more. The
+    # weight of any other class is (1 - xi) p_k^gamma + xi, and its polynomial term is
+    # epsilon (1 - p_k).
     share = label_smoothing / logits.shape[1]
     log_p = torch.log_softmax(logits, dim=1)
     smooth = -log_p

@@ -1,8 +1,8 @@
-"""Losses whose positives learn a quality, such as an overlap, in place of 1.
+"""Losses whose positives learn a quality, such as an overlap, instead of 1.
 
 Every entry is computed as a negative, by the passes of the focal family. Then the one positive
-entry of each row is put in its place, in closed form. Nothing of the logits' size is made but what
-those passes make.
+entry of each row is put in its place, in closed form. Only those passes make buffers of the
+logits' size.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from polyfocal._torch import can_read
 from polyfocal.ops import fused
 from polyfocal.ops.poly_focal import PolyFocal, compute_dtype, softplus
 
-_TINY = 1e-12  # below it a distance or a probability has no slope, whatever its power
+_TINY = 1e-12  # a smaller distance or probability has no slope, whatever its power
 
 
 class Quality(NamedTuple):
@@ -25,7 +25,7 @@ class Quality(NamedTuple):
         negatives: the loss of the entries with target 0.
         negative, positive: the weights of both.
         epsilon: of the positives.
-        beta: power of the positives' modulator |y - p|; None for no modulator, where the term of
+        beta: power of the positives' modulator |y - p|. None for no modulator: then the term of
             epsilon is the first one in the expansion of the loss around y.
         by_score: whether y weighs the positives.
         power: y is raised to it first.
@@ -47,7 +47,7 @@ class Quality(NamedTuple):
 
 
 def quality_targets(p: Tensor, y: Tensor, quality: Quality) -> Tensor:
-    """What the positives learn, of their probabilities and scores in [0, 1]."""
+    """What the positives learn, from their probabilities and scores in [0, 1]."""
     if quality.power != 1:
         y = y**quality.power
     if quality.mix:
@@ -82,7 +82,7 @@ def quality_positives(p: Tensor, rest: Tensor, ce: Tensor, y: Tensor, quality: Q
 def leading_excess(p: Tensor, rest: Tensor, y: Tensor, gap: Tensor) -> Tensor:
     """The first term of the excess of binary cross-entropy over its least value, at p = y.
 
-    It is p - y - y log(p / y) above y, and the same of 1 - p and 1 - y below.
+    It is p - y - y log(p / y) for p above y. Below y it is the same function of 1 - p and 1 - y.
     """
     above = gap < 0
     q, t = torch.where(above, p, rest), torch.where(above, y, 1 - y)
@@ -113,8 +113,8 @@ def _closed(x: Tensor, y: Tensor, quality: Quality) -> tuple[Tensor, Tensor]:
 def _positives_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rows, their columns, and which of them are positives, None for all.
 
-    On a CPU the rows with a label of the foreground; elsewhere all rows, since to count them would
-    wait for the device.
+    On a CPU these are the rows with a label of the foreground. Elsewhere they are all rows, because
+    counting the positives would wait for the device.
     """
     foreground = labels < logits.shape[1]
     if can_read(labels) and can_read(logits):
@@ -178,7 +178,7 @@ def composed_quality(
 
 def _negatives(pred: Tensor, quality: Quality, activated: bool) -> Tensor:
     p = pred if activated else torch.sigmoid(pred)
-    # A target of one number, seen as many.
+    # One number, expanded to the shape of a target.
     ce = (
         F.binary_cross_entropy(p, p.new_zeros(()).expand_as(p), reduction="none")
         if activated
@@ -214,7 +214,7 @@ def quality_loss(
     scale: Tensor | float = 1.0,
     activated: bool = False,
 ) -> Tensor:
-    """As :func:`composed_quality`, or the sum times ``scale``; fused where there is such a pass.
+    """As :func:`composed_quality`, or the sum times ``scale``; fused if there is such a pass.
 
     Backward keeps the logits.
     """

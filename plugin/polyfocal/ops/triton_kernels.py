@@ -1,16 +1,16 @@
 """Losses and gradients in one pass over the logits, on a GPU, by Triton.
 
-Each kernel reads the logits once, computes in float32 and writes only what is asked for: one
-partial sum a tile, added up afterwards by one program in a fixed order, or the gradient. No kernel
-waits for the device or adds atomically.
+Each kernel reads the logits once, computes in float32 and writes only what is asked for: the
+gradient, or one partial sum per tile. One program adds the partial sums afterwards in a fixed
+order. No kernel waits for the device or adds atomically.
 
-A program has a tile of rows and walks over their columns: a row's label and weight are read once,
-and no entry has to be divided into row and column. The size of a tile is chosen by the shape alone.
-Triton's autotuner would wait for the device in the first step, which a captured graph does not
-allow; ``benchmarks/gpu_check.py --parts tiles`` measures the choices.
+A program has a tile of rows and walks over their columns. So the label and weight of a row are read
+once, and no index has to be divided into row and column. The shape alone decides the size of a
+tile: Triton's autotuner would wait for the device in the first step, which a captured graph does
+not allow. ``benchmarks/gpu_check.py --parts tiles`` measures the choices.
 
-A label out of range makes the loss of its row NaN, and with it the sum: to look at the labels
-before would wait for the device in every step.
+A label out of range makes the loss of its row NaN, and with it the sum: a look at the labels
+beforehand would wait for the device in every step.
 """
 
 import functools
@@ -28,7 +28,7 @@ ENTRIES = 1024
 WARPS = 4
 """Warps of a program."""
 _STRIP = 4096  # columns of a program, where there are more
-_LARGE = 2**31  # entries, from which on their numbers need 64 bits
+_LARGE = 2**31  # from this many entries on, their numbers need 64 bits
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def _sigmoid_kernel(
     POWER: tl.constexpr,
     TERMS: tl.constexpr,
     HIGH: tl.constexpr,
-    WEIGHT: tl.constexpr,  # 0 none, 1 a row, 2 an entry
+    WEIGHT: tl.constexpr,  # 0 none, 1 per row, 2 per entry
     POSITIVE_BY_CLASS: tl.constexpr,
     NEGATIVE_BY_CLASS: tl.constexpr,
     LOSS: tl.constexpr,
@@ -270,7 +270,7 @@ def _softmax_gradient_kernel(
 
 @triton.jit
 def _total_kernel(parts, out, count, BLOCK: tl.constexpr):
-    """The sum of the parts, in one order whatever the device does."""
+    """The sum of the parts, always in the same order."""
     total = tl.full((BLOCK,), 0.0, tl.float32)
     for begin in range(0, count, BLOCK):
         place = begin + tl.arange(0, BLOCK)
@@ -302,7 +302,7 @@ def _epsilons(epsilons: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def _branches(poly: PolyFocal) -> dict[str, int | bool]:
-    """What of the coefficients is a branch of the code."""
+    """Which branches of the code the coefficients choose."""
     return {
         "POWER": int(poly.gamma) if poly.gamma in (0, 1, 2, 3, 4, 5) else -1,
         "TERMS": len(poly.epsilons),
@@ -368,7 +368,7 @@ def sigmoid(
 def softmax_loss(
     logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
 ) -> tuple[Tensor, tuple[Tensor]]:
-    """As ``cpu.softmax_loss``; kept is the logarithm of the sum of the others' exponentials."""
+    """As ``cpu.softmax_loss``; it keeps the logarithm of the sum of the others' exponentials."""
     logits = logits.contiguous()
     rows, columns = logits.shape
     rest = logits.new_empty(rows, dtype=torch.float32)
