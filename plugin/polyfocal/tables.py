@@ -14,8 +14,8 @@ def table(
     """A table of a column of names and columns of numbers.
 
     Args:
-        title: Above it.
-        header: Of the columns.
+        title: Title above the table.
+        header: Headers of the columns.
         rows: Texts as they are, numbers with three digits; "-" for NaN.
         style: See :class:`rich.table.Table`.
     """

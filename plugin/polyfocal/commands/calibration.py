@@ -35,10 +35,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("results", metavar="RESULTS.json", help="detections, COCO's results format")
     add("truth", metavar="ANNOTATIONS.json", help="COCO's ground truth")
     add("--masks", action="store_true", help="compare masks instead of boxes")
-    text = "IoU that D-ECE and LRP ask for (default 0.5)"
+    text = "IoU from which a detection counts as correct in D-ECE and LRP (default 0.5)"
     add("--iou", type=float, default=0.5, help=text)
     text = (
-        "most detections of a class in a picture that count (default 100, or more hundreds where a "
+        "most detections per class and picture that count (default 100, or more hundreds if a "
         "picture holds more objects)"
     )
     add("--max-dets", type=int, metavar="N", help=text)
@@ -46,11 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--fit", choices=METHODS, help="fit a calibrator to the detections")
     way.add_argument("--apply", metavar="FILE", help="apply a calibrator that --save wrote")
-    text = "with --fit, what scores are to say: iou (for LaECE) or precision (for D-ECE)"
+    text = "with --fit, what scores should mean: iou (for LaECE) or precision (for D-ECE)"
     add("--target", choices=TARGETS, default="iou", help=text)
     add("--shared", action="store_true", help="with --fit, one map for all classes")
-    add("--save", metavar="FILE", help="with --fit, where the calibrator goes")
-    add("--out", metavar="FILE", help="with --apply, where the new results go")
+    add("--save", metavar="FILE", help="with --fit, the file for the calibrator")
+    add("--out", metavar="FILE", help="with --apply, the file for the new results")
     args = parser.parse_args(argv)
     if bool(args.fit) != bool(args.save):
         parser.error("--fit METHOD and --save FILE are given together")

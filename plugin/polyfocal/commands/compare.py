@@ -2,7 +2,7 @@
 
 The report holds the numbers of the last evaluations, average precision by class, calibration, the
 curves of training, precision against recall, time and memory, which settings differ, and the
-pictures on which the runs differ most. It needs nothing beside itself: mail it, or open it from a
+pictures on which the runs differ most. It loads no other file: mail it, or open it from a
 disk. All runs must have been evaluated on the same data.
 
 What needs the detections is taken from WORK_DIR/val.bbox.json (and val.segm.json), which
@@ -35,11 +35,13 @@ examples:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("compare", __doc__, EXAMPLES)
-    parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR", help="of finished trainings")
+    parser.add_argument(
+        "work_dirs", nargs="+", metavar="WORK_DIR", help="work directories of finished trainings"
+    )
     parser.add_argument(
         "--out", metavar="FILE", default="report.html", help="the report (default: report.html)"
     )
-    text = "on which the runs differ most (default: 6)"
+    text = "number of pictures to show, those on which the runs differ most (default: 6)"
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help=text)
     return parser.parse_args(argv)
 

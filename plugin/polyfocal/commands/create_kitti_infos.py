@@ -2,8 +2,8 @@
 
 Every file is checked. The info files (version 2) are kitti_infos_train.pkl and the like: one for
 each of train, val, trainval and test that ROOT names in ImageSets. Neither a GPU nor
-nuscenes-devkit is needed. polyfocal's own tools read the folder itself (--data ROOT) and need no
-info files; MMDetection3D's do.
+nuscenes-devkit is needed. polyfocal's own commands read the folder itself (--data ROOT);
+MMDetection3D's tools need the info files.
 """
 
 import argparse

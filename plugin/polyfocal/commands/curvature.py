@@ -56,20 +56,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     parser = command_line.parser_of("curvature", __doc__, EXAMPLES)
     add = parser.add_argument
-    command_line.add_config(parser, "it was trained with")
+    command_line.add_config(parser, "config that it was trained with")
     add("checkpoint", help="for instance work_dirs/retinanet_poly1/epoch_12.pth")
     command_line.add_common_options(parser)
-    text = "parameters whose names match (default: a detector's classification branch, else all)"
+    text = "parameters with such names (default: a detector's classification branch, else all)"
     add("--params", dest="parameters", metavar="REGEX", help=text)
-    text = "losses called cls, or the whole training loss (default: cls, where there is one)"
+    text = "losses called cls, or the whole training loss (default: cls, if there is one)"
     add("--loss", dest="kind", choices=["cls", "all"], help=text)
-    add("--top-k", type=int, default=1, help="largest eigenvalues (default: 1)")
-    add("--steps", type=int, default=100, help="most products for them (default: 100)")
-    add("--probes", type=int, default=16, help="products for the trace (default: 16)")
+    add("--top-k", type=int, default=1, help="number of largest eigenvalues (default: 1)")
+    add("--steps", type=int, default=100, help="most products for the eigenvalues (default: 100)")
+    add("--probes", type=int, default=16, help="number of products for the trace (default: 16)")
     methods, text = ["hutchinson", "hutch++"], "how the trace is estimated (default: hutchinson)"
     add("--method", choices=methods, default=methods[0], help=text)
-    add("--batches", type=int, default=4, help="batches of training pictures (default: 4)")
-    add("--seed", type=int, default=0, help="of the pictures and the probes (default: 0)")
+    add("--batches", type=int, default=4, help="batches of training pictures to use (default: 4)")
+    add("--seed", type=int, default=0, help="seed of the pictures and the probes (default: 0)")
     add("--out", metavar="FILE", help="write the numbers to NAME.json")
     add("--plot", metavar="FILE", help="draw the spectral density into NAME.png or NAME.svg")
     return command_line.run_tool(run, parser.parse_args(argv))

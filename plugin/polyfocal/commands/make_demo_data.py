@@ -1,9 +1,8 @@
 """Write the built-in data set, digit scenes, as a COCO-format folder.
 
 The scenes are handwritten digits, enlarged, rotated, coloured and partly hiding one another,
-on textured backgrounds, with exact boxes and masks. The folder is in COCO format and goes wherever
---data DIR is asked for. The same options give the same data; a folder that holds them already is
-left alone.
+on textured backgrounds, with exact boxes and masks. The folder is in COCO format: give it to any
+--data DIR. The same options give the same data; a folder that holds them already is left alone.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 p_t is the probability that the model gives to the target. The losses are the real modules, fed with
 the logits that give each p_t; nothing is trained and nothing downloaded. A loss is a type and its
-settings: --loss Poly1FocalLoss epsilon=-1 gamma=2. One without use_sigmoid is drawn in its sigmoid
-form (Poly1CrossEntropyLoss in its softmax form, its default). Softmax is drawn for two classes.
+settings: --loss Poly1FocalLoss epsilon=-1 gamma=2. Without use_sigmoid a loss is drawn in its
+sigmoid form (Poly1CrossEntropyLoss in its softmax form, its default). Softmax is drawn for two
+classes.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("plot_loss", __doc__, EXAMPLES)
     add = parser.add_argument
-    text = "whose losses to draw (needs MMEngine)"
+    text = "configs whose losses to draw (needs MMEngine)"
     add("configs", nargs="*", type=config_file, metavar="CONFIG", help=text)
     text = f"a loss to draw, may be repeated; TYPE is one of {', '.join(LOSSES.of_logits())}"
     form = ("TYPE", "KEY=VALUE")
@@ -64,7 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--progress", nargs="+", type=float, default=moments, metavar="T", help=text)
     text = "what a debiasing loss's bias model gives to the target (default 0.1 0.5 0.9)"
     add("--bias", nargs="+", type=float, default=[0.1, 0.5, 0.9], metavar="P", help=text)
-    add("--negatives", action="store_true", help="draw target 0 too, dotted (sigmoid losses)")
+    add(
+        "--negatives",
+        action="store_true",
+        help="draw target 0 too, dotted (sigmoid losses)",
+    )
     add("--log", action="store_true", help="logarithmic vertical axes")
     text = "picture to write, .png or .svg (default loss.png)"
     add("--out", type=Path, default=Path("loss.png"), metavar="FILE", help=text)

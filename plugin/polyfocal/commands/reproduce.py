@@ -1,6 +1,6 @@
 """Carry out a study over seeds: a paper's table beside ours, or a question without a paper.
 
-A study comes with polyfocal (configs/studies of its repository), or is a file of yours: rows of
+A study comes with polyfocal (configs/studies of its repository), or is your own file: rows of
 settings, and what is measured. Runs that are done keep their numbers in work_dirs/reproduce/STUDY
 or --work-dir: after an interruption give the same command again. With real data a paper's table is
 the published experiment, as far as it is known; with --demo a study ends on a laptop.
@@ -43,16 +43,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--config",
         metavar="FILE",
         type=config_file,
-        help="instead of the config that the study names for its rows",
+        help="config for the rows, instead of the one that the study names",
     )
     add_common_options(parser)
-    add("--seeds", type=int, nargs="+", default=[3], metavar="N", help="0 to N-1, or these")
-    add("--epochs", type=int, metavar="N", help="of every run (with --demo or --profile tiny)")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[3],
+        metavar="N",
+        help="one number: how many seeds, 0 to N-1 (default: 3); several: these seeds",
+    )
+    add(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="epochs of every run (with --demo or --profile tiny)",
+    )
     add("--only", nargs="+", metavar="ROW[/SEED]", help="do these rows or runs now, not all")
-    add("--dry-run", action="store_true", help="say what there is to do")
+    add("--dry-run", action="store_true", help="show the runs that are left to do, and do nothing")
     add("--slurm", metavar="PARTITION", help="submit a job for each run that is not done")
-    add("--gpus", type=int, default=8, help="of each such job (default: 8)")
-    add("--sbatch-args", default="", metavar="ARGS", help='more, such as "--time=2-0 -A lab"')
+    add("--gpus", type=int, default=8, help="GPUs of each job of --slurm (default: 8)")
+    add(
+        "--sbatch-args",
+        default="",
+        metavar="ARGS",
+        help='more options of sbatch, such as "--time=2-0 -A lab"',
+    )
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     return args

@@ -1,8 +1,8 @@
 """Write a config with its classification losses swapped, or show what they are.
 
-Swap the classification losses of a config for losses of this package: the shortest config that
-is the given one with the losses, their adapters and the types of heads that need it. Without
---loss, show the classification losses of the config and what fits in their places.
+Swap the classification losses of a config for losses of this package. The result is a short config
+with the given one as its base: the new losses, their adapters, and new types of the heads that need
+one. Without --loss, show the classification losses of the config and what fits in their places.
 """
 
 import argparse
@@ -50,11 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     parser = parser_of("swap_loss", __doc__, EXAMPLES)
     add = parser.add_argument
-    add_config(parser, "to change: mmdet::NAME, mmdet3d::NAME")
-    text = "poly1, for the Poly-1 form of what stands there, or the name of a loss; settings"
+    add_config(parser, "config to change: mmdet::NAME, mmdet3d::NAME")
+    text = "poly1, for the Poly-1 form of the present loss, or the name of a loss; then settings"
     add("--loss", nargs="+", metavar=("LOSS", "KEY=VALUE"), help=text)
-    add("--epsilon", type=float, help="of the Poly-1 term (default 1)")
-    text = "which loss, by its name in the table or a part of it (default: what decides on classes)"
+    add("--epsilon", type=float, help="epsilon of the Poly-1 term (default 1)")
+    text = (
+        "which loss, by its name in the table or part of it (default: all that decide on classes)"
+    )
     add("--slot", action="append", metavar="NAME", help=text)
-    add("--out", type=Path, metavar="FILE", help="write it there, not on the screen")
+    add("--out", type=Path, metavar="FILE", help="write the config there, not on the screen")
     return run_tool(run, parser.parse_args(argv), goes_on_with=None)

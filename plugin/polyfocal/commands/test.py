@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     parser = parser_of("test", __doc__, EXAMPLES)
     add = parser.add_argument
-    add_config(parser, "it was trained with")
+    add_config(parser, "config that it was trained with")
     add("checkpoint", help="for instance work_dirs/retinanet_poly1/epoch_12.pth")
     add_common_options(parser)
     add(

@@ -64,11 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     add_config(parser)
     add_common_options(parser)
     add = parser.add_argument
-    add("--seed", type=int, help="of everything random (default: the config's, or 0)")
+    add("--seed", type=int, help="seed of everything random (default: the config's, or 0)")
     add("--amp", action="store_true", help="mixed precision; needs a GPU")
-    text = "go on from this checkpoint, or without a name from the work directory's last one"
+    text = "go on from this checkpoint; without a name, from the last one in the work directory"
     add("--resume", nargs="?", const="auto", metavar="CHECKPOINT", help=text)
-    add("--load-from", metavar="CHECKPOINT", help="start from these weights")
+    add("--load-from", metavar="CHECKPOINT", help="start from the weights of this checkpoint")
     text = "scale the learning rate to the number of devices and the batch size"
     add("--auto-scale-lr", action="store_true", help=text)
     add("--tensorboard", action="store_true", help="log for TensorBoard too")

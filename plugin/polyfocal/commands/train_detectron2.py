@@ -1,8 +1,8 @@
 """Train a detector of Detectron2 with a loss of polyfocal, and evaluate it.
 
-The config is a LazyConfig (.py) or yaml. Alone it trains on COCO 2017 where Detectron2 looks for it
-(DETECTRON2_DATASETS, or ./datasets); --data takes any COCO-format folder, and --demo the built-in
-pictures.
+The config is a LazyConfig (.py) or yaml. Without --data and --demo it trains on COCO 2017 where
+Detectron2 looks for it (DETECTRON2_DATASETS, or ./datasets). --data takes any COCO-format folder;
+--demo takes the built-in pictures.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Search the settings of a config's loss on your data: epsilon, gamma, alpha and the others.
 
-Every loss declares what is worth a search, and where. A trial is a short training on four fifths of
-the training split, judged by the other fifth, and given up early where it lags behind. Then the
-best setting, the config's own and those of --against are trained in full length with fresh seeds
-and measured on the val split, which the search has not used. The folder gets best.py, a config
-ready to train; report.md, the evidence; and search.db, by which the same command goes on after an
-interruption.
+Every loss declares which settings are worth a search, and in which range. A trial is a short
+training on four fifths of the training split. It is judged by the other fifth, and given up early
+if it lags behind. Then the best setting, the config's own and those of --against are trained in
+full length with fresh seeds. They are measured on the val split, which the search has not used. The
+folder gets best.py, a config ready to train; report.md, the evidence; and search.db, from which the
+same command goes on after an interruption.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from polyfocal.shipped import config_file
 
 EXAMPLES = """\
 examples:
-  # a classifier on the built-in digits, a minute
+  # a classifier on the built-in digits: a minute on a CPU
   polyfocal tune classification/poly1 --demo --trials 20
 
   # a detector on your pictures, 40 minutes of searching; then 3 seeds beside stock focal loss
@@ -31,7 +31,7 @@ examples:
   polyfocal tune retinanet_poly1 --data ~/cells --profile tiny --minutes 40 \\
       --only epsilon --epochs 3
 
-  # four processes, each on a GPU of its own where there are as many
+  # four processes, each on its own GPU if there are as many
   polyfocal tune retinanet_poly1 --data ~/cells --minutes 600 --workers 4
 
   # one more process on the same search, from another shell: the same command, and --seeds 0
@@ -57,21 +57,24 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     command_line.add_config(parser)
     command_line.add_experiment_options(parser)
-    text = "of searching, earlier starts included; a trial under way then is ended for nothing"
+    text = "minutes of searching, earlier starts included; a trial under way then does not count"
     add("--minutes", type=float, metavar="M", help=text)
-    text = "to search for, whether finished or given up early"
+    text = "number of trials, whether finished or given up early"
     add("--trials", type=int, metavar="N", help=text)
-    text = "of a trial (default: a third of the config's)"
+    text = "epochs of a trial (default: a third of the config's)"
     add("--epochs", type=int, metavar="N", help=text)
     add("--only", nargs="+", metavar="NAME", help="search these settings, not all")
-    text = "of the trainings in full length (default: 3); 0 for a search alone"
+    text = "number of seeds for the trainings in full length (default: 3); 0 for a search alone"
     add("--seeds", type=int, default=3, metavar="N", help=text)
-    text = "train these too in full length, such as retinanet_focal"
+    text = "other configs to train in full length too, such as retinanet_focal"
     add("--against", nargs="+", type=config_file, default=[], metavar="CONFIG", help=text)
-    text = "keep the search there, for workers on several machines: a database (postgresql://...), "
-    text += "Optuna's gRPC proxy (grpc://HOST:PORT) or the path of a journal file"
+    text = "where to keep the search, for workers on several machines: a database "
+    text += (
+        "(postgresql://...), Optuna's gRPC proxy (grpc://HOST:PORT) or the path of a journal file "
+    )
+    text += "(default: search.db in the work directory)"
     add("--storage", metavar="URL", help=text)
-    text = "processes that search (default: 1)"
+    text = "number of processes that search (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=text)
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv

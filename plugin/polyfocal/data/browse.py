@@ -27,7 +27,7 @@ MOST_LABELS = 40
 
 
 def statistics(split: CocoSplit) -> Table:
-    """A row per class, and one of all: objects, pictures with it, sizes."""
+    """A row per class, and one for all classes: objects, pictures with them, sizes."""
     by_class = defaultdict(list)
     for annotation in split.annotations.objects:
         by_class[annotation["category_id"]].append(annotation)
@@ -60,7 +60,7 @@ def _row(name: str, annotations: list[dict[str, Any]]) -> list[str]:
 
 
 def remarks(split: CocoSplit) -> list[str]:
-    """What else to know before training."""
+    """What else a person should know before training."""
     images, objects = split.annotations.images, split.annotations.objects
     sides = [sorted({image[key] for image in images}) for key in ("width", "height")]
     width, height = (f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in sides)
@@ -85,13 +85,13 @@ def draw_some(split: CocoSplit, out: Path, num: int, category: str | None = None
     """Draw pictures at even distances in the order of the file, and a contact sheet of them.
 
     Args:
-        split: Of the data set.
+        split: Split of the data set.
         out: Folder for a PNG per picture and ``contact_sheet.png``.
-        num: Most pictures, 0 for none.
+        num: Most pictures to draw, 0 for none.
         category: Only pictures and objects of this class.
 
     Returns:
-        How many pictures there are.
+        How many pictures were drawn.
 
     Raises:
         UserError: There is no such class, or the folder cannot be written.
@@ -143,7 +143,7 @@ def _draw(
 ) -> None:
     """Draw a picture with boxes, masks and labels; the colour tells the class.
 
-    Where there is one class only, the colour tells the objects apart.
+    If there is only one class, the colour tells the objects apart.
     """
     width, height = image["width"], image["height"]
     extent = (0, width, height, 0)

@@ -33,7 +33,7 @@ def parser_of(
     )
 
 
-def add_config(parser: argparse.ArgumentParser, text: str = "of the training") -> None:
+def add_config(parser: argparse.ArgumentParser, text: str = "config of the training") -> None:
     """Add the argument that names a config: a file, or one that comes with polyfocal."""
     text += "; a file, or the name of one that comes with polyfocal, such as retinanet_poly1"
     parser.add_argument("config", metavar="CONFIG", type=config_file, help=text)
@@ -205,10 +205,10 @@ def settings_of(words: Iterable[str], option: str) -> dict[str, Any]:
 
     Args:
         words: ``KEY=VALUE`` each, see :func:`value_of`.
-        option: That they were given to, for the sentence of the error.
+        option: Option that they were given to, for the error message.
 
     Raises:
-        UserError: A word is none.
+        UserError: A word has another form.
     """
     settings = {}
     for word in words:

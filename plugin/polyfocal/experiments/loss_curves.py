@@ -28,7 +28,7 @@ DASHES: tuple[Any, ...] = ("solid", "dashdot", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 
 
 @dataclass
 class Curve:
-    """A loss at one moment of the training, and how the legend calls it."""
+    """A loss at one moment of the training, and its name in the legend."""
 
     name: str
     loss: ClassificationLoss
@@ -45,7 +45,7 @@ def loss_and_gradient(
         loss: a sigmoid loss, which gets one logit, or a softmax loss, which gets two.
         p_t: probabilities of the target, (N,), inside (0, 1).
         positive: the entry's target is 1; False for 0, which a softmax loss does not have.
-        bias: what a bias model gives to the target, for a loss that asks for one.
+        bias: probability that a bias model gives to the target, for a loss that needs one.
 
     Returns:
         The loss L and dL/dp_t, both (N,) in the dtype of p_t.
@@ -67,7 +67,7 @@ def loss_and_gradient(
 
 
 def build_loss(kind: str, settings: dict[str, Any]) -> ClassificationLoss:
-    """The module of a type and its keywords, in the sigmoid form where they do not say which.
+    """The module of a type and its keywords, in the sigmoid form if they do not name a form.
 
     Raises:
         UserError: there is no such type, keyword or value.
@@ -83,7 +83,7 @@ def build_loss(kind: str, settings: dict[str, Any]) -> ClassificationLoss:
 
 
 def name_of(kind: str, settings: dict[str, Any]) -> str:
-    """A loss with those of its settings that are not its defaults, for a legend."""
+    """A loss with the settings that differ from its defaults, for a legend."""
     default = {key: one.default for key, one in inspect.signature(LOSSES[kind]).parameters.items()}
     shown = [
         f"{key}={value}"
@@ -118,11 +118,11 @@ def curves_of(
 
 
 def draw(curves: Sequence[Curve], out: Path, *, log: bool = False, negatives: bool = False) -> None:
-    """Draw the curves, and the schedule where one is cyclical, into a PNG or SVG file.
+    """Draw the curves into a PNG or SVG file, and the schedules of cyclical losses.
 
     Args:
         curves: what to draw.
-        out: file to write; its extension says the format.
+        out: file to write; its extension chooses the format.
         log: logarithmic vertical axes.
         negatives: also the entries with target 0 of sigmoid losses, dotted.
 
@@ -195,7 +195,7 @@ def draw(curves: Sequence[Curve], out: Path, *, log: bool = False, negatives: bo
 
 
 def _draw_schedules(axes: Any, curves: list[Curve]) -> None:
-    """The weight xi over the training, a line for each factor and a dot for each moment drawn."""
+    """The weight xi over the training: a line per factor, a dot per drawn moment."""
     time = [i / 400 for i in range(401)]
     factors = {curve.loss.factor for curve in curves if isinstance(curve.loss, CyclicalFocalLoss)}
     for factor, linestyle in zip(sorted(factors), DASHES * len(factors), strict=False):

@@ -3,9 +3,9 @@ r"""Weights of classes from how many training samples each has.
 With n_c samples of class c, P classes that have a sample, and N samples in all:
 
 =============  ==============================================================================
-``balanced``   N / (P n_c): all classes weigh the same in sum, and a sample weighs 1 on average,
-               as scikit-learn's ``class_weight="balanced"``
-``sqrt``       the square root of that, half of the way on a logarithmic scale
+``balanced``   N / (P n_c): the samples of a class together weigh the same for every class, and a
+               sample weighs 1 on average, as with scikit-learn's ``class_weight="balanced"``
+``sqrt``       the square root of that, halfway to equal weights on a logarithmic scale
 ``effective``  proportional to (1 - beta) / (1 - beta^n_c), and 1 on average over the classes:
                one over the effective number of samples, Cui et al., Class-Balanced Loss Based on
                Effective Number of Samples (2019), proposition 1 and section 4. beta = 0 weighs
@@ -34,14 +34,14 @@ from polyfocal.losses.settings import (
 )
 
 BETA = 0.999
-"""Of the effective number where none is given: what the paper takes for its largest data sets."""
+"""Default beta of ``effective``: what the paper takes for its largest data sets."""
 ALPHA = 0.25
 """The alpha of a class of weight 1 in the sigmoid form."""
 _MOST_NAMES = 20  # classes that a line on the console names
 
 
 class Weighing(NamedTuple):
-    """How weights come from counts: what stands in a config in the place of numbers."""
+    """How weights come from counts: what a config may say instead of numbers."""
 
     method: str
     beta: float = BETA
@@ -57,13 +57,13 @@ def class_weights(class_counts: PerClass, method: str = "balanced", beta: float 
     Args:
         class_counts: n, training samples of each class, >= 0, one of them above 0.
         method: 'balanced', 'effective' or 'sqrt'.
-        beta: of 'effective', in [0, 1).
+        beta: beta of 'effective', in [0, 1).
 
     Returns:
         float64, one per class.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value is out of its range.
 
     Example:
         >>> class_weights([10, 90]).tolist()
@@ -99,7 +99,7 @@ def class_alphas(weights: Tensor, use_sigmoid: bool) -> Tensor:
 
     Args:
         weights: w, one per class, see :func:`class_weights`.
-        use_sigmoid: the form.
+        use_sigmoid: the form of the loss.
     """
     if use_sigmoid:
         return weights * ALPHA / (weights * ALPHA + 1 - ALPHA)
@@ -107,14 +107,14 @@ def class_alphas(weights: Tensor, use_sigmoid: bool) -> Tensor:
 
 
 def weighing(name: str, value: Any) -> Weighing | None:
-    """What a setting asks for that is to be computed from the data; None for any other value.
+    """How a setting is to be computed from the data; None for any other value.
 
     Args:
-        name: of the setting, ``class_weight`` or ``alpha``.
-        value: of a config: a method, or ``dict(method="effective", beta=0.999)``.
+        name: name of the setting, ``class_weight`` or ``alpha``.
+        value: its value in a config: a method, or ``dict(method="effective", beta=0.999)``.
 
     Raises:
-        UserError: no such method, or a keyword that it does not have.
+        UserError: there is no such method, or it does not have such a keyword.
     """
     if not isinstance(value, str | Mapping):
         return None
@@ -138,18 +138,18 @@ def use_counts(
     use_sigmoid: bool,
     background: bool,
 ) -> list[str]:
-    """Put numbers in the place of what a loss's config asks for.
+    """Replace what a loss's config asks for by numbers.
 
     Args:
-        settings: of the loss, changed in place.
-        place: of the loss in the config, for sentences.
-        class_counts: training samples by the names of the classes; None where there is no training,
-            and so no loss: then None takes their place.
+        settings: settings of the loss, changed in place.
+        place: place of the loss in the config, for messages.
+        class_counts: training samples by the names of the classes. None if there is no
+            training, and so no loss: the settings become None.
         use_sigmoid: the form of the loss.
-        background: whether its last column is the background, which weighs 1.
+        background: whether the last column is the background, which weighs 1.
 
     Returns:
-        A sentence for each setting, which says the numbers.
+        A sentence per setting, with the numbers.
     """
     found = []
     for name in FROM_DATA:
@@ -164,7 +164,7 @@ def use_counts(
             weights = torch.cat([weights, weights.new_ones(1)])
         if name == "alpha":
             weights = class_alphas(weights, use_sigmoid)
-        # What a person reads in a config: six digits.
+        # Six digits, as a person would write them in a config.
         settings[name] = [float(f"{weight:.6g}") for weight in weights.tolist()]
         names = [*class_counts, "background"]
         found.append(f"{place}.{name} is {asked} of the training data: {_listed(names, weights)}.")
