@@ -109,7 +109,7 @@ def train(arguments: list[str], iteration: mmap, moment: Moment | None) -> int:
     """Run the train tool in a process of its own; returns its exit status, negative if killed.
 
     Args:
-        arguments: Of the tool.
+        arguments: Arguments of the tool.
         iteration: Shared memory, in which the process says how many iterations it has done.
         moment: When to kill it; None to let it end.
     """

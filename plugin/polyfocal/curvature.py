@@ -253,7 +253,7 @@ def eigenvalues(
         k: How many, in [1, n]; largest with their sign, not in magnitude.
         steps: Most products, >= k.
         tolerance: Relative, > 0.
-        seed: Of the random start.
+        seed: Seed of the random start.
 
     Raises:
         UserError: A number is out of its range, or the Hessian has entries that are not finite.
@@ -309,7 +309,7 @@ def trace(
         hessian: Of n parameters.
         probes: Products in all, >= 2, for Hutch++ >= 4.
         method: ``'hutchinson'`` or ``'hutch++'``.
-        seed: Of the random signs.
+        seed: Seed of the random signs.
 
     Raises:
         UserError: There is no such method, or there are too few probes.
@@ -400,7 +400,7 @@ def spectral_density(
         hessian: Of n parameters.
         probes: Runs, >= 1.
         steps: Products of each run, >= 1; as many points.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
 
     Raises:
         UserError: A number is out of its range, or the Hessian has entries that are not finite.
@@ -437,7 +437,7 @@ def hutchinson_trace(
         loss: A scalar with its graph.
         parameters: Leaf tensors over which the trace is taken.
         probes: Random vectors, >= 1; one is without bias.
-        generator: Of the random signs, on the parameters' device.
+        generator: Source of the random signs, on the parameters' device.
 
     Returns:
         A scalar, which can be negative where the surface is not convex.

@@ -104,12 +104,12 @@ class Found:
     """What is installed.
 
     Attributes:
-        versions: Of the distributions, by normalised name.
+        versions: Versions of the distributions, by normalised name.
         requires: What polyfocal asks for, as its metadata has it.
         wheels: For which Python and machine the distributions' wheels were made.
         looks: Results for the installed import names of ``PROVIDERS`` and for ``losses``.
         compiler: Path of the C++ compiler, empty if there is none.
-        compiler_error: Its error for a file of one line that includes Python's header.
+        compiler_error: The compiler's error for a file of one line that includes Python's header.
         gpu: Whether the machine has a GPU that the driver lists.
         python: The interpreter's version.
         environ: The environment variables.

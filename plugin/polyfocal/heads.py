@@ -419,7 +419,7 @@ def misplaced(head: type, name: str, loss: nn.Module, kind: Kind) -> str | None:
 
     Args:
         head: the class.
-        name: of its attribute.
+        name: name of the attribute.
         loss: as ``head.<name>``.
         kind: what arrives there.
     """

@@ -34,7 +34,7 @@ class Found(NamedTuple):
     Attributes:
         path: keys from the model's dictionary to that of the head.
         head: the name of its class.
-        name: of the loss in it.
+        name: attribute of the head that holds the loss.
         loss: its config; the default of the head if the config has none.
         slot: what the table of heads says; None if the head is not in the table.
     """
@@ -67,7 +67,7 @@ def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **se
             reduction; or the name of a loss of this package.
         slots: which losses, as :func:`find_losses` names them ('bbox_head.loss_cls'), or parts of
             those names. None for all that decide on classes: no masks, centrenesses or proposals.
-        settings: of the loss, for instance ``epsilon=1.0``.
+        settings: settings of the loss, for instance ``epsilon=1.0``.
 
     Returns:
         A Config, ready to be built or dumped.

@@ -1,4 +1,4 @@
-"""Configs of MMEngine's new style: imports in the place of names, and no default scope."""
+"""Configs of MMEngine's new style: imports instead of names, and no default scope."""
 
 import json
 from collections import OrderedDict

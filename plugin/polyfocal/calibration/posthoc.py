@@ -84,7 +84,7 @@ class Calibrator:
         """Measured detections with new scores, and everything else that they had.
 
         Args:
-            results: That fit the ground truth.
+            results: Results that fit the ground truth.
             truth: Names the classes.
         """
         names = {category["id"]: category["name"] for category in truth.categories}

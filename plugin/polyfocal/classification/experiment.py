@@ -50,9 +50,9 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     for them with ``class_counts=None``, are those of the data.
 
     Args:
-        request: Its data are a folder in the place of ``cfg.data_root``, the built-in ones
+        request: Its data are a folder instead of ``cfg.data_root``; the built-in ones are
             scikit-learn's digits.
-        cfg: Of the request, of a :class:`polyfocal.classification.Classifier`.
+        cfg: Config of the request, for a :class:`polyfocal.classification.Classifier`.
 
     Raises:
         UserError: The config, the data or an override are not usable.

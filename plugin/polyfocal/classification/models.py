@@ -129,7 +129,7 @@ class Classifier(BaseModel):
 
     Args:
         backbone: config; its last output is taken, (N, in_channels, H, W).
-        in_channels: of the linear layer.
+        in_channels: input channels of the linear layer.
         num_classes: C.
         loss: config of a loss of this package in its softmax form.
         normalized: logits are the cosines of features and weights, for the losses with their own

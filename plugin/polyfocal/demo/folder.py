@@ -19,7 +19,7 @@ class Scenes(ABC):
     Attributes:
         what: What is in it, such as ``"digit scenes"``, for the sentences of errors.
         settings_file: Name of the JSON file, in its folder, that tells what is in it.
-        version: Of the generator: raised whenever the same settings would give other files.
+        version: Version of the generator: raised whenever the same settings would give other files.
         seed: Seed of everything random, ``>= 0``.
     """
 

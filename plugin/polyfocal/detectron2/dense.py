@@ -26,7 +26,7 @@ class RetinaNet(d2.RetinaNet):
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
             yaml ``MODEL.RETINANET.CLS_LOSS``.
-        kwargs: Those of Detectron2's class.
+        kwargs: Arguments of Detectron2's class.
 
     Raises:
         UserError: ``cls_loss`` does not fit, or a setting would have no effect.
@@ -66,7 +66,7 @@ class FCOS(d2.FCOS):
 
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`.
-        kwargs: Those of Detectron2's class.
+        kwargs: Arguments of Detectron2's class.
 
     Raises:
         UserError: ``cls_loss`` does not fit, or a setting would have no effect.

@@ -54,9 +54,9 @@ class PlacedLoss(NamedTuple):
     """A loss in a config.
 
     Attributes:
-        place: Its key.
-        settings: Of the loss, to be changed in place.
-        kind: Its class.
+        place: Key of the loss.
+        settings: Settings of the loss, to be changed in place.
+        kind: Class of the loss.
         head: What takes it: 'dense', 'box', or another part, whose loss tells no classes apart.
     """
 

@@ -270,8 +270,8 @@ class LazyExperiment(Experiment):
         bottom_up = model.get("backbone", {}).get("bottom_up")
         if bottom_up is None or "out_features" not in bottom_up:
             raise UserError(
-                "the tiny profile puts a ResNet-18 in the place of model.backbone.bottom_up, which"
-                f" {self.path} does not have."
+                "the tiny profile replaces model.backbone.bottom_up by a ResNet-18, and"
+                f" {self.path} does not have it."
             )
         features = list(bottom_up.out_features)
         for node in _walk(model):

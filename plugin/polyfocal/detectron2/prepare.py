@@ -69,7 +69,7 @@ def prepare_experiment(request: Request) -> Experiment:
 
 
 def _use_class_weights(experiment: Experiment, data: Data | None, train: bool) -> None:
-    """Put numbers in the place of ``class_weight="balanced"`` and its like.
+    """Replace ``class_weight="balanced"`` and the like by numbers.
 
     See :mod:`polyfocal.losses.class_weights`.
     """

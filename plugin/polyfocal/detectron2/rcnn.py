@@ -38,8 +38,8 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
             ``MODEL.ROI_BOX_HEAD.CLS_LOSS``.
         prior_prob: Probability of each class at the start of a training with a sigmoid loss, in
             (0, 1): at 1/2 the many negatives would drown the few positives. None for 0.01.
-        kwargs: Those of Detectron2's class. With ``use_fed_loss`` a sigmoid loss covers the classes
-            of the batch and some more that are drawn, as in Detectron2.
+        kwargs: Arguments of Detectron2's class. With ``use_fed_loss`` a sigmoid loss covers the
+            classes of the batch and some more that are drawn, as in Detectron2.
 
     Raises:
         UserError: ``cls_loss`` or ``prior_prob`` does not fit, or a setting would have no effect.
@@ -180,7 +180,7 @@ class MaskRCNNConvUpsampleHead(roi_heads.MaskRCNNConvUpsampleHead):
         input_shape: Shape of the features.
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
             yaml ``MODEL.ROI_MASK_HEAD.CLS_LOSS``.
-        kwargs: Those of Detectron2's class.
+        kwargs: Arguments of Detectron2's class.
 
     Raises:
         UserError: ``cls_loss`` does not fit.
@@ -262,7 +262,7 @@ class RPN(proposal_generator.RPN):
     Args:
         cls_loss: A sigmoid loss or its config, see :func:`polyfocal.detectron2.build_loss`. In
             yaml ``MODEL.RPN.CLS_LOSS``.
-        kwargs: Those of Detectron2's class.
+        kwargs: Arguments of Detectron2's class.
 
     Raises:
         UserError: ``cls_loss`` does not fit.

@@ -51,7 +51,7 @@ def launch(
     Args:
         request: What to train or evaluate.
         resume: See :func:`train` and :func:`test`.
-        num_gpus: Of each machine.
+        num_gpus: GPUs per machine.
         num_machines, machine_rank, dist_url: As ``detectron2.engine.launch`` takes them.
 
     Raises:

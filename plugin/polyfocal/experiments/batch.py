@@ -57,7 +57,7 @@ class Slurm:
         Args:
             study: The name of the study.
             run: The run.
-            place: Its folder.
+            place: Folder of the run.
             after: Jobs that must have ended well.
         """
         on_a_machine = min(self.gpus, 8)

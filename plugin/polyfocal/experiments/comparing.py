@@ -52,7 +52,7 @@ class MeasuredDetections:
         calibration: The calibration of the scores.
         matches: Which detections are right.
         boxes: x, y, width, height in pixels of the detections in ``matches``, (N, 4).
-        pictures: Their pictures' ids, (N,).
+        pictures: Ids of the pictures, (N,).
         threshold: The score threshold at which the detections have the highest F1.
     """
 
@@ -340,8 +340,8 @@ def differing_pictures(
     """The pictures with the largest difference in F1 at each run's own best threshold.
 
     Args:
-        content: Of the annotation file.
-        image_dir: Of the pictures.
+        content: Content of the annotation file.
+        image_dir: Folder of the pictures.
         found: By the runs' names.
         number: Most pictures to return; those on which the runs agree are left out.
     """

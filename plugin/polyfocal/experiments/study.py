@@ -439,7 +439,7 @@ class Difference:
 
     Attributes:
         mean: The mean of the differences.
-        spread: Their sample standard deviation; NaN for a single seed.
+        spread: Sample standard deviation over the seeds; NaN for a single seed.
         p: The p of Student's paired t-test, two-sided; NaN for a single seed.
         seeds: How many seeds both rows have.
     """

@@ -45,11 +45,11 @@ class Tuning:
 
     Attributes:
         request: The config, the data and the rest.
-        folder: Of the search.
-        epochs: Of a trial; None for a third of the config's, rounded up.
+        folder: Folder of the search.
+        epochs: Epochs of a trial; None for a third of the config's, rounded up.
         only: Names of settings, the only ones to search; None for all that the loss declares and
             the config does not switch off.
-        storage: Of searches, see :func:`open_storage`; None for a file in the folder.
+        storage: Storage of the search, see :func:`open_storage`; None for a file in the folder.
     """
 
     request: Request

@@ -30,7 +30,7 @@ class AdaFocalLoss(ClassificationLoss):
     Args:
         num_bins: number of bins, each with the same number of samples.
         rate: lambda > 0.
-        gamma: of all bins at the start; not within (-0.2, 0.2).
+        gamma: gamma of all bins at the start; not within (-0.2, 0.2).
         low, high: bounds of gamma.
         use_sigmoid: False.
         reduction, loss_weight, class_weight, ignore_index: see

@@ -293,7 +293,7 @@ def mean_scale(
         shape: the shape of the unreduced loss.
         keep: (N,) bool, False for the rows that are ignored; None for none of them.
         avg_factor: a number or a tensor of one element; None to count the entries.
-        dtype: of the sum.
+        dtype: dtype of the sum.
 
     Raises:
         UserError: ``avg_factor`` has more than one element.

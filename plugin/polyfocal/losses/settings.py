@@ -23,9 +23,9 @@ from polyfocal.errors import UserError
 PerClass = float | Sequence[float] | Tensor
 REDUCTIONS = ("none", "mean", "sum")
 BY_COUNTS = ("balanced", "effective", "sqrt")
-"""What may stand in a config in the place of weights that are computed from the training data."""
+"""What a config may say instead of numbers, for weights computed from the training data."""
 FROM_DATA = ("class_weight", "alpha")
-"""The settings that may be such."""
+"""The settings for which a config may say so."""
 _ROUNDING = 1e-6
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -163,7 +163,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     Args:
         request: Its data are a COCO-format folder, see :func:`polyfocal.coco.load_split`; the
             built-in ones are digit scenes.
-        cfg: Of the request.
+        cfg: Config of the request.
 
     Raises:
         UserError: The config, an override or the data set is not usable.

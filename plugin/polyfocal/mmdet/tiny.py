@@ -128,7 +128,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> None:
     stages = _stages(backbone, scope)
     if not stages:
         raise UserError(
-            f"the tiny profile puts a ResNet-18 in the place of the backbone; the model "
+            f"the tiny profile replaces the backbone by a ResNet-18; the model "
             f"{type_name(model)!r} has no backbone with out_indices."
         )
     if "encoder" in model:

@@ -19,7 +19,7 @@ class KittiDataset(MMDet3DKittiDataset):
     Args:
         data_root: The tree, see :mod:`polyfocal.kitti`.
         split: ``"train"`` or ``"val"``.
-        kwargs: Those of MMDetection3D's class, except ``ann_file`` and ``data_prefix``.
+        kwargs: Arguments of MMDetection3D's class, except ``ann_file`` and ``data_prefix``.
     """
 
     num_ins_per_cat: list[int]

@@ -105,7 +105,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     Args:
         request: Its data are a folder in KITTI's layout, see :mod:`polyfocal.kitti`; the built-in
             ones are simulated scans.
-        cfg: Of the request.
+        cfg: Config of the request.
 
     Raises:
         UserError: The config, an override, the data set or the machine does not fit.

@@ -30,19 +30,19 @@ def use_class_weights(
     train: bool = True,
     background: bool = True,
 ) -> list[str]:
-    """Put numbers in the place of ``class_weight="balanced"`` and its like in a config.
+    """Replace ``class_weight="balanced"`` and the like in a config by numbers.
 
     ``class_weight`` and ``alpha`` of each loss of the model may be ``"balanced"``, ``"effective"``,
     ``"sqrt"`` or ``dict(method="effective", beta=0.999)``; see
-    :mod:`polyfocal.losses.class_weights`. The tools do this when they prepare a training; a train
-    script of one's own calls it before it builds its Runner.
+    :mod:`polyfocal.losses.class_weights`. The tools do this when they prepare a training; your own
+    train script calls it before it builds its Runner.
 
     Args:
-        cfg: Changed in place; nothing is read or built where no loss asks for it.
+        cfg: Changed in place; nothing is read or built if no loss asks for it.
         class_counts: Training samples by class; None for the objects that the built training data
             set has, without crowds and those to ignore.
-        train: Whether the loss is computed. If not, None takes the place of what asks for
-            weights, and no data set is read.
+        train: Whether the loss is computed. If not, such settings become None, and no data
+            set is read.
         background: Whether the last column of a softmax loss is the background, as in detectors.
 
     Returns:
@@ -78,7 +78,7 @@ def use_class_weights(
 
 
 def _asks(place: str, node: ConfigDict, name: str, kind: type | None) -> bool:
-    """Whether a setting asks for numbers from the data, which only losses of ours may."""
+    """Whether a setting asks for numbers from the data, which only losses of this package may."""
     value = node.get(name)
     if kind is not None and issubclass(kind, Loss) and isinstance(kind.settings.get(name), Numbers):
         return weighing(name, value) is not None

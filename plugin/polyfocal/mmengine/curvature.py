@@ -140,7 +140,7 @@ class Curvature:
 
         Args:
             file: To write.
-            settings: Of the measurement.
+            settings: Settings of the measurement.
 
         Raises:
             UserError: It cannot be written.
@@ -243,7 +243,7 @@ class CurvatureHook(Hook):
         steps: Most products for the eigenvalues.
         probes: Products for the trace, >= 2.
         batches: Batches of the training data, of its batch size.
-        seed: Of the choice of pictures and of the probes.
+        seed: Seed of the choice of pictures and of the probes.
 
     Example:
         >>> custom_hooks = [dict(type='polyfocal.CurvatureHook', interval=2)]
@@ -325,7 +325,7 @@ class TracePenaltyHook(Hook):
             branch of a detector, else the whole model.
         kind: 'cls' or 'all' losses; None for 'cls' where there are such.
         probes: Random vectors per iteration, >= 1.
-        seed: Of the random signs.
+        seed: Seed of the random signs.
 
     Raises:
         UserError: A value is out of its range; the training uses mixed precision; or an operation

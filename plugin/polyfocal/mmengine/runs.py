@@ -282,7 +282,7 @@ def curvature(
         experiment: From :func:`polyfocal.adapters.prepare`, with a ``work_dir``.
         checkpoint: A file.
         batches: Batches of the training data.
-        seed: Of the choice of pictures and of the probes.
+        seed: Seed of the choice of pictures and of the probes.
         settings: See :func:`polyfocal.mmengine.curvature.measure_curvature`.
 
     Raises:

@@ -24,7 +24,7 @@ class Quality(NamedTuple):
     Attributes:
         negatives: the loss of the entries with target 0.
         negative, positive: the weights of both.
-        epsilon: of the positives.
+        epsilon: epsilon of the positives.
         beta: power of the positives' modulator |y - p|. None for no modulator: then the term of
             epsilon is the first one in the expansion of the loss around y.
         by_score: whether y weighs the positives.
