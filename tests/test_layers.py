@@ -16,10 +16,10 @@ FLOORS = (
     ("experiments",),
     ("coco", "kitti", "calibration", "curvature"),
     ("demo",),
-    ("data",),
+    ("data", "features"),
     ("heads",),
     ("losses",),
-    ("ops", "folders", "tables", "distributions"),
+    ("ops", "folders", "tables", "distributions", "efficientnet"),
     ("errors", "_torch", "shipped"),
 )
 FLOOR = {room: len(FLOORS) - height for height, rooms in enumerate(FLOORS) for room in rooms}

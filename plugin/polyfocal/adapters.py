@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
 
 
@@ -25,4 +26,9 @@ def prepare(request: Request) -> Any:
         from polyfocal.mmdet3d.experiment import prepare_experiment
     else:
         from polyfocal.mmdet.experiment import prepare_experiment
+    if request.small and framework != "mmdet":
+        raise UserError(
+            f"--profile small is for detectors in pictures, and {request.config} is for"
+            f" {'LiDAR scans' if framework == 'mmdet3d' else 'a classifier'}: take --profile tiny."
+        )
     return prepare_experiment(request, cfg)

@@ -7,9 +7,9 @@ It is above the adapters and imports those whose framework is installed, so that
 import sys
 from importlib.util import find_spec
 
-from polyfocal.mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, before_a_look
+from polyfocal.mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS, before_a_look
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS"]
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
 
 
 def _bring_in_adapters() -> None:

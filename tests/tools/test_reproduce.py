@@ -163,7 +163,7 @@ def test_plan():
         ),
         (["polyloss_coco", "--demo", "--data", "x"], "--demo is the built-in data set and --data"),
         (["polyloss_coco", "--demo", "--seeds", 0], "--seeds 0: expected at least 1"),
-        (["polyloss_coco", "--epochs", 2], "--epochs is for --demo and --profile tiny"),
+        (["polyloss_coco", "--epochs", 2], "--epochs is for --demo and --profile tiny or small"),
         (
             ["polyloss_coco", "--only", "poly1/3"],
             r"--only poly1/3: expected ROW .* cross_entropy, ",

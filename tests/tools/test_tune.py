@@ -279,6 +279,34 @@ def test_verdict(best, other, sentence):
     assert re.search(sentence, found), found
 
 
+@pytest.mark.parametrize(
+    ("best", "own", "reason"),
+    [
+        ((0.50, 0.52, 0.51), (0.40, 0.425, 0.41), None),
+        ((0.50, 0.52, 0.51), (0.49, 0.53, 0.50), "its lead may be the seeds' noise"),
+        ((0.40, 0.425, 0.41), (0.50, 0.52, 0.51), "it is not ahead"),
+        ((0.50,), (0.40,), "its lead may be the seeds' noise"),
+    ],
+)
+def test_what_is_not_proven_is_not_taken(best, own, reason):
+    outcomes = [
+        Outcome(Run(name, seed), {"top1": value}, 1.0)
+        for name, values in (("trial_3", best), ("config", own))
+        for seed, value in enumerate(values)
+    ]
+    found = reported.unproven(outcomes, "trial_3", "top1")
+    assert (found is None) == (reason is None)
+    assert reason is None or f"not that of trial_3, since {reason}." in found
+
+
+def test_trials_on_a_frozen_backbone_are_full_trainings(tmp_path):
+    request = Request(lambda request: Fake(None), "mine.py", small=True, freeze=True)
+    assert tuning.Tuning(request, tmp_path).trial_epochs == 12
+    assert tuning.Tuning(request, tmp_path, epochs=5).trial_epochs == 5
+    assert tuning.Tuning(Request(request.adapter, "mine.py"), tmp_path).trial_epochs == 4
+    assert reported._data_options(request) == ["--profile", "small", "--freeze"]
+
+
 def test_paired_difference_is_scipys():
     from scipy.stats import ttest_rel
 

@@ -12,6 +12,7 @@ from polyfocal.errors import UserError
 from polyfocal.experiments.command_line import (
     add_common_options,
     add_config,
+    add_freeze_option,
     parser_of,
     request_of,
     run_tool,
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = parser_of("train", __doc__, EXAMPLES)
     add_config(parser)
     add_common_options(parser)
+    add_freeze_option(parser)
     add = parser.add_argument
     add("--seed", type=int, help="seed of everything random (default: the config's, or 0)")
     add("--amp", action="store_true", help="mixed precision; needs a GPU")

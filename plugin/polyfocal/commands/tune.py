@@ -31,6 +31,10 @@ examples:
   polyfocal tune retinanet_poly1 --data ~/cells --profile tiny --minutes 40 \\
       --only epsilon --epochs 3
 
+  # trials in full length, each of which trains neck and heads on kept features
+  polyfocal tune retinanet_poly1 --data ~/cells --profile small --freeze --minutes 30 \\
+      --against retinanet_focal
+
   # four processes, each on its own GPU if there are as many
   polyfocal tune retinanet_poly1 --data ~/cells --minutes 600 --workers 4
 
@@ -43,7 +47,8 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     """Search, train the best, and write what was found."""
-    budget = Budget(args.minutes, args.trials, args.seeds, args.workers)
+    seeds = args.seeds if args.seeds is not None else 5 if args.freeze else 3
+    budget = Budget(args.minutes, args.trials, seeds, args.workers)
     folder = Path(args.work_dir or Path("work_dirs") / "tune" / Path(args.config).stem)
     request = command_line.request_of(args, prepare)
     tuning = Tuning(request, folder, args.epochs, args.only, args.storage)
@@ -57,15 +62,17 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     command_line.add_config(parser)
     command_line.add_experiment_options(parser)
+    command_line.add_freeze_option(parser)
     text = "minutes of searching, earlier starts included; a trial under way then does not count"
     add("--minutes", type=float, metavar="M", help=text)
     text = "number of trials, whether finished or given up early"
     add("--trials", type=int, metavar="N", help=text)
-    text = "epochs of a trial (default: a third of the config's)"
+    text = "epochs of a trial (default: a third of the config's, with --freeze all of them)"
     add("--epochs", type=int, metavar="N", help=text)
     add("--only", nargs="+", metavar="NAME", help="search these settings, not all")
-    text = "number of seeds for the trainings in full length (default: 3); 0 for a search alone"
-    add("--seeds", type=int, default=3, metavar="N", help=text)
+    text = "number of seeds for the trainings in full length (default: 3, with --freeze 5); 0 for"
+    text += " a search alone"
+    add("--seeds", type=int, metavar="N", help=text)
     text = "other configs to train in full length too, such as retinanet_focal"
     add("--against", nargs="+", type=config_file, default=[], metavar="CONFIG", help=text)
     text = "where to keep the search, for workers on several machines: a database "

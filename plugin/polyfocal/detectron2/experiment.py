@@ -174,6 +174,14 @@ class Experiment(ABC):
         """Take the CPU-sized version of the model and its recipe; pictures of at most ``side``."""
 
     @abstractmethod
+    def use_small_profile(self, side: int) -> None:
+        """Take the CPU-sized version of the model on a pretrained backbone, and its recipe.
+
+        Raises:
+            UserError: The weights are not installed, or there is no place for the backbone.
+        """
+
+    @abstractmethod
     def use_data(self, data: Data) -> None:
         """Train and evaluate on ``data``."""
 
@@ -188,7 +196,7 @@ class Experiment(ABC):
             options: The overrides.
             data: What is trained on instead of the config's data, for as many passes as before,
                 or 8 if tiny.
-            tiny: Whether the recipe is that of the tiny profile.
+            tiny: Whether the recipe is that of a profile.
 
         Raises:
             UserError: An override does not fit the config.

@@ -18,6 +18,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from polyfocal import efficientnet
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
     KEYPOINTS,
@@ -35,6 +36,7 @@ from polyfocal.detectron2.experiment import (
     periods,
 )
 from polyfocal.detectron2.rcnn import RPN, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
+from polyfocal.detectron2.small import Lite0, rate_factor
 from polyfocal.errors import UserError
 from polyfocal.losses import LOSSES, Loss
 
@@ -84,7 +86,38 @@ class LazyExperiment(Experiment):
         return ""
 
     def use_tiny_profile(self, side: int) -> None:
-        self._shrink_model()
+        features = self._shrink(side, "tiny")
+        model = self.cfg.model
+        # 64 channels and up, as only Detectron2's ResNet-18 is: a quarter of ResNet-50's.
+        model.backbone.bottom_up = L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
+            stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
+            out_features=features,
+            freeze_at=0,
+        )
+        # ImageNet's, in BGR; the 1 of Detectron2's configs belongs to its pretrained weights.
+        model.pixel_std = [57.375, 57.12, 58.395]
+
+    def use_small_profile(self, side: int) -> None:
+        efficientnet.weights_file()
+        features = self._shrink(side, "small")
+        cfg = self.cfg
+        cfg.model.backbone.bottom_up = L(Lite0)(out_features=features)
+        top = cfg.model.backbone.get("top_block", {})
+        if "in_channels" in top and top.get("in_feature", "res5") == "res5":
+            top.in_channels = efficientnet.CHANNELS[-1]
+        cfg.model.pixel_mean, cfg.model.pixel_std = (
+            [efficientnet.PIXEL_MEAN] * 3,
+            [efficientnet.PIXEL_STD] * 3,
+        )
+        cfg.model.input_format = "RGB"
+        for loader in (cfg.dataloader.train, cfg.dataloader.test):
+            loader.mapper.image_format = "RGB"
+        cfg.optimizer.params.update(base_lr="${..lr}", lr_factor_func=rate_factor)
+
+    def _shrink(self, side: int, profile: str) -> list[str]:
+        """Everything but the backbone; returns the features that it is asked for."""
+        features = self._shrink_model(profile)
         cfg = self.cfg
         resize = L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
         train, test = cfg.dataloader.train, cfg.dataloader.test
@@ -109,6 +142,7 @@ class LazyExperiment(Experiment):
         cfg.train.seed = 0
         # Two, so that a run that is killed while it writes one can resume from the other.
         cfg.train.checkpointer.max_to_keep = 2
+        return features
 
     def use_data(self, data: Data) -> None:
         cfg = self.cfg
@@ -264,13 +298,14 @@ class LazyExperiment(Experiment):
                 f"{option} does not fit {self.path}: {parent or 'it'} has {', '.join(node)}."
             )
 
-    def _shrink_model(self) -> None:
-        """ResNet-18 as the backbone, a quarter of all widths, an eighth of all samples."""
+    def _shrink_model(self, profile: str) -> list[str]:
+        """A quarter of all widths, an eighth of all samples; returns the backbone's features."""
         model = self.cfg.model
         bottom_up = model.get("backbone", {}).get("bottom_up")
         if bottom_up is None or "out_features" not in bottom_up:
+            name = {"tiny": "a ResNet-18", "small": "EfficientNet-Lite0"}[profile]
             raise UserError(
-                "the tiny profile replaces model.backbone.bottom_up by a ResNet-18, and"
+                f"the {profile} profile replaces model.backbone.bottom_up by {name}, and"
                 f" {self.path} does not have it."
             )
         features = list(bottom_up.out_features)
@@ -293,15 +328,7 @@ class LazyExperiment(Experiment):
             for key in ("norm", "conv_norm"):
                 if key in _parameters(node):
                     node[key] = "GN"
-        # 64 channels and more, the least that Detectron2's ResNet-18 has: a quarter of ResNet-50's.
-        model.backbone.bottom_up = L(ResNet)(
-            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
-            stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
-            out_features=features,
-            freeze_at=0,
-        )
-        # ImageNet's, in BGR; the 1 of Detectron2's configs belongs to its pretrained weights.
-        model.pixel_std = [57.375, 57.12, 58.395]
+        return features
 
 
 def _walk(node: Any) -> Iterator[DictConfig]:

@@ -23,7 +23,7 @@ DEMO_FOLDER = Path("data/digit_scenes")
 """Where the built-in pictures are kept, below the current directory."""
 
 _MOST_LISTED = 10  # classes
-_MAX_SIDE = 320  # pixels, in the tiny profile where the pictures are larger
+_MAX_SIDE = 320  # pixels, in the profiles where the pictures are larger
 
 
 def prepare_experiment(request: Request) -> Experiment:
@@ -51,16 +51,17 @@ def prepare_experiment(request: Request) -> Experiment:
     experiment = kinds[path.suffix](path)
     data = write_digit_scenes(DEMO_FOLDER) if request.demo else request.data
     adapted = None if data is None else _load_data(experiment, Path(data), request.train)
-    tiny = request.tiny or request.demo
-    if tiny:
+    profiled = request.demo or request.profile is not None
+    if profiled:
         side = _MAX_SIDE if adapted is None else min(_MAX_SIDE, _usual_side(adapted.val))
-        experiment.use_tiny_profile(side)
+        use_profile = experiment.use_small_profile if request.small else experiment.use_tiny_profile
+        use_profile(side)
     if adapted is not None:
         experiment.use_data(adapted)
     if request.demo:
         # A mirrored digit is another sign or none.
         experiment.no_flip()
-    experiment.finish(list(request.options), adapted, tiny=tiny)
+    experiment.finish(list(request.options), adapted, tiny=profiled)
     train_sets, test_sets = experiment.datasets()
     for name in (train_sets if request.train else []) + test_sets:
         _check_dataset(name, path)

@@ -24,6 +24,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from torch import nn
 
+from polyfocal import efficientnet
 from polyfocal.detectron2.config import (
     LOSS_PARTS,
     add_polyfocal_config,
@@ -44,10 +45,13 @@ from polyfocal.detectron2.experiment import (
     default_output_dir,
     periods,
 )
+from polyfocal.detectron2.small import rate_factor
 from polyfocal.errors import UserError
 from polyfocal.losses import LOSSES, ClassificationLoss
 
 _FEWER = 8  # of proposals and samples
+# Those of Detectron2, in which the small profile has another backbone.
+_PYRAMIDS = ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")
 
 
 class YamlExperiment(Experiment):
@@ -66,7 +70,7 @@ class YamlExperiment(Experiment):
         super().__init__(path)
         self.cfg = get_cfg()
         add_polyfocal_config(self.cfg)
-        self._tiny = False
+        self._profile = ""
         try:
             # As Detectron2 reads it: its own RetinaNet's yaml holds Python code.
             self.cfg.merge_from_file(str(path))
@@ -90,20 +94,39 @@ class YamlExperiment(Experiment):
         return KEYPOINTS if model.KEYPOINT_ON and issubclass(architecture, GeneralizedRCNN) else ""
 
     def use_tiny_profile(self, side: int) -> None:
-        self._tiny = True
-        cfg, model = self.cfg, self.cfg.MODEL
-        if not model.BACKBONE.NAME.endswith("resnet_fpn_backbone"):
-            raise UserError(
-                "the tiny profile makes the backbone a ResNet-18 with FPN; MODEL.BACKBONE.NAME of"
-                f" {self.path} is {model.BACKBONE.NAME}."
-            )
-        # The same sizes as in the tiny profile of a LazyConfig.
-        model.WEIGHTS = ""
+        self._shrink(side, "tiny")
+        model = self.cfg.MODEL
         model.PIXEL_STD = [57.375, 57.12, 58.395]
         model.BACKBONE.FREEZE_AT = 0
         model.RESNETS.DEPTH = 18
         model.RESNETS.RES2_OUT_CHANNELS = 64
         model.RESNETS.NORM = "BN"
+
+    def use_small_profile(self, side: int) -> None:
+        efficientnet.weights_file()
+        self._shrink(side, "small")
+        model = self.cfg.MODEL
+        model.BACKBONE.NAME = model.BACKBONE.NAME.replace("_resnet_", "_lite0_").replace(
+            "build_", "build_polyfocal_"
+        )
+        model.PIXEL_MEAN, model.PIXEL_STD = (
+            [efficientnet.PIXEL_MEAN] * 3,
+            [efficientnet.PIXEL_STD] * 3,
+        )
+        self.cfg.INPUT.FORMAT = "RGB"
+
+    def _shrink(self, side: int, profile: str) -> None:
+        """Everything but the backbone: the same sizes as in the profiles of a LazyConfig."""
+        self._profile = profile
+        cfg, model = self.cfg, self.cfg.MODEL
+        fits = model.BACKBONE.NAME.endswith("resnet_fpn_backbone")
+        if not fits or (profile == "small" and model.BACKBONE.NAME not in _PYRAMIDS):
+            name = {"tiny": "a ResNet-18", "small": "EfficientNet-Lite0"}[profile]
+            raise UserError(
+                f"the {profile} profile makes the backbone {name} with FPN; MODEL.BACKBONE.NAME of"
+                f" {self.path} is {model.BACKBONE.NAME}."
+            )
+        model.WEIGHTS = ""
         model.FPN.OUT_CHANNELS //= 4
         model.FPN.NORM = model.RETINANET.NORM = model.ROI_MASK_HEAD.NORM = "GN"
         model.RETINANET.NUM_CONVS = model.ROI_MASK_HEAD.NUM_CONV = 2
@@ -194,7 +217,7 @@ class YamlExperiment(Experiment):
             self.STEPS: steps,
             "SOLVER.STEPS": tuple(step for step in milestones if 0 < step < steps),
             "SOLVER.WARMUP_ITERS": steps // 20
-            if self._tiny
+            if self._profile
             else round(solver.WARMUP_ITERS * scale),
             "TEST.EVAL_PERIOD": evaluation,
             "SOLVER.CHECKPOINT_PERIOD": checkpoint,
@@ -223,7 +246,7 @@ class YamlExperiment(Experiment):
             max_iter=cfg.SOLVER.MAX_ITER,
             eval_period=cfg.TEST.EVAL_PERIOD,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-            max_to_keep=2 if self._tiny else 100,
+            max_to_keep=2 if self._profile else 100,
             log_period=20,
             amp=cfg.SOLVER.AMP.ENABLED,
             device=available(cfg.MODEL.DEVICE),
@@ -252,11 +275,16 @@ class YamlExperiment(Experiment):
         return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        if not self._tiny:
+        if not self._profile:
             return build_optimizer(self.cfg, model)
         # Detectron2 knows no other optimizer than SGD in yaml.
         solver = self.cfg.SOLVER
-        params = get_default_optimizer_params(model, weight_decay_norm=solver.WEIGHT_DECAY_NORM)
+        params = get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            lr_factor_func=rate_factor if self._profile == "small" else None,
+        )
         return torch.optim.AdamW(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
     def build_schedule(self, optimizer: torch.optim.Optimizer) -> Any:

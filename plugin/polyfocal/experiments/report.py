@@ -279,18 +279,18 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
     settings = runs[0].settings
     epochs = settings["options"].get("train_cfg.max_epochs")
     schedule = f", {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
-    tiny = settings["demo"] or settings["profile"] == "tiny"
+    profile = settings["profile"] or ("tiny" if settings["demo"] else None)
     data = settings["data"] or "the configs' data"
     if study.scenes:
         data = "digit scenes made for each seed"
     elif settings["demo"]:
         data = "the built-in data"
-    size = f"the tiny profile{schedule}" if tiny else "the configs' models and schedules"
+    size = f"the {profile} profile{schedule}" if profile else "the configs' models and schedules"
     count = len({run.seed for run in runs})
     seeds = "one seed" if count == 1 else f"{count} seeds"
     said = [f"Published: {study.source}."] if study.source else []
     said.append(f"Ours: {data}, {size}, {seeds}.")
-    if tiny and study.source:
+    if profile and study.source:
         said.append(
             "This is not the published experiment: the model and the schedule differ"
             + (", the data too" if settings["demo"] else "")

@@ -105,6 +105,8 @@ class Request:
         options: Overrides such as ``{"train_cfg.max_epochs": 10}``, or a list in Detectron2's way.
             They win over everything else.
         train: Whether the train split is needed too, or only the val split.
+        small: Use the CPU-sized version of the architecture on a pretrained backbone.
+        freeze: Keep that backbone as it is, and train on its features.
     """
 
     adapter: Adapter = field(repr=False, compare=False)
@@ -114,6 +116,13 @@ class Request:
     demo: bool = False
     options: Any = field(default_factory=dict)
     train: bool = True
+    small: bool = False
+    freeze: bool = False
+
+    @property
+    def profile(self) -> str | None:
+        """The profile's name, as on a command line; None where the config's own size is used."""
+        return "small" if self.small else "tiny" if self.tiny else None
 
     @cached_property
     def _prepared(self) -> Any:

@@ -124,7 +124,7 @@ class Study:
                 raise UserError(f"--{option} {value}: expected at least 1.")
         if len(seeds) == 1:
             seeds = range(seeds[0])
-        tiny = demo or profile == "tiny"
+        tiny = demo or profile is not None
         if demo and data:
             raise UserError(
                 "--demo is the built-in data set and --data another one: give one of them."
@@ -133,7 +133,8 @@ class Study:
             raise UserError(f"{self.name} makes its own pictures: leave --data out.")
         if epochs and not tiny and self.source:
             raise UserError(
-                "--epochs is for --demo and --profile tiny: the published schedule is fixed."
+                "--epochs is for --demo and --profile tiny or small: the published schedule is"
+                " fixed."
             )
         epochs = epochs or (self.demo_epochs if demo else None)
         # A stopped study loses no more than an epoch, and the checkpoints do not fill the disk.

@@ -111,11 +111,12 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     scale = experiment.per_cent
     sentences = verdict(outcomes, row, columns[0], scale)
     name = Path(request.config).name
-    experiment.write_variant(
-        folder / "best.py",
-        values,
-        [f"{name} with the loss that polyfocal tune found best.", *sentences],
-    )
+    title = f"{name} with the loss that polyfocal tune found best."
+    doubt = unproven(outcomes, row, columns[0]) if request.freeze and row != CONFIG_ROW else None
+    if doubt is not None:
+        values, title = own, f"{name} with its own loss."
+        sentences.append(doubt)
+    experiment.write_variant(folder / "best.py", values, [title, *sentences])
     shown = [c for c in columns if all(c in outcome.measured for outcome in outcomes)]
     table = summary_table(outcomes, {name: name for name in shown}, scale=scale)
     report = folder / "report.md"
@@ -162,6 +163,21 @@ def verdict(outcomes: Sequence[Outcome], best: str, column: str, scale: float = 
         difference = paired_difference(outcomes, best, other, column)
         sentences.append(_compared(difference, best, other, column, scale))
     return sentences
+
+
+def unproven(outcomes: Sequence[Outcome], best: str, column: str) -> str | None:
+    """Why the config keeps its own setting; None where the best one has beaten it.
+
+    Args:
+        outcomes: Of the trainings in full length.
+        best: Name of the row of the best setting.
+        column: The number to compare.
+    """
+    difference = paired_difference(outcomes, best, CONFIG_ROW, column)
+    if difference.mean > 0 and not difference.is_noise:
+        return None
+    reason = "it is not ahead" if difference.mean <= 0 else "its lead may be the seeds' noise"
+    return f"best.py has the config's own setting and not that of {best}, since {reason}."
 
 
 def _compared(d: Difference, best: str, other: str, column: str, scale: float) -> str:
@@ -234,8 +250,9 @@ def _data_options(request: Request) -> list[str]:
     options = ["--demo"] * request.demo
     if request.data is not None:
         options += ["--data", shlex.quote(str(request.data))]
-    if request.tiny:
-        options += ["--profile", "tiny"]
+    if request.profile:
+        options += ["--profile", request.profile]
+    options += ["--freeze"] * request.freeze
     if request.options:
         pairs = [f"{key}={value}" for key, value in request.options.items()]
         options += ["--cfg-options", *map(shlex.quote, pairs)]
@@ -247,7 +264,8 @@ def _conditions(request: Request) -> dict[str, Any]:
     return {
         "data": None if request.data is None else str(Path(request.data).resolve()),
         "demo": request.demo,
-        "profile": "tiny" if request.tiny else None,
+        "profile": request.profile,
+        **({"freeze": True} if request.freeze else {}),
         "options": {key: str(value) for key, value in request.options.items()},
     }
 

@@ -46,7 +46,8 @@ class Tuning:
     Attributes:
         request: The config, the data and the rest.
         folder: Folder of the search.
-        epochs: Epochs of a trial; None for a third of the config's, rounded up.
+        epochs: Epochs of a trial; None for a third of the config's, rounded up, or for all of them
+            if the backbone is frozen.
         only: Names of settings, the only ones to search; None for all that the loss declares and
             the config does not switch off.
         storage: Storage of the search, see :func:`open_storage`; None for a file in the folder.
@@ -81,7 +82,8 @@ class Tuning:
             UserError: More epochs than the config has, or the config does not count in epochs.
         """
         whole = self.request.prepare().epochs
-        epochs = -(-whole // 3) if self.epochs is None else self.epochs
+        usual = whole if self.request.freeze else -(-whole // 3)
+        epochs = usual if self.epochs is None else self.epochs
         if not 1 <= epochs <= whole:
             raise UserError(f"--epochs {epochs}: expected 1 to {whole}, the config's.")
         return epochs

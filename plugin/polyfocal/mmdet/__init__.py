@@ -24,6 +24,7 @@ from polyfocal.mmdet import placement
 from polyfocal.mmdet.bias import BiasHeadHook, attach_bias_heads
 from polyfocal.mmdet.calibration import CalibrateScoresHook
 from polyfocal.mmdet.datasets import CocoDataset
+from polyfocal.mmdet.frozen import BlankPicture, FrozenFeaturesHook
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
 
@@ -31,10 +32,12 @@ placement.watch()
 
 __all__ = [
     "BiasHeadHook",
+    "BlankPicture",
     "CalibrateScoresHook",
     "CalibrationMetric",
     "CocoDataset",
     "CocoMetric",
+    "FrozenFeaturesHook",
     "MaskLoss",
     "RoILoss",
     "attach_bias_heads",

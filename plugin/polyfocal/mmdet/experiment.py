@@ -25,6 +25,7 @@ from polyfocal.demo import write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
 from polyfocal.mmdet.datasets import CocoDataset, picture_loader
+from polyfocal.mmdet.frozen import freeze_backbone, is_frozen, use_features, uses_features
 from polyfocal.mmdet.metrics import (
     CocoMetric,
     check_ground_truth,
@@ -32,7 +33,7 @@ from polyfocal.mmdet.metrics import (
     number_from_one,
 )
 from polyfocal.mmdet.pictures import draw_predictions
-from polyfocal.mmdet.tiny import MAX_SIDE, use_tiny_profile
+from polyfocal.mmdet.tiny import MAX_SIDE, use_small_profile, use_tiny_profile
 from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
@@ -81,9 +82,11 @@ class Experiment(mmengine_experiment.Experiment):
         for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
             if "ann_file" in node:
                 node.ann_file = str(out.resolve())
+        if is_frozen(cfg):  # they are pictures of the training split, seen again and again
+            use_features(cfg, "val")
 
     def draw(self, runner: Runner) -> Path | None:
-        return draw_predictions(runner)
+        return None if uses_features(self.config, "val") else draw_predictions(runner)
 
     def check_metrics(self, metrics: list[BaseMetric], dataset: Any) -> None:
         check_ground_truth(metrics, dataset)
@@ -176,8 +179,9 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
             name: load_split(data, name, _loader(cfg, name))
             for name in (("train", "val") if request.train else ("val",))
         }
-    if request.demo or request.tiny:
-        use_tiny_profile(cfg, min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE)
+    if request.demo or request.profile:
+        side = min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE
+        (use_small_profile if request.small else use_tiny_profile)(cfg, side)
     _use_own_metric(cfg)
     if splits:
         _use_data(experiment, **splits)
@@ -186,6 +190,8 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
         for step in walk(cfg.train_dataloader.dataset):
             if is_a(step, TRANSFORMS, cfg.get("default_scope"), RandomFlip):
                 step.prob = 0.0
+    if request.freeze:
+        experiment.notes += freeze_backbone(cfg)
     merge_options(cfg, request.options)
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
     experiment.notes += use_class_weights(cfg, train=request.train)

@@ -1,9 +1,9 @@
-"""The tiny profile: the architecture of a config, small enough to train on a CPU in minutes.
+"""The profiles tiny and small: a config's architecture, to train on a CPU in minutes.
 
 One set of rules serves every detector, by walking its config. The backbone becomes a ResNet-18 of
-half the usual width. Every other width becomes a quarter, every number of samples an eighth, and
-every stack of layers at most two deep. The pictures become small. What can be normalised is
-normalised, and the recipe works without pretrained weights.
+half the usual width from scratch (tiny), or EfficientNet-Lite0 with its ImageNet weights (small).
+Every other width becomes a quarter, every number of samples an eighth, and every stack of layers at
+most two deep. The pictures become small. What can be normalised is normalised.
 """
 
 import inspect
@@ -26,8 +26,12 @@ from mmengine.registry import (
     WEIGHT_INITIALIZERS,
 )
 
+from polyfocal import efficientnet
 from polyfocal.errors import UserError
+from polyfocal.mmengine import registry
 from polyfocal.mmengine.configs import class_of, is_a, leaf_datasets, type_name, walk
+
+registry.MODELS.register_module(module=efficientnet.EfficientNetLite0)
 
 MAX_SIDE = 320
 """Longest side of a picture in pixels, if the pictures of the data set are larger."""
@@ -52,6 +56,8 @@ _DEPTHS = frozenset({"stacked_convs", "num_convs", "num_layers"})
 _MAX_DEPTH = 2
 _BASE_CHANNELS = 32
 _RESNET18_CHANNELS = tuple(_BASE_CHANNELS * 2**stage for stage in range(4))
+_NECK_GROUPS = 4  # of GroupNorm, on EfficientNet-Lite0
+_BACKBONE_RATE = 0.1  # of the heads' learning rate, where the backbone is pretrained
 # From scratch, necks and heads without normalisation learn several times more slowly.
 _NORM = {"type": "GN", "num_groups": 8, "requires_grad": True}
 
@@ -68,8 +74,60 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     Raises:
         UserError: The model has no backbone that a ResNet-18 could replace.
     """
+    stages = _shrink(cfg, side, "tiny")
+    cfg.model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
+    cfg.model.backbone = ConfigDict(
+        type="mmdet.ResNet",
+        depth=18,
+        base_channels=_BASE_CHANNELS,
+        num_stages=4,
+        out_indices=stages,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        style="pytorch",
+        init_cfg=None,
+    )
+    # A caffe backbone's unscaled input belongs to its pretrained weights.
+    cfg.model.data_preprocessor.update(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    )
+
+
+def use_small_profile(cfg: Config, side: int = MAX_SIDE) -> None:
+    """Change a detector's config, in place, to its CPU-sized version on a pretrained backbone.
+
+    Args:
+        cfg: An MMDetection 3.x config with a model on a ResNet-like backbone.
+        side: Longest side in pixels to which pictures are resized, keeping their ratio.
+
+    Raises:
+        UserError: The weights are not installed, or the model has no backbone whose stages
+            EfficientNet-Lite0 could take over.
+    """
+    efficientnet.weights_file()
+    stages = _shrink(cfg, side, "small")
+    cfg.model.neck.in_channels = [efficientnet.CHANNELS[stage] for stage in stages]
+    # Necks that keep the backbone's widths halve them, and 20 channels are not eight groups.
+    for node in walk(cfg.model.neck):
+        if "num_groups" in node:
+            node.num_groups = _NECK_GROUPS
+    # The first stage knows edges already, and costs as much as all the others.
+    cfg.model.backbone = ConfigDict(
+        type="polyfocal.EfficientNetLite0", out_indices=stages, frozen_stages=1
+    )
+    cfg.model.data_preprocessor.update(
+        mean=[efficientnet.PIXEL_MEAN] * 3, std=[efficientnet.PIXEL_STD] * 3, bgr_to_rgb=True
+    )
+    cfg.optim_wrapper.paramwise_cfg = ConfigDict(
+        custom_keys={"backbone": dict(lr_mult=_BACKBONE_RATE)}
+    )
+
+
+def _shrink(cfg: Config, side: int, profile: str) -> tuple[int, ...]:
+    """Everything but the backbone, which is taken out; returns the stages that it gave."""
     scope = cfg.get("default_scope")
-    _shrink_model(cfg.model, scope)
+    stages = _shrink_model(cfg.model, scope, profile)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         # Small batches: from scratch, the number of steps counts.
         batch = _BATCH if loader.startswith("train") else 8
@@ -86,6 +144,7 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     use_tiny_recipe(cfg, batch=_BATCH, max_epochs=12, lr=1e-3)
     for key in ("tta_model", "tta_pipeline"):
         cfg.pop(key, None)
+    return stages
 
 
 def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> None:
@@ -123,12 +182,13 @@ def use_tiny_recipe(cfg: Config, *, batch: int, max_epochs: int, lr: float) -> N
         cfg.log_processor.by_epoch = True
 
 
-def _shrink_model(model: ConfigDict, scope: str | None) -> None:
+def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[int, ...]:
     backbone = model.get("backbone")
     stages = _stages(backbone, scope)
     if not stages:
+        name = {"tiny": "a ResNet-18", "small": "EfficientNet-Lite0"}[profile]
         raise UserError(
-            f"the tiny profile replaces the backbone by a ResNet-18; the model "
+            f"the {profile} profile replaces the backbone by {name}; the model "
             f"{type_name(model)!r} has no backbone with out_indices."
         )
     if "encoder" in model:
@@ -154,23 +214,6 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> None:
             node.init_cfg = None
         if "norm_cfg" in _parameters(node, scope):
             node.norm_cfg = ConfigDict(_NORM)
-    model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
-    model.backbone = ConfigDict(
-        type="mmdet.ResNet",
-        depth=18,
-        base_channels=_BASE_CHANNELS,
-        num_stages=4,
-        out_indices=stages,
-        frozen_stages=-1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        norm_eval=False,
-        style="pytorch",
-        init_cfg=None,
-    )
-    # A caffe backbone's unscaled input belongs to its pretrained weights.
-    model.data_preprocessor.update(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
-    )
     for cfg in ("train_cfg", "test_cfg"):
         for key, node in _items(model.get(cfg)):
             if key == "sampler" and "num" in node:
@@ -179,6 +222,7 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> None:
                 node.max_per_img //= _FEWER
             if key == "rpn_proposal" and "nms_pre" in node:
                 node.nms_pre //= _FEWER
+    return stages
 
 
 def _is_pretrained(init: Any, scope: str | None) -> bool:
@@ -186,7 +230,7 @@ def _is_pretrained(init: Any, scope: str | None) -> bool:
 
 
 def _stages(backbone: ConfigDict | None, scope: str | None) -> tuple[int, ...]:
-    """The stages of ResNet-18 that replace those of a backbone; none if it has no such list."""
+    """The stages that replace those of a backbone; none if it has no such list."""
     if backbone is None:
         return ()
     stages = backbone.get("out_indices")

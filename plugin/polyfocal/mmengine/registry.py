@@ -7,6 +7,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 
@@ -29,3 +30,4 @@ MODELS = _Registry("model", parent=MMENGINE_MODELS, scope="polyfocal")
 DATASETS = _Registry("dataset", parent=MMENGINE_DATASETS, scope="polyfocal")
 HOOKS = _Registry("hook", parent=MMENGINE_HOOKS, scope="polyfocal")
 METRICS = _Registry("metric", parent=MMENGINE_METRICS, scope="polyfocal")
+TRANSFORMS = _Registry("transform", parent=MMENGINE_TRANSFORMS, scope="polyfocal")

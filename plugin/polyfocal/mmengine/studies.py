@@ -42,14 +42,16 @@ def measure_run(
     settings = run.filled(place)
     config = Path(config_file(settings["config"]))
     data, demo = settings["data"], settings["demo"]
-    tiny = demo or settings["profile"] == "tiny"
+    small = settings["profile"] == "small"
+    tiny = not small and (demo or settings["profile"] == "tiny")
     if scenes := settings.get("scenes"):
         folder = place.parents[1] / "data" / place.name
         data, demo = write_digit_scenes(folder, DigitScenes(seed=run.seed, **scenes)), False
     options = {**settings["options"], **loss_options(config, settings.get("loss", {}))}
 
     def prepared(more: Mapping[str, Any] | None = None, train: bool = True) -> Any:
-        request = Request(adapter, config, data, tiny, demo, {**options, **(more or {})}, train)
+        given = {**options, **(more or {})}
+        request = Request(adapter, config, data, tiny, demo, given, train, small)
         experiment = request.prepare()
         cfg = experiment.config
         hooks = [ConfigDict(hook) for hook in settings.get("hooks", ())]
