@@ -385,7 +385,8 @@ def _wrap_without_gpu(cfg: Config) -> None:
 
 def _report(runner: ConsoleRunner, tables: list[RenderableType], lines: dict[str, Any]) -> None:
     console = Console()
-    console.print(*tables, sep="\n")
+    for one in tables:
+        console.print(one)
     for name, value in {**lines, "log": _log_file(runner)}.items():
         console.print(f"{name:11}{value}", highlight=False, soft_wrap=True)
 
