@@ -1,6 +1,7 @@
 """A config on data: its schedule, its evaluators, and what Detectron2 makes of the files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling.meta_arch import PanopticFPN
 from detectron2.structures import Boxes, Instances
 from detectron2_models import CONFIGS
 from PIL import Image
@@ -205,6 +207,16 @@ def test_keypoints_are_evaluated_beside_boxes(folder):
     experiment.cfg.DATASETS.TEST = (name,)
     ours, stock = experiment._evaluators(name)
     assert isinstance(ours, CocoEvaluator) and stock._tasks == ("keypoints",)
+
+
+def test_the_tiny_profile_makes_a_panoptic_model_small():
+    """Its semantic head has one width where other heads have a list."""
+    path = model_zoo.get_config_file("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py")
+    experiment = LazyExperiment(Path(path))
+    experiment.use_tiny_profile(96)
+    model = experiment.build_model()
+    assert isinstance(model, PanopticFPN) and model.sem_seg_head.predictor.in_channels == 32
+    assert model.roi_heads.box_predictor.cls_score.in_features == 256
 
 
 def test_the_tiny_profile_keeps_other_augmentations():
