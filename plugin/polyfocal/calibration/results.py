@@ -5,11 +5,17 @@ import json
 from rich.console import Console
 
 from polyfocal.calibration import posthoc
-from polyfocal.calibration.detection import LAECE_IOU, match, measure
+from polyfocal.calibration.detection import LAECE_IOU, DetectionResult, match, measure
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.calibration.posthoc import Calibrator, Method, Target
 from polyfocal.data.detections import Detections, Kind
-from polyfocal.data.evaluation import detection_limit, format_table, remark_on_limit, truth_for
+from polyfocal.data.evaluation import (
+    CocoResult,
+    detection_limit,
+    format_table,
+    remark_on_limit,
+    truth_for,
+)
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 
@@ -50,7 +56,8 @@ def calibrate(
     kind: Kind = "segm" if masks else "bbox"
     against, found = truth_for(truth, kind), Detections.of(results)
     limit = detection_limit(against) if max_dets is None else max_dets
-    columns = {kind: measure(against, found, kind, limit, iou=iou)}
+    before = measure(against, found, kind, limit, iou=iou)
+    columns: dict[str, tuple[CocoResult, DetectionResult]] = {kind: before}
     calibrator = None
     if fit is not None:
         try:
@@ -63,7 +70,7 @@ def calibrate(
     calibrated = found if calibrator is None else calibrator.apply_to(found, against)
     if calibrator is not None:
         after = measure(against, calibrated, kind, limit, iou=iou)
-        columns = {"before": columns[kind], "after" if fit is None else "fitted to": after}
+        columns = {"before": before, "after" if fit is None else "fitted to": after}
     *_, (_, calibration) = columns.values()
     Console().print(format_table({name: coco for name, (coco, _) in columns.items()}))
     Console().print(calibration.table())

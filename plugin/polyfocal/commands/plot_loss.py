@@ -9,6 +9,7 @@ classes.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.command_line import parser_of, run_tool, settings_of
@@ -32,7 +33,7 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line asks."""
-    losses = []
+    losses: list[tuple[str, str, dict[str, Any]]] = []
     for path in args.configs:
         from polyfocal.mmengine.configs import losses_in
 

@@ -194,7 +194,9 @@ def format_table(results: dict[str, CocoResult]) -> Group:
 
     def made(title: str, columns: list[dict[str, float]]) -> Table:
         keys = dict.fromkeys(key for column in columns for key in column)
-        rows = [[key, *(column.get(key, math.nan) for column in columns)] for key in keys]
+        rows: list[list[str | float]] = [
+            [key, *(column.get(key, math.nan) for column in columns)] for key in keys
+        ]
         return table(title, ("", *results), rows)
 
     return Group(
