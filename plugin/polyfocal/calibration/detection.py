@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,13 @@ class Matches:
         iou: IoU with the object that was found, 0 if none was, (N,).
         ignored: True for a detection that found no object but lies in a crowd region: it counts as
             neither right nor wrong, (N,).
+        object_: Which annotation of the ground truth was found, -1 if none was, (N,); empty if
+            several ground truths were put together.
     """
 
     iou: Floats
     ignored: Booleans
+    object_: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def right(self) -> Booleans:
@@ -425,10 +428,47 @@ def match(
         label=label,
         box=np.clip(box, 0.0, 1.0),
         matches={
-            float(threshold): _choose(pairs, len(index), len(order), threshold)
+            float(threshold): _choose(pairs, len(index), order, threshold)
             for threshold in iou_thresholds
         },
     )
+
+
+def every_overlap(
+    truth: Annotations, detections: Sequence[dict[str, Any]], iou_type: Kind
+) -> tuple[Integers, Integers, Floats]:
+    """The IoU of detections with all objects of their pictures, of any category, crowds left out.
+
+    Args:
+        truth: The ground truth.
+        detections: Checked against it.
+        iou_type: Compare boxes or masks.
+
+    Returns:
+        Of each pair that overlaps the detection's number, the object's in ``truth.objects``, and
+        the IoU.
+    """
+    objects = truth.objects
+    pictures = {picture["id"]: row for row, picture in enumerate(truth.images)}
+    own = np.array([pictures[one["image_id"]] for one in detections], dtype=np.int64)
+    place = np.array([pictures[one["image_id"]] for one in objects], dtype=np.int64)
+    order = np.argsort(place, kind="stable")
+    first = np.searchsorted(place[order], own, side="left")
+    count = np.searchsorted(place[order], own, side="right") - first
+    pair_d = np.repeat(np.arange(len(own)), count)
+    pair_g = order[np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)]
+    no_crowd = np.zeros(len(pair_g), dtype=bool)
+    if iou_type == "bbox":
+        boxes = _boxes([one["bbox"] for one in detections])
+        iou = _box_iou(boxes[pair_d], _boxes([one["bbox"] for one in objects])[pair_g], no_crowd)
+    else:
+        masks = [one["segmentation"] for one in detections]
+        whole = [run_lengths(one["segmentation"], truth.sizes[one["image_id"]]) for one in objects]
+        pairs = zip(pair_d.tolist(), pair_g.tolist(), strict=True)
+        found = [coco_mask.iou([masks[d]], [whole[g]], [0])[0, 0] for d, g in pairs]
+        iou = np.array(found, dtype=np.float64)
+    some = iou > 0
+    return pair_d[some], pair_g[some], iou[some]
 
 
 @dataclass(frozen=True)
@@ -442,22 +482,24 @@ class _Pairs:
     crowd: Booleans
 
 
-def _choose(pairs: _Pairs, num_detections: int, num_objects: int, threshold: float) -> Matches:
+def _choose(pairs: _Pairs, num_detections: int, annotation: Integers, threshold: float) -> Matches:
     close = pairs.iou >= min(threshold, 1 - 1e-10)  # COCOeval's own tolerance
     kept = close & ~pairs.crowd
     detection, object_, iou = pairs.detection[kept], pairs.object_[kept], pairs.iou[kept]
     rank = pairs.rank[kept]
     found = np.zeros(num_detections)
-    free = np.ones(num_objects, dtype=bool)
+    which = np.full(num_detections, -1, dtype=np.int64)
+    free = np.ones(len(annotation), dtype=bool)
     # Detections of one rank are in different groups, so they cannot choose the same object.
     for start, end in _runs(rank):
         open_ = start + np.flatnonzero(free[object_[start:end]])
         best = open_[np.diff(detection[open_], append=-1) != 0]
         found[detection[best]] = np.minimum(iou[best], 1)  # equal boxes may be above by rounding
+        which[detection[best]] = annotation[object_[best]]
         free[object_[best]] = False
     ignored = np.zeros(num_detections, dtype=bool)
     ignored[pairs.detection[close & pairs.crowd]] = True
-    return Matches(found, ignored & (found == 0))
+    return Matches(found, ignored & (found == 0), which)
 
 
 def _runs(values: Integers) -> Iterator[tuple[int, int]]:
