@@ -8,6 +8,7 @@ from polyfocal.calibration import posthoc
 from polyfocal.calibration.detection import LAECE_IOU, DetectionResult, match, measure
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.calibration.posthoc import Calibrator, Method, Target
+from polyfocal.calibration.thresholds import best_f1, points_table
 from polyfocal.data.detections import Detections, Kind
 from polyfocal.data.evaluation import (
     CocoResult,
@@ -34,6 +35,7 @@ def calibrate(
     save: str | None = None,
     apply: str | None = None,
     out: str | None = None,
+    thresholds: str | None = None,
 ) -> None:
     """Print the calibration of detections, before and after a calibrator where there is one.
 
@@ -49,6 +51,8 @@ def calibrate(
         save: See ``fit``.
         apply: File of a calibrator to apply instead.
         out: File for the results with the new scores.
+        thresholds: File for the score thresholds of the classes, those of the largest F1 at
+            ``iou``, of the scores as they are last.
 
     Raises:
         UserError: A file is not usable or cannot be written, or nothing can be fitted.
@@ -74,11 +78,21 @@ def calibrate(
     *_, (_, calibration) = columns.values()
     Console().print(format_table({name: coco for name, (coco, _) in columns.items()}))
     Console().print(calibration.table())
+    chosen = None
+    if thresholds is not None:
+        try:
+            chosen, at = best_f1(match(against, calibrated, [iou], kind, limit), iou)
+        except UserError as error:
+            raise UserError(f"{results} for {truth}: {error}") from None
+        Console().print(points_table(at, iou))
     notes = [*against.notes, "" if max_dets is not None else remark_on_limit(against, found, limit)]
     print("".join(f"note: {note}\n" for note in notes if note), end="")
     if calibrator is not None and save is not None:
         calibrator.save(save)
         print(f"calibrator {save}")
+    if chosen is not None and thresholds is not None:
+        chosen.save(thresholds)
+        print(f"thresholds {thresholds}")
     if out is not None:
         write_text(out, json.dumps(calibrated.entries))
         print(f"results    {out}")

@@ -25,6 +25,9 @@ examples:
       --save work_dirs/run/calibrator.json
   polyfocal calibration test.bbox.json annotations/test.json \\
       --apply work_dirs/run/calibrator.json --out calibrated.json
+
+  # a score threshold per class, for polyfocal test --thresholds and for programs
+  polyfocal calibration val.bbox.json annotations/val.json --thresholds thresholds.json
 """
 
 
@@ -42,6 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "picture holds more objects)"
     )
     add("--max-dets", type=int, metavar="N", help=text)
+    text = "write the score thresholds of the classes to FILE, those of the largest F1 at --iou"
+    add("--thresholds", metavar="FILE", help=text)
     add("--diagrams", metavar="DIR", help="draw reliability diagrams into DIR")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--fit", choices=METHODS, help="fit a calibrator to the detections")

@@ -13,7 +13,7 @@ from typing import Any
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.command_line import parser_of, run_tool, settings_of
-from polyfocal.experiments.loss_curves import build_loss, curves_of, draw, name_of
+from polyfocal.experiments.loss_curves import build_loss, curves_of, draw, draw_scores, name_of
 from polyfocal.losses import LOSSES
 from polyfocal.shipped import config_file
 
@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> None:
     ]
     if not curves:
         raise UserError("nothing to draw: give a config or --loss TYPE KEY=VALUE ...; see --help")
-    draw(curves, args.out, log=args.log, negatives=args.negatives)
+    if args.scores:
+        draw_scores(curves, args.out)
+    else:
+        draw(curves, args.out, log=args.log, negatives=args.negatives)
     print(f"{args.out}: {len(curves)} curve{'s' if len(curves) > 1 else ''}")
 
 
@@ -72,6 +75,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="draw target 0 too, dotted (sigmoid losses)",
     )
     add("--log", action="store_true", help="logarithmic vertical axes")
+    text = "draw the score that costs least instead, against how often the target is 1"
+    add("--scores", action="store_true", help=text)
     text = "picture to write, .png or .svg (default loss.png)"
     add("--out", type=Path, default=Path("loss.png"), metavar="FILE", help=text)
     return parser.parse_args(argv)

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     more_metrics = [] if args.out is None else experiment.keep_detections(args.out)
     if args.show_dir is not None:
         experiment.draw_all(args.show_dir)
+    if args.thresholds is not None:
+        experiment.use_thresholds(args.thresholds)
     if args.tta:
         experiment.use_tta()
     experiment.test(args.checkpoint, more_metrics=more_metrics)
@@ -60,5 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     text = "draw every picture, ground truth and prediction, into DIR below the run's folder"
     add("--show-dir", metavar="DIR", help=text)
+    text = (
+        "precision, recall and F1 at the score thresholds that polyfocal calibration --thresholds "
+        "wrote, and pictures of what is above them"
+    )
+    add("--thresholds", metavar="FILE", help=text)
     add("--tta", action="store_true", help="test-time augmentation: the config's, or flipping")
     return run_tool(run, parser.parse_args(argv))

@@ -16,6 +16,7 @@ from polyfocal.losses import (
     ClassificationLoss,
     CyclicalFocalLoss,
     DebiasedFocalLoss,
+    DebiasingLoss,
     ProductOfExpertsLoss,
 )
 from polyfocal.losses.schedule import cyclical_weight
@@ -64,6 +65,62 @@ def loss_and_gradient(
     value = loss(logits_of(p_t), target, reduction_override="none", **biased).reshape(p_t.shape)
     (gradient,) = torch.autograd.grad(value.sum(), p_t)
     return value.detach(), gradient
+
+
+def best_scores(loss: ClassificationLoss, shares: Tensor) -> Tensor:
+    """The score that costs least on average, where the target is 1 in a part of the cases.
+
+    Args:
+        loss: of the sigmoid form.
+        shares: these parts, (N,), inside (0, 1).
+
+    Returns:
+        Probabilities, (N,), to 1e-4.
+
+    Raises:
+        UserError: a loss of the softmax form, or one that asks for a bias model.
+    """
+    if not loss.use_sigmoid or isinstance(loss, DebiasingLoss):
+        raise UserError(
+            f"{type(loss).__name__}: scores are drawn for losses of the sigmoid form that need no"
+            " bias model"
+        )
+    p = torch.linspace(1e-4, 1 - 1e-4, 9999, dtype=torch.float64)
+    positive = loss_and_gradient(loss, p)[0]
+    negative = loss_and_gradient(loss, 1 - p, positive=False)[0]
+    each = shares.double().unsqueeze(1)
+    return p[(each * positive + (1 - each) * negative).argmin(dim=1)]
+
+
+def draw_scores(curves: Sequence[Curve], out: Path) -> None:
+    """Draw :func:`best_scores` of each curve into a PNG or SVG file.
+
+    Raises:
+        UserError: a loss has none, the file cannot be written or has another ending, or matplotlib
+            is missing.
+    """
+    Figure = _figure(out)
+    shares = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    figure = Figure(figsize=(5.2, 4.6 + 0.2 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.8", lw=1)
+    for i, curve in enumerate(curves):
+        if isinstance(curve.loss, CyclicalFocalLoss) and curve.progress is not None:
+            curve.loss.set_progress(curve.progress)
+        color, dashes = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
+        scores = best_scores(curve.loss, shares)
+        axes.plot(shares, scores, label=curve.name, color=color, linestyle=dashes, lw=1.8)
+    axes.set(
+        xlabel="part of such detections that are right",
+        ylabel="score that costs least",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        aspect="equal",
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", frameon=False)
+    _save(figure, out)
 
 
 def build_loss(kind: str, settings: dict[str, Any]) -> ClassificationLoss:
@@ -129,14 +186,7 @@ def draw(curves: Sequence[Curve], out: Path, *, log: bool = False, negatives: bo
     Raises:
         UserError: the file cannot be written or has another ending, or matplotlib is missing.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {out}: expected a name that ends in {' or '.join(FORMATS)}")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UserError("drawing needs matplotlib: pip install matplotlib") from None
-
+    Figure = _figure(out)
     p_t = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
     cyclical = [curve for curve in curves if curve.progress is not None]
     panels = 3 if cyclical else 2
@@ -184,6 +234,23 @@ def draw(curves: Sequence[Curve], out: Path, *, log: bool = False, negatives: bo
     handles, names = loss_axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) * 2 > 50 * panels else 2
     figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False)
+
+    _save(figure, out)
+
+
+def _figure(out: Path) -> Any:
+    """The class of a picture, for a file that can be written."""
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"--out {out}: expected a name that ends in {' or '.join(FORMATS)}")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("drawing needs matplotlib: pip install matplotlib") from None
+    return Figure
+
+
+def _save(figure: Any, out: Path) -> None:
+    from matplotlib import rc_context
 
     # The same command gives the same SVG, with text as text: no date, no random ids.
     metadata = {"Date": None} if out.suffix.lower() == ".svg" else None

@@ -27,6 +27,7 @@ from polyfocal.mmdet.datasets import CocoDataset
 from polyfocal.mmdet.frozen import BlankPicture, FrozenFeaturesHook
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
+from polyfocal.mmdet.thresholds import DrawAboveThresholdsHook
 
 placement.watch()
 
@@ -37,6 +38,7 @@ __all__ = [
     "CalibrationMetric",
     "CocoDataset",
     "CocoMetric",
+    "DrawAboveThresholdsHook",
     "FrozenFeaturesHook",
     "MaskLoss",
     "RoILoss",

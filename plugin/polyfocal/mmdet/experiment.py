@@ -18,6 +18,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner
 
+from polyfocal.calibration.thresholds import Thresholds
 from polyfocal.coco import CocoSplit, hold_out, load_split
 from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit
 from polyfocal.data.pictures import Loader
@@ -33,6 +34,7 @@ from polyfocal.mmdet.metrics import (
     number_from_one,
 )
 from polyfocal.mmdet.pictures import draw_predictions
+from polyfocal.mmdet.thresholds import DrawAboveThresholdsHook
 from polyfocal.mmdet.tiny import MAX_SIDE, use_small_profile, use_tiny_profile
 from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.class_weights import use_class_weights
@@ -131,6 +133,29 @@ class Experiment(mmengine_experiment.Experiment):
         hooks = self.config.default_hooks
         hooks.setdefault("visualization", ConfigDict(type="mmdet.DetVisualizationHook"))
         hooks.visualization.update(draw=True, test_out_dir=folder)
+
+    def use_thresholds(self, file: str) -> None:
+        """Have a test measure and draw at score thresholds per class.
+
+        Raises:
+            UserError: The file holds none, or no metric of the config takes them.
+        """
+        Thresholds.load(file)
+        cfg = self.config
+        ours = [
+            node
+            for node in evaluators(cfg, "test")
+            if is_a(node, METRICS, cfg.get("default_scope"), CocoMetric)
+        ]
+        if not ours:
+            raise UserError(
+                f"--thresholds {file}: no metric in the test_evaluator of {cfg.filename} is "
+                "polyfocal's CocoMetric, which measures at thresholds."
+            )
+        for node in ours:
+            node.thresholds = file
+        drawing = cfg.default_hooks.setdefault("visualization", ConfigDict())
+        drawing.update(type=f"polyfocal.{DrawAboveThresholdsHook.__name__}", thresholds=file)
 
     def use_tta(self) -> None:
         """Put the model behind MMDetection's test-time augmentation.

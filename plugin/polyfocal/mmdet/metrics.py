@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
@@ -18,11 +19,12 @@ from mmengine.registry import HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.visualization import Visualizer
 from pycocotools.coco import COCO
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
-from polyfocal.calibration import DetectionResult
+from polyfocal.calibration import DetectionResult, match
 from polyfocal.calibration.detection import measure
 from polyfocal.calibration.diagram import DIAGRAMS, pixels
+from polyfocal.calibration.thresholds import Point, Thresholds, mean_point, points, points_table
 from polyfocal.coco import CocoResult, evaluate, format_table
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
@@ -59,6 +61,9 @@ class CocoMetric(MMDetCocoMetric):
         backend_args: How to reach ``ann_file`` if it is not on a disk.
         collect_device: Where several processes gather their results.
         prefix: In front of the keys; None for ``"coco"``.
+        thresholds: What ``tools/calibration.py --thresholds`` wrote: adds ``bbox_precision``,
+            ``bbox_recall`` and ``bbox_F1`` at the score thresholds of the classes, the mean over
+            the classes that have objects. Average precision stays that of all detections.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class CocoMetric(MMDetCocoMetric):
         backend_args: dict[str, Any] | None = None,
         collect_device: str = "cpu",
         prefix: str | None = None,
+        thresholds: str | None = None,
     ) -> None:
         super().__init__(
             ann_file=ann_file if format_only else None,
@@ -94,6 +100,8 @@ class CocoMetric(MMDetCocoMetric):
             )
         self.max_dets = max_dets
         self.coco_results: dict[str, CocoResult] = {}
+        self.thresholds = None if thresholds is None else Thresholds.load(thresholds)
+        self.points: dict[str, dict[str, Point]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep what is predicted for a batch, and the ground truth if there is no file of it.
@@ -123,14 +131,18 @@ class CocoMetric(MMDetCocoMetric):
         for kind in self.metrics:
             if kind not in found:
                 raise UserError(f"the model predicts no masks, so {kind!r} cannot be evaluated.")
-            result = self.measure(coco, found[kind], kind)
+            result = self._measured(coco, found[kind], kind)
             self.coco_results[kind] = result
             metrics.update(self._named(kind, result))
         return {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
 
     def table(self) -> RenderableType | None:
         """What was measured last, for a terminal; None where nothing was."""
-        return format_table(self.coco_results) if self.coco_results else None
+        if not self.coco_results:
+            return None
+        iou = self.thresholds.iou if self.thresholds else 0.0
+        tables = [points_table(found, iou) for found in self.points.values()]
+        return Group(format_table(self.coco_results), *tables)
 
     def names(self, classes: Sequence[str]) -> list[str]:
         """The names of the numbers that an evaluation gives, known before there is one."""
@@ -148,7 +160,7 @@ class CocoMetric(MMDetCocoMetric):
         return [
             f"{self.prefix}/{name}"
             for kind in self.metrics
-            for name in self._named(kind, probe.measure(nothing, [], kind))
+            for name in self._named(kind, probe._measured(nothing, [], kind))
         ]
 
     def measure(
@@ -162,6 +174,17 @@ class CocoMetric(MMDetCocoMetric):
             kind: What to compare.
         """
         return evaluate(coco, found, kind, self.max_dets, list(self.cat_ids))
+
+    def _measured(self, coco: COCO, found: Any, kind: Literal["bbox", "segm"]) -> CocoResult:
+        """:meth:`measure`, and what the thresholds do where there are some."""
+        result = self.measure(coco, found, kind)
+        if self.thresholds is None:
+            return result
+        ids = list(self.cat_ids)
+        matched = match(coco, found, [self.thresholds.iou], kind, self.max_dets, ids)
+        at = points(matched, self.thresholds)
+        self.points = {**self.points, kind: at}
+        return replace(result, stats={**result.stats, **mean_point(at)})
 
     def _named(self, kind: str, result: CocoResult) -> dict[str, float]:
         named = {f"{kind}_{name}": value for name, value in result.stats.items()}

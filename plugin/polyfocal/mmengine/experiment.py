@@ -185,6 +185,17 @@ class Experiment:
         """Have a test draw every sample, truth and prediction, into a folder below the run's."""
         raise UserError("--show-dir draws detections, and this config is for a classifier.")
 
+    def use_thresholds(self, file: str) -> None:
+        """Have a test measure and draw at score thresholds per class.
+
+        Args:
+            file: What ``tools/calibration.py --thresholds`` wrote.
+
+        Raises:
+            UserError: It is none, or nothing here takes it.
+        """
+        raise UserError("--thresholds is for detectors of pictures, and this config is for others.")
+
     def use_tta(self) -> None:
         """Put the model behind its framework's test-time augmentation.
 
