@@ -52,6 +52,23 @@ def test_hugging_face_trainer(tmp_path, monkeypatch, gamma):
     assert all(same) == (gamma == "0.0")
 
 
+def test_accumulated_steps_of_hugging_face_are_one_of_the_whole_batch(tmp_path, monkeypatch):
+    """Two batches of 4 with 4 steps, or one of 8; without the model's normalisation by batch."""
+    pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+    monkeypatch.chdir(tmp_path)
+    by_itself = "for one in model.modules():\n    if hasattr(one, 'normalization'):\n"
+    by_itself += "        one.normalization = torch.nn.Identity()\nloss = FocalLoss("
+    parts = run("Hugging Face Trainer", change={"loss = FocalLoss(": by_itself})
+    one = {
+        "train_batch_size=4": "train_batch_size=8",
+        "accumulation_steps=2": "accumulation_steps=1",
+    }
+    whole = run("Hugging Face Trainer", change={"loss = FocalLoss(": by_itself, **one})
+    for a, b in zip(parts["model"].parameters(), whole["model"].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_lightning(tmp_path, monkeypatch):
     pytest.importorskip("lightning", reason="needs Lightning: pip install lightning")
     monkeypatch.chdir(tmp_path)
