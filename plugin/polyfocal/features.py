@@ -1,7 +1,7 @@
 """Features of pictures, computed once and kept on disk.
 
 A file holds the features of one picture as a frozen backbone sees it, in float16, with a checksum.
-It appears whole or not at all, and what is missing or damaged is computed anew: a run that is
+A file is complete or does not exist, and what is missing or damaged is computed anew: a run that is
 killed leaves nothing wrong, and runs beside each other share what each has computed.
 """
 
@@ -26,7 +26,7 @@ class FeatureStore:
 
     Args:
         folder: Made as needed.
-        limit: Bytes that its files may take. Those not used for longest make room for others.
+        limit: Bytes that its files may take. Files unused for longest are deleted to make room.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -44,9 +44,9 @@ class FeatureStore:
         """The features under a key, read from the disk or computed and written.
 
         Args:
-            key: Says all that they depend on, as :func:`hashlib.sha256` writes it.
-            shapes: Of the features, one of each stage.
-            compute: Gives the features where there are none yet.
+            key: Hash of all that the features depend on, as :func:`hashlib.sha256` writes it.
+            shapes: Shapes of the features, one per stage.
+            compute: Computes the features if there are none yet.
 
         Returns:
             Tensors in float16 on the CPU, to be read only.
@@ -64,11 +64,11 @@ class FeatureStore:
         return [part.view(*shape) for part, shape in with_shape]
 
     def make_room(self, keys: Iterable[str], needed: int) -> None:
-        """Have the files that a training needs fit below the limit, others giving way.
+        """Make the files that a training needs fit below the limit, by deleting others.
 
         Args:
-            keys: Of those that it needs.
-            needed: Bytes that they take together.
+            keys: Keys of the files that the training needs.
+            needed: Bytes that these files take together.
 
         Raises:
             UserError: They do not fit.

@@ -1,6 +1,6 @@
-"""The score from which on a detection is taken: per class, where F1 is largest on a split.
+"""The lowest score of a kept detection, per class: the one with the largest F1 on a split.
 
-What is chosen on one split is used on another: on its own split every threshold looks good.
+Thresholds chosen on one split are for another: on its own split every threshold looks good.
 """
 
 import json
@@ -26,10 +26,10 @@ class Point(NamedTuple):
     """What a threshold does on a split.
 
     Attributes:
-        objects: That can be found.
-        detections: That are kept, those in crowd regions left out.
-        right: Of these.
-        threshold: They have at least this score.
+        objects: Objects that can be found.
+        detections: Kept detections, without those in crowd regions.
+        right: Right ones of these detections.
+        threshold: Lowest score of a kept detection.
     """
 
     objects: int
@@ -39,12 +39,12 @@ class Point(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """Right of the detections; NaN without any."""
+        """The part of the detections that is right; NaN without detections."""
         return self.right / self.detections if self.detections else float("nan")
 
     @property
     def recall(self) -> float:
-        """Right of the objects; NaN without any."""
+        """The part of the objects that is found; NaN without objects."""
         return self.right / self.objects if self.objects else float("nan")
 
     @property
@@ -59,9 +59,9 @@ class Thresholds:
     """A score threshold for each class.
 
     Attributes:
-        iou: IoU from which on a detection was right where they were chosen.
-        shared: Of all classes together.
-        classes: Of each class by its name; a class that is not there takes the shared one.
+        iou: IoU from which a detection was right when the thresholds were chosen.
+        shared: Threshold of all classes together.
+        classes: Thresholds by the names of the classes; a class without one takes the shared one.
     """
 
     iou: float
@@ -73,11 +73,11 @@ class Thresholds:
         return self.classes.get(name, self.shared)
 
     def kept(self, scores: ArrayLike, classes: Sequence[str]) -> Booleans:
-        """Which detections are taken.
+        """Which detections are kept.
 
         Args:
             scores: (N,), an array or a torch tensor.
-            classes: Name of the class of each.
+            classes: Name of the class of each detection.
 
         Returns:
             (N,) bool.
@@ -86,7 +86,7 @@ class Thresholds:
         return given >= np.array([self.of(name) for name in classes], dtype=np.float64)
 
     def save(self, file: str | Path) -> None:
-        """Write them as JSON.
+        """Write the thresholds as JSON.
 
         Raises:
             UserError: The file cannot be written.
@@ -104,7 +104,7 @@ class Thresholds:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: The file is not that.
+            UserError: The file is something else.
         """
         content = read_json(Path(file))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -125,13 +125,13 @@ class Thresholds:
 def best_f1(matched: MatchedDetections, iou: float = 0.5) -> tuple[Thresholds, dict[str, Point]]:
     """The thresholds per class with the largest F1 on a split.
 
-    Of thresholds with the same F1 the highest is taken. A threshold lies half of the way from the
+    Of thresholds with the same F1 the highest is taken. A threshold lies halfway from the
     lowest score that it keeps to the next one below, so that rounding does not move a detection.
     A class of which no detection is right takes the threshold that is best for all together.
 
     Args:
         matched: From :func:`polyfocal.calibration.match`, with ``iou`` among the thresholds.
-        iou: From which on a detection is right.
+        iou: IoU from which a detection is right.
 
     Returns:
         The thresholds, and what they do, by class.
@@ -163,7 +163,7 @@ def points(matched: MatchedDetections, thresholds: Thresholds) -> dict[str, Poin
 
     Args:
         matched: From :func:`polyfocal.calibration.match`, with their ``iou`` among the thresholds.
-        thresholds: Of this split or of another.
+        thresholds: Thresholds of this split or of another.
     """
     at = matched.matches[thresholds.iou]
     limits = np.array([thresholds.of(name) for name in matched.names])
@@ -204,7 +204,7 @@ def points_table(found: Mapping[str, Point], iou: float) -> Table:
 def mean_point(found: Mapping[str, Point]) -> dict[str, float]:
     """``precision``, ``recall`` and ``F1``, the mean over the classes that have objects.
 
-    A class of which nothing is kept has no precision, and no part in that mean.
+    A class without kept detections has no precision, and does not count in its mean.
     """
     measured = [one for one in found.values() if one.objects]
     columns = {
@@ -218,7 +218,7 @@ def mean_point(found: Mapping[str, Point]) -> dict[str, float]:
 
 
 def _best(score: Floats, right: Booleans, objects: int) -> float | None:
-    """The threshold of the largest F1; None where that is 0."""
+    """The threshold of the largest F1; None if that F1 is 0."""
     order = np.argsort(-score, kind="stable")
     score, found = score[order], np.cumsum(right[order])
     ends = np.flatnonzero(np.diff(score, append=-1))  # a threshold keeps all of one score or none

@@ -12,7 +12,7 @@ matching calls wrong at t_f is the first of
 
 An object that no detection finds, and that no ``Loc`` or ``Cls`` would find if it were put right,
 is ``Miss``.
-The cost of a type is the AP at t_f that would be gained if these mistakes alone were put right.
+The cost of a type is the AP at t_f that would be gained if only these mistakes were put right.
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,9 @@ class Mistakes:
     """The mistakes of a detector, AP in [0, 1].
 
     Attributes:
-        ap: At IoU 0.5, the mean over the classes that have objects.
-        count: How many there are of each type.
-        cost: The AP that would be gained if those of a type were put right.
+        ap: AP at IoU 0.5, the mean over the classes that have objects.
+        count: Number of mistakes of each type.
+        cost: The AP that would be gained if the mistakes of a type were put right.
         false_positives: The AP that would be gained if all right detections came first.
         false_negatives: The AP that would be gained without the objects that were not found.
     """

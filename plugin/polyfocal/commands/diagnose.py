@@ -1,6 +1,6 @@
-"""Say how sure an average precision is, and which mistakes it costs.
+"""Say how certain an average precision is, and which mistakes cost it.
 
-AP of the results with bootstrap intervals over the pictures, in all and by class; with --against
+AP of the results with bootstrap intervals over the pictures, in all and per class; with --against
 the difference to another run on the same pictures. Then the mistakes by TIDE's types, and the AP
 that each type costs. RESULTS.json is in COCO's results format: polyfocal test --out makes one, and
 a training leaves val.bbox.json in its work directory. docs/diagnose.md says what the numbers mean.
@@ -52,15 +52,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of("diagnose", __doc__, EXAMPLES)
     add = parser.add_argument
     add("annotations", metavar="ANNOTATIONS.json", help="COCO's ground truth")
-    text = "detections of a run; several of one run with other seeds"
+    text = "detections of a run, or several of them, one per seed"
     add("results", nargs="+", metavar="RESULTS.json", help=text)
-    text = "detections of another run, of the same seeds in the same order"
+    text = "detections of another run, with the same seeds in the same order"
     add("--against", nargs="+", default=[], metavar="RESULTS.json", help=text)
     add("--masks", action="store_true", help="compare masks instead of boxes")
-    add("--draws", type=int, default=1000, help="of the pictures (default 1000)")
+    add("--draws", type=int, default=1000, help="number of draws of the pictures (default 1000)")
     text = "per cent of the draws that an interval holds (default 95)"
     add("--level", type=float, default=95.0, help=text)
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
+    add("--seed", type=int, default=0, help="seed of the draws (default 0)")
     return parser.parse_args(argv)
 
 

@@ -75,7 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="draw target 0 too, dotted (sigmoid losses)",
     )
     add("--log", action="store_true", help="logarithmic vertical axes")
-    text = "draw the score that costs least instead, against how often the target is 1"
+    text = "instead, draw the score of the least loss against how often the target is 1"
     add("--scores", action="store_true", help=text)
     text = "picture to write, .png or .svg (default loss.png)"
     add("--out", type=Path, default=Path("loss.png"), metavar="FILE", help=text)

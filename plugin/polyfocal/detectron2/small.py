@@ -12,7 +12,7 @@ from torch import Tensor
 from polyfocal.efficientnet import CHANNELS, EfficientNetLite0
 
 BACKBONE_RATE = 0.1
-"""Of the heads' learning rate."""
+"""Learning rate of the backbone, as a factor of the heads' learning rate."""
 
 _STAGES = tuple(f"res{number}" for number in range(2, 6))
 
@@ -21,7 +21,7 @@ class Lite0(Backbone):
     """EfficientNet-Lite0 under the names that Detectron2 gives the stages of a ResNet.
 
     Args:
-        out_features: Of ``res2`` to ``res5``, whose strides are 4 to 32.
+        out_features: Names of stages, from ``res2`` to ``res5``, whose strides are 4 to 32.
 
     Shape:
         Pictures (N, 3, H, W) in RGB, normalised with 127.5 twice.
@@ -74,9 +74,9 @@ def _pyramid(cfg: CfgNode, bottom_up: Backbone, top: LastLevelMaxPool | LastLeve
 
 
 def rate_factor(parameter: str) -> float:
-    """What a parameter's learning rate is multiplied by.
+    """The factor of a parameter's learning rate.
 
     Args:
-        parameter: Its name in the model.
+        parameter: Name of the parameter in the model.
     """
     return BACKBONE_RATE if parameter.startswith("backbone.bottom_up.") else 1.0

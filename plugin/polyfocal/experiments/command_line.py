@@ -85,8 +85,8 @@ def add_freeze_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--freeze",
         action="store_true",
-        help="with --profile small: the backbone stays as it is, and its features, computed once "
-        "for each picture, are trained on (kept in work_dirs/features)",
+        help="with --profile small: do not train the backbone; compute its features once per "
+        "picture, keep them in work_dirs/features, and train on them",
     )
 
 

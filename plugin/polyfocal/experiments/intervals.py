@@ -1,4 +1,4 @@
-"""How far average precision is to be trusted: bootstrap intervals over the pictures of a split.
+"""How certain average precision is: bootstrap intervals over the pictures of a split.
 
 The pictures are drawn anew with replacement, again and again, and AP is measured on each such
 split: the interval holds what a part of the draws gives (the percentile bootstrap of Efron, 1979).
@@ -33,10 +33,10 @@ _FEWEST = 100  # draws
 
 
 class Interval(NamedTuple):
-    """A number and where it lies in most draws.
+    """A number, and the interval in which it lies in most draws.
 
     Attributes:
-        value: Of the split as it is; NaN where there is nothing to measure.
+        value: The number for the split as it is; NaN if there is nothing to measure.
         low, high: Ends of the interval.
     """
 
@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether 0 is outside, as for the difference of two runs that are told apart."""
+        """Whether 0 is outside; for a difference that means that the two runs differ."""
         return self.low > 0 or self.high < 0
 
 
@@ -58,7 +58,7 @@ class Intervals:
         mean: mAP, the mean over the classes that have objects.
         classes: AP by the name of the class.
         level: The part of the draws that an interval holds.
-        draws: How many there were.
+        draws: Number of draws.
     """
 
     mean: Interval
@@ -95,7 +95,7 @@ class _Run:
 
         Args:
             weight: How often each picture is there.
-            objects: Of each class, so weighed.
+            objects: Objects of each class, with these weights.
         """
         here = weight[self.picture]
         before = np.concatenate([[0], np.cumsum(here)])
@@ -148,15 +148,15 @@ def ap_intervals(
 
     Args:
         ground_truth: As in :func:`polyfocal.coco.evaluate`.
-        results: Detections of a run; several of one run with other seeds, whose mean counts.
+        results: Detections of a run, or of several seeds of it, whose mean counts.
         against: Detections of another run, of the same seeds in the same order. With them every
-            number is ``results`` less ``against``; a draw takes the same pictures and, where there
+            number is ``results`` minus ``against``; a draw takes the same pictures and, where there
             are several seeds, the same seeds for both.
         kind: Boxes or masks.
         max_dets: Most detections of a category in a picture that count.
         draws: How often the pictures are drawn.
         level: The part of the draws that an interval holds.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         UserError: The results do not fit, a setting is out of its range, or the runs have other

@@ -68,17 +68,17 @@ def loss_and_gradient(
 
 
 def best_scores(loss: ClassificationLoss, shares: Tensor) -> Tensor:
-    """The score that costs least on average, where the target is 1 in a part of the cases.
+    """The score of the least average loss, if the target is 1 in a part of the cases.
 
     Args:
-        loss: of the sigmoid form.
-        shares: these parts, (N,), inside (0, 1).
+        loss: a loss of the sigmoid form.
+        shares: the parts, (N,), inside (0, 1).
 
     Returns:
         Probabilities, (N,), to 1e-4.
 
     Raises:
-        UserError: a loss of the softmax form, or one that asks for a bias model.
+        UserError: the loss has the softmax form, or needs a bias model.
     """
     if not loss.use_sigmoid or isinstance(loss, DebiasingLoss):
         raise UserError(

@@ -121,7 +121,7 @@ class Request:
 
     @property
     def profile(self) -> str | None:
-        """The profile's name, as on a command line; None where the config's own size is used."""
+        """Name of the profile, as on a command line; None for the config's own size."""
         return "small" if self.small else "tiny" if self.tiny else None
 
     @cached_property

@@ -166,10 +166,10 @@ def verdict(outcomes: Sequence[Outcome], best: str, column: str, scale: float = 
 
 
 def unproven(outcomes: Sequence[Outcome], best: str, column: str) -> str | None:
-    """Why the config keeps its own setting; None where the best one has beaten it.
+    """Why the config keeps its own setting; None if the best one has beaten it.
 
     Args:
-        outcomes: Of the trainings in full length.
+        outcomes: Outcomes of the trainings in full length.
         best: Name of the row of the best setting.
         column: The number to compare.
     """

@@ -92,7 +92,7 @@ def is_frozen(cfg: Config) -> bool:
 
 @TRANSFORMS.register_module()
 class BlankPicture(BaseTransform):
-    """A blank of a picture's size in its place.
+    """A blank of a picture's size, instead of the picture.
 
     Args:
         load: The ``LoadImageFromFile`` that would read the picture.
@@ -102,7 +102,7 @@ class BlankPicture(BaseTransform):
         self.load = ALL_TRANSFORMS.build(load)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Do what reading the picture does, but for what it shows."""
+        """Do what reading the picture does, except for its content."""
         shape = (results["height"], results["width"])
         results["img"] = np.zeros((*shape, 3), np.uint8)
         results["img_shape"] = results["ori_shape"] = shape
@@ -117,7 +117,7 @@ class FrozenFeaturesHook(Hook):
     mirrored in the ways of the pipeline's ``RandomFlip``.
 
     Args:
-        folder: Where they are kept.
+        folder: Folder where the features are kept.
         limit_gb: GiB that this folder may take.
     """
 
@@ -162,9 +162,9 @@ class _Reader:
     """The features of the pictures of a data set.
 
     Args:
-        store: Where they are kept.
+        store: Where the features are kept.
         model: A detector on a frozen :class:`EfficientNetLite0`.
-        dataset: Built; without blanks it has no features.
+        dataset: The built data set; without blanks it has no features.
     """
 
     def __init__(self, store: FeatureStore, model: Any, dataset: Any) -> None:
@@ -198,7 +198,7 @@ class _Reader:
         self._blank: list[Tensor] | None = None
 
     def fill(self) -> None:
-        """Compute what is not kept yet; of processes that train together each does its part."""
+        """Compute what is not kept yet; processes that train together share the work."""
         wanted = [
             (path, size, direction, self._key(path, size, direction))
             for path, size in ((path, self._size(path)) for path in self.samples)
@@ -235,7 +235,7 @@ class _Reader:
 
     @torch.no_grad()
     def compute(self, path: str, size: tuple[int, int], direction: str | None) -> list[Tensor]:
-        """What the backbone makes of one picture alone.
+        """The features that the backbone computes for one picture alone.
 
         Raises:
             DatasetError: The picture cannot be read, or is not as large as its annotations say.
@@ -291,7 +291,7 @@ class _Reader:
 
     @torch.no_grad()
     def _beyond(self) -> list[Tensor]:
-        """What the backbone makes of the padding far from a picture, (C, 1, 1) per stage."""
+        """The features of padding far from a picture, (C, 1, 1) per stage."""
         if self._blank is None:
             device = next(self.backbone.parameters()).device
             value = float(self.preprocess.pad_value)
@@ -338,7 +338,7 @@ class _Reader:
 
 
 def _leaves(dataset: Any) -> list[Any]:
-    """The data sets inside of wrappers that repeat, concatenate or balance them."""
+    """The data sets inside wrappers that repeat, concatenate or balance them."""
     inner = getattr(dataset, "dataset", None)
     others = getattr(dataset, "datasets", None) or ([inner] if inner is not None else [])
     return [leaf for other in others for leaf in _leaves(other)] or [dataset]

@@ -1,4 +1,4 @@
-"""Pictures of what is above the score threshold of its class."""
+"""Pictures of the detections above the score threshold of their class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ from polyfocal.mmengine.registry import HOOKS
 class DrawAboveThresholdsHook(DetVisualizationHook):
     """MMDetection's ``DetVisualizationHook`` with a score threshold for each class.
 
-    What the metrics get stays as it is.
+    The metrics get all detections, as before.
 
     Args:
-        thresholds: What ``tools/calibration.py --thresholds`` wrote.
-        **kwargs: Those of MMDetection's hook; ``score_thr`` has no effect.
+        thresholds: File that ``polyfocal calibration --thresholds`` wrote.
+        **kwargs: Arguments of MMDetection's hook; ``score_thr`` has no effect.
 
     Raises:
         UserError: The file holds no thresholds.
