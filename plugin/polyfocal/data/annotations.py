@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -63,6 +64,27 @@ class Annotations:
     def max_instances(self) -> int:
         """Most objects in one picture."""
         return max(Counter(one["image_id"] for one in self.objects).values(), default=0)
+
+    @cached_property
+    def class_by_class(self) -> "Annotations":
+        """With an object of several classes once for each, as an evaluation counts it.
+
+        It counts for the classes of which it is by 0.5 or more, else for its ``category_id``.
+        """
+        if not any(map(is_soft, self.annotations)):
+            return self
+        taken = {one["id"] for one in self.annotations}
+        free = (number for number in itertools.count(1) if number not in taken)
+        categories = [category["id"] for category in self.categories]
+        counted = []
+        for one in self.annotations:
+            scores = zip(categories, class_scores(one, categories), strict=True)
+            found = [category for category, score in scores if score >= 0.5]
+            first = one["category_id"] if one["category_id"] in found or not found else found[0]
+            counted.append({**one, "category_id": first})
+            others = [category for category in found if category != first]
+            counted += [{**one, "category_id": each, "id": next(free)} for each in others]
+        return replace(self, content={**self.content, "annotations": counted})
 
     @cached_property
     def sizes(self) -> dict[int, list[int]]:
@@ -213,8 +235,16 @@ def _checked(content: Any, source: str) -> Annotations:
                 f"annotation {bad[0]['id']} of {source} has {key} {bad[0][key]}, which is not "
                 f"among the declared {kind} ({_listed(declared)}){more(bad)}."
             )
+    _check_classes(source, annotations, [category["id"] for category in categories])
     notes = _complete(source, annotations, images)
     _check_fields(source, "annotation", annotations, {"area": _AREA, "iscrowd": _CROWD})
+    soft = sum(map(is_soft, annotations))
+    if soft:
+        notes.append(
+            f"{soft} of {len(annotations)} annotations of {source} say more of their classes "
+            "(category_ids, category_scores): an evaluation counts it, a training does with "
+            "SoftLabelsHook only, as in retinanet_soft_labels."
+        )
     lowest = min((one["id"] for one in annotations), default=1)
     if lowest < 1:
         notes.append(
@@ -222,6 +252,65 @@ def _checked(content: Any, source: str) -> Annotations:
             " stock CocoMetric and COCOEvaluator take objects of ids below 1 for never found."
         )
     return Annotations(source, content, tuple(notes))
+
+
+def is_soft(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation says more of its classes than the ``category_id``."""
+    return "category_ids" in annotation or "category_scores" in annotation
+
+
+def class_scores(annotation: dict[str, Any], categories: Sequence[int]) -> list[float]:
+    """How much an object is of each category, in [0, 1].
+
+    ``category_ids`` are those that it is of, with ``category_scores`` a number for each of these;
+    ``category_id`` says it all where neither is there.
+
+    Args:
+        annotation: One that :func:`read_annotations` has read: the scores alone, which are for all
+            categories in the order of the file, have got their ids.
+        categories: The ids of the categories that are asked for.
+    """
+    ids = annotation.get("category_ids", [annotation["category_id"]])
+    found = dict(zip(ids, annotation.get("category_scores", [1.0] * len(ids)), strict=True))
+    return [float(found.get(category, 0.0)) for category in categories]
+
+
+def _check_classes(
+    source: str, annotations: list[dict[str, Any]], categories: Sequence[int]
+) -> None:
+    declared = set(categories)
+
+    def are_ids(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(is_whole(one) and one in declared for one in value)
+            and len(set(value)) == len(value)
+        )
+
+    soft = [one for one in annotations if is_soft(one)]
+    several = "a list of declared categories, each once"
+    _check_fields(
+        source,
+        "annotation",
+        [one for one in soft if "category_ids" in one],
+        {"category_ids": (are_ids, several)},
+    )
+    for one in soft:
+        if "category_scores" not in one:
+            continue
+        count = len(one.get("category_ids", categories))
+        which = "of its category_ids" if "category_ids" in one else "of the declared categories"
+        rule: _Rule = (
+            lambda value, count=count: (
+                isinstance(value, list)
+                and len(value) == count
+                and all(is_number(number) and 0 <= number <= 1 for number in value)
+            ),
+            f"a list of {count} numbers from 0 to 1, one for each {which}",
+        )
+        _check_fields(source, "annotation", [one], {"category_scores": rule})
+        one.setdefault("category_ids", categories)
 
 
 def _complete(

@@ -58,7 +58,7 @@ def truth_for(
     """
     if kind not in ("bbox", "segm"):
         raise DatasetError(f"iou_type must be 'bbox' or 'segm', got {kind!r}.")
-    truth = annotations_of(ground_truth)
+    truth = annotations_of(ground_truth).class_by_class
     declared = {category["id"] for category in truth.categories}
     for id_ in category_ids or ():
         if id_ not in declared:

@@ -27,6 +27,7 @@ from polyfocal.mmdet.datasets import CocoDataset
 from polyfocal.mmdet.frozen import BlankPicture, FrozenFeaturesHook
 from polyfocal.mmdet.heads import MaskLoss, RoILoss
 from polyfocal.mmdet.metrics import CalibrationMetric, CocoMetric
+from polyfocal.mmdet.soft_labels import SoftLabelsHook
 from polyfocal.mmdet.thresholds import DrawAboveThresholdsHook
 
 placement.watch()
@@ -42,5 +43,6 @@ __all__ = [
     "FrozenFeaturesHook",
     "MaskLoss",
     "RoILoss",
+    "SoftLabelsHook",
     "attach_bias_heads",
 ]

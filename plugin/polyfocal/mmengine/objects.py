@@ -50,7 +50,7 @@ def training_objects(dataset: Any) -> TrainingObjects | None:
     """
     samples, labels = 0, Counter[int]()
     names: tuple[str, ...] = ()
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         names = tuple((getattr(leaf, "metainfo", None) or {}).get("classes") or ())
         samples += len(leaf)
         if hasattr(leaf, "num_ins_per_cat"):
@@ -108,17 +108,17 @@ def nothing_to_train_on(cfg: Config) -> UserError:
     )
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
+def leaves(dataset: Any) -> Iterator[Any]:
     """The data sets inside wrappers that repeat, concatenate, balance or mix them."""
     inner = getattr(dataset, "dataset", None)
     side_by_side = getattr(dataset, "datasets", None)
     if hasattr(dataset, "indices"):  # a part of a data set; only the part knows its samples
         yield dataset
     elif inner is not None:
-        yield from _leaves(inner)
+        yield from leaves(inner)
     elif side_by_side is not None:
         for one in side_by_side:
-            yield from _leaves(one)
+            yield from leaves(one)
     else:
         yield dataset
 
