@@ -28,7 +28,7 @@ CONFIGS = [
 NAMES = {
     f"{detector}_{loss}"
     for detector, losses in {
-        "retinanet": ("poly1", "focal", "cyclical"),
+        "retinanet": ("poly1", "focal", "cyclical", "soft_labels"),
         "fcos": ("poly1", "focal", "cyclical"),
         "mask_rcnn": ("poly1", "ce", "cyclical", "focal", "topk_lvis"),
         "cascade_mask_rcnn": ("poly1",),
@@ -94,6 +94,7 @@ def test_reads_well(path):
         "focal": {"polyfocal.FocalLoss"} if "mask" in path.stem else set(),
         "ce": set(),
         "lvis": {"polyfocal.NoisedTopKLoss"},
+        "labels": {"polyfocal.Poly1FocalLoss"},
     }
     assert kinds == expected[path.stem.rsplit("_", 1)[1]]
 
