@@ -156,7 +156,7 @@ def test_the_loss_gets_the_row_of_each_object(name):
     assert model.bbox_head.num_classes == 3 and not any("_target" in k for k in model.state_dict())
 
 
-def test_a_training_learns_both_labels(folder, tmp_path, capsys):
+def test_the_train_tool_takes_such_data(folder, tmp_path, capsys):
     options = ["train_cfg.max_epochs=1", "default_hooks.logger.interval=1"]
     for part in ("train", "val"):
         options += [
