@@ -2,8 +2,10 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +190,28 @@ def test_the_sentences(folder: Path) -> None:
     assert problem("a\\b.png") == (
         "is missing: its file_name has backslashes, write / in their place"
     )
+
+
+@pytest.mark.parametrize("where", ["OpenCV 4", "OpenCV 5"])
+def test_opencv_is_silent_meanwhile(where: str, tmp_path: Path, monkeypatch) -> None:
+    def set_level(level: int) -> int:
+        levels.append(level)
+        return levels[-2]
+
+    def load(path: Path) -> np.ndarray:
+        during.append(levels[-1])
+        raise OSError
+
+    levels, during = [3], []
+    log = SimpleNamespace(setLogLevel=set_level)
+    if where == "OpenCV 4":
+        cv2 = SimpleNamespace(utils=SimpleNamespace(), setLogLevel=set_level)
+    else:
+        cv2 = SimpleNamespace(utils=SimpleNamespace(logging=log))
+    monkeypatch.setitem(sys.modules, "cv2", cv2)
+    (tmp_path / "bytes").write_bytes(b"no picture")
+    check_pictures([tmp_path / "bytes"], [(WIDTH, HEIGHT)], load)
+    assert during == [0] and levels == [3, 0, 3]
 
 
 def test_plain_pictures_are_not_decoded(folder: Path) -> None:

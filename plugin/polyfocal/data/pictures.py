@@ -119,8 +119,9 @@ def _quiet() -> Iterator[None]:
         with suppress(ImportError):
             import cv2
 
-            log = cv2.utils.logging
-            stack.callback(log.setLogLevel, log.setLogLevel(log.LOG_LEVEL_SILENT))
+            log = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 and 4 have it
+            silent = 0
+            stack.callback(log.setLogLevel, log.setLogLevel(silent))
         yield
 
 
