@@ -1,4 +1,4 @@
-# RetinaNet with Poly-1 focal loss on objects of several classes, or of shares of them: annotations
+# RetinaNet with Poly-1 focal loss on objects with several labels or soft labels: annotations
 # with category_ids and category_scores, docs/soft_labels.md.
 _base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 

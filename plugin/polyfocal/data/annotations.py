@@ -67,9 +67,9 @@ class Annotations:
 
     @cached_property
     def class_by_class(self) -> "Annotations":
-        """With an object of several classes once for each, as an evaluation counts it.
+        """An object of several classes once per class, as an evaluation counts it.
 
-        It counts for the classes of which it is by 0.5 or more, else for its ``category_id``.
+        It counts for the classes whose score is 0.5 or more, or else for its ``category_id``.
         """
         if not any(map(is_soft, self.annotations)):
             return self
@@ -255,20 +255,20 @@ def _checked(content: Any, source: str) -> Annotations:
 
 
 def is_soft(annotation: dict[str, Any]) -> bool:
-    """Whether an annotation says more of its classes than the ``category_id``."""
+    """Whether an annotation says more about its classes than the ``category_id``."""
     return "category_ids" in annotation or "category_scores" in annotation
 
 
 def class_scores(annotation: dict[str, Any], categories: Sequence[int]) -> list[float]:
-    """How much an object is of each category, in [0, 1].
+    """The score of each category for an object, in [0, 1].
 
-    ``category_ids`` are those that it is of, with ``category_scores`` a number for each of these;
-    ``category_id`` says it all where neither is there.
+    ``category_ids`` are the categories of the object, ``category_scores`` their scores. Without
+    either, ``category_id`` has the score 1.
 
     Args:
-        annotation: One that :func:`read_annotations` has read: the scores alone, which are for all
-            categories in the order of the file, have got their ids.
-        categories: The ids of the categories that are asked for.
+        annotation: One that :func:`read_annotations` has read. It has put ids beside scores without
+            ids, which are for all categories in the order of the file.
+        categories: Ids of the categories whose scores are asked for.
     """
     ids = annotation.get("category_ids", [annotation["category_id"]])
     found = dict(zip(ids, annotation.get("category_scores", [1.0] * len(ids)), strict=True))

@@ -51,7 +51,7 @@ class CocoDataset(MMDetCocoDataset):
 
     It accepts annotations without ``area`` or ``iscrowd`` and files with a byte order mark, see
     :func:`polyfocal.data.annotations.read_annotations`. The other arguments are those of
-    MMDetection.
+    MMDetection's class.
 
     Args:
         soft_labels: Take the ``category_ids`` and ``category_scores`` of annotations, see
@@ -77,7 +77,7 @@ class CocoDataset(MMDetCocoDataset):
         return samples
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """A sample; an object of several classes knows its row of ``class_scores``."""
+        """A sample; an object of several classes has the number of its row of ``class_scores``."""
         sample: dict = super().parse_data_info(raw_data_info)
         annotations = raw_data_info["raw_ann_info"]
         if self._rows is None or not any(map(is_soft, annotations)):
@@ -93,7 +93,7 @@ class CocoDataset(MMDetCocoDataset):
         return sample
 
     def prepare_data(self, idx: int) -> Any:
-        """A sample after the pipeline, to which a label is a number among others."""
+        """A sample after the pipeline, which takes a label as a mere number."""
         if self._rows is None:
             return super().prepare_data(idx)
         sample = self.get_data_info(idx)

@@ -1,8 +1,8 @@
-"""Objects of several classes, or of shares of them, in the dense heads of MMDetection.
+"""Objects with several labels, or with soft labels, in the dense heads of MMDetection.
 
-A head assigns one label to an anchor. So each combination of classes of a training set is a class
-of its own to the head, while it computes its loss, and the loss gets the combination's row of
-targets in the place of that label. Nothing else in the head or the pipeline knows of it.
+A head assigns one label to an anchor. So while the head computes its loss, it sees each combination
+of classes in the training set as one more class. The loss gets the combination's row of targets
+instead of that label. Nothing else in the head or the pipeline changes.
 """
 
 from types import MethodType
@@ -20,7 +20,7 @@ from polyfocal.mmengine.objects import leaves
 from polyfocal.mmengine.registry import HOOKS
 
 HEADS = (RetinaHead, FCOSHead, ATSSHead)
-"""Their targets are labels, and no label decides which anchor is whose."""
+"""Heads whose targets are labels, and which assign anchors to objects without the labels."""
 
 
 @HOOKS.register_module()
@@ -34,7 +34,7 @@ class SoftLabelsHook(Hook):
         """Tell the head what the labels of the data set mean.
 
         Raises:
-            UserError: The data set has none, or the model no head that can take them.
+            UserError: The data set has no soft labels, or the model has no head that can take them.
         """
         found = [
             one for one in leaves(runner.train_dataloader.dataset) if hasattr(one, "class_scores")
@@ -49,14 +49,14 @@ class SoftLabelsHook(Hook):
 
 
 def use_soft_labels(head: Any, class_scores: Tensor) -> None:
-    """From now on, a head's loss takes labels beyond its classes for rows of targets.
+    """Make a head's loss take labels beyond its classes as rows of targets.
 
     Args:
         head: One of ``HEADS`` with a sigmoid loss of this package that takes soft targets.
         class_scores: (R, C), in [0, 1]: what a label C + r means.
 
     Raises:
-        UserError: The head or its loss is another.
+        UserError: The head or its loss is of another kind.
     """
     if type(head) not in HEADS:
         names = ", ".join(one.__name__ for one in HEADS)
