@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from polyfocal.errors import UserError
@@ -110,6 +111,10 @@ def _use_sigmoid(node: ConfigDict, kind: Any) -> bool:
 def _count(cfg: Config) -> dict[str, int]:
     """Objects of each class that a training will see, asked of its data set."""
     dataset = cfg.train_dataloader.dataset
+    # MMDetection3D logs a table of its classes, as it does again when the training is built.
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("WARNING")
     try:
         with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
             found = training_objects(DATASETS.build(copy.deepcopy(dataset)))
@@ -117,6 +122,8 @@ def _count(cfg: Config) -> dict[str, int]:
         if is_empty(cfg):
             raise nothing_to_train_on(cfg) from error
         raise
+    finally:
+        logger.setLevel(level)
     if found is None:
         raise UserError(
             f"weights by class are asked for, and the training data set, a {type_name(dataset)},"
