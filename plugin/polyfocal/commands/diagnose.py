@@ -7,6 +7,7 @@ a training leaves val.bbox.json in its work directory. docs/diagnose.md says wha
 """
 
 import argparse
+from typing import Any
 
 from rich.console import Console
 
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
     truth = read_annotations(args.annotations, pictures=False)
     results = [Detections.of(file) for file in args.results]
     against = [Detections.of(file) for file in args.against]
-    settings = {"kind": kind, "max_dets": detection_limit(truth)}
-    draws = {"draws": args.draws, "level": args.level / 100, "seed": args.seed}
+    settings: dict[str, Any] = {"kind": kind, "max_dets": detection_limit(truth)}
+    draws: dict[str, Any] = {"draws": args.draws, "level": args.level / 100, "seed": args.seed}
     console = Console()
     console.print(intervals_table(ap_intervals(truth, results, **settings, **draws)))
     if against:
