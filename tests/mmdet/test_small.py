@@ -21,6 +21,7 @@ from prepared import prepare_experiment
 
 from polyfocal.commands.train import main as train
 from polyfocal.data.files import DatasetError
+from polyfocal.data.unpickling import read_weights
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.efficientnet import EfficientNetLite0
 from polyfocal.mmdet.frozen import FrozenFeaturesHook, _Reader
@@ -192,8 +193,7 @@ def test_a_frozen_training_leaves_a_detector_that_is_tested_on_pictures(
         assert f"features of 6 pictures in 2 directions (0.3 MiB): {computed} to compute" in shown
         assert "the backbone is frozen" in shown
     first, second = (
-        torch.load(tmp_path / f"run_{n}" / "epoch_2.pth", weights_only=True)["state_dict"]
-        for n in (12, 0)
+        read_weights(tmp_path / f"run_{n}" / "epoch_2.pth")["state_dict"] for n in (12, 0)
     )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     cfg = prepare_experiment(config, data=scenes, small=True, train=False).config

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 import polyfocal.mmengine
+from polyfocal.data.unpickling import read_weights
 from polyfocal.mmengine import AdaFocalHook, StoredScoresHook, StoreScoresHook, class_counts
 
 
@@ -143,7 +144,7 @@ def test_adafocal_comes_back_on_resuming_and_stays_out_of_the_weights(tmp_path):
     first = runner(tmp_path / "first", ADAFOCAL, hooks, epochs=2)
     first.train()
     file = tmp_path / "first" / "epoch_2.pth"
-    checkpoint = torch.load(file, weights_only=True)
+    checkpoint = read_weights(file)
     assert set(checkpoint["state_dict"]) == {"fc.weight", "fc.bias"}
     again = runner(
         tmp_path / "again", ADAFOCAL, copy.deepcopy(hooks), 3, load_from=str(file), resume=True
