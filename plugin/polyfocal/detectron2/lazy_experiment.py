@@ -211,8 +211,11 @@ class LazyExperiment(Experiment):
             train.checkpointer.period = checkpoint
 
     def losses(self) -> Iterator[PlacedLoss]:
-        heads = {MaskRCNNConvUpsampleHead: "mask head", RPN: "proposal head"}
-        heads |= {FastRCNNOutputLayers: "box"}
+        heads: dict[Any, str] = {
+            FastRCNNOutputLayers: "box",
+            MaskRCNNConvUpsampleHead: "mask head",
+            RPN: "proposal head",
+        }
         for place, node in _places(self.cfg.model, "model"):
             if "cls_loss" not in node or OmegaConf.is_interpolation(node, "cls_loss"):
                 continue
