@@ -110,7 +110,8 @@ class LazyExperiment(Experiment):
             [efficientnet.PIXEL_MEAN] * 3,
             [efficientnet.PIXEL_STD] * 3,
         )
-        cfg.model.input_format = "RGB"
+        if "input_format" in _parameters(cfg.model):  # for its pictures of predictions
+            cfg.model.input_format = "RGB"
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
             loader.mapper.image_format = "RGB"
         cfg.optimizer.params.update(base_lr="${..lr}", lr_factor_func=rate_factor)
