@@ -120,7 +120,8 @@ def use_small_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         mean=[efficientnet.PIXEL_MEAN] * 3, std=[efficientnet.PIXEL_STD] * 3, bgr_to_rgb=True
     )
     cfg.optim_wrapper.paramwise_cfg = ConfigDict(
-        custom_keys={"backbone": dict(lr_mult=_BACKBONE_RATE)}
+        custom_keys={"backbone": dict(lr_mult=_BACKBONE_RATE)},
+        bypass_duplicate=True,  # of heads whose levels share their convolutions
     )
 
 
