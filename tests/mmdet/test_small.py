@@ -205,6 +205,29 @@ def test_a_frozen_training_leaves_a_detector_that_is_tested_on_pictures(
     assert list((tmp_path / "run_12" / "predictions").glob("*.png"))
 
 
+def test_a_trial_is_judged_on_features_too(scenes, tmp_path, monkeypatch):
+    """Held-out pictures are computed once for all trials; what is measured is a number."""
+    pytest.importorskip("optuna", reason="needs Optuna")
+    from polyfocal.adapters import prepare
+    from polyfocal.experiments.request import Request
+
+    monkeypatch.chdir(tmp_path)
+    options = {"train_dataloader.num_workers": 0, "val_dataloader.num_workers": 0}
+    config = CONFIGS / "retinanet_poly1.py"
+    request = Request(prepare, config, data=scenes, small=True, freeze=True, options={**options})
+    experiment = request.prepare()
+    experiment.hold_out(tmp_path / "split")
+    experiment.use_epochs(1)
+    measured = experiment.measure(tmp_path / "trial", seed=0)
+    assert 0 <= measured["bbox_mAP"] <= 1
+    console = (tmp_path / "trial" / "console.log").read_text()
+    assert "features of 5 pictures in 2 directions" in console
+    assert "features of 1 pictures in 1 directions" in console, "which is not mirrored"
+    assert not (tmp_path / "trial" / "run" / "predictions").exists()
+    kept = list((tmp_path / "work_dirs" / "features").rglob("*.f16"))
+    assert len(kept) == 11, "of the sixth picture not the mirror image"
+
+
 def test_freeze_needs_the_small_profile(scenes, capsys):
     config = str(CONFIGS / "retinanet_poly1.py")
     assert train([config, "--data", str(scenes), "--profile", "tiny", "--freeze"]) == 2
