@@ -143,5 +143,6 @@ def test_bad_use(tmp_path):
     calibrator = fit(detections(size=50), "platt")
     with pytest.raises(UserError, match=r"scores must be in \[0, 1\] to be calibrated, got 1.5"):
         calibrator.apply([1.5], ["cat"])
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        calibrator.save(tmp_path / "missing" / "c.json")
+        calibrator.save(tmp_path / "file" / "c.json")

@@ -172,7 +172,7 @@ def test_the_same_settings_are_left_alone_and_others_refused(small, tmp_path):
     with pytest.raises(UserError, match=r"holds LiDAR scenes of other settings \(seed 0 there, 3"):
         write(small, replace(SMALL, seed=3))
     (tmp_path / "mine").write_text("")
-    with pytest.raises(UserError, match="exists and holds no LiDAR scenes; give a new or an empt"):
+    with pytest.raises(UserError, match="exists and holds no LiDAR scenes; give a new or empt"):
         write(tmp_path, SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
     one = LidarScenes(num_train=1, num_val=1)

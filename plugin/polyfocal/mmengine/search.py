@@ -64,14 +64,14 @@ def losses_of(model: Any) -> dict[str, ConfigDict]:
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The entries of a nested dictionary that are new; a list is replaced as a whole."""
-    changed = {}
+    found = {}
     for key, value in new.items():
         if key in old and isinstance(value, dict) and isinstance(old[key], dict):
             if deeper := changed(old[key], value):
-                changed[key] = deeper
+                found[key] = deeper
         elif key not in old or old[key] != value:
-            changed[key] = value
-    return changed
+            found[key] = value
+    return found
 
 
 def innermost_losses(cfg: Config) -> list[ConfigDict]:
