@@ -646,8 +646,8 @@ def set_up_stack(environment: Environment, name: str | None, with_3d: str | None
     environment.constraints = {package: f"=={pin}" for package, pin in pins.items()}
     first = {package: pin for package, pin in pins.items() if package in ("torch", "numpy")}
     environment.pip_install_missing(first, expected="a minute or two")
-    rest = {package: pin for package, pin in pins.items() if package not in (*first, stack.mmcv)}
-    environment.pip_install_missing(rest, expected="a minute")
+    others = {package: pin for package, pin in pins.items() if package not in (*first, stack.mmcv)}
+    environment.pip_install_missing(others, expected="a minute")
     if not environment.answer(probe_of(stack)):
         install_mmcv(environment, stack)
     environment.constraints[stack.mmcv] = f"=={environment.installed()[stack.mmcv]}"

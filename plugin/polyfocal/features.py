@@ -132,4 +132,4 @@ def _count(shapes: Sequence[Sequence[int]]) -> int:
 
 
 def _checksum(flat: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(flat).view(np.uint8)).to_bytes(_CHECKSUM, "little")
+    return zlib.crc32(np.ascontiguousarray(flat).view(np.uint8).data).to_bytes(_CHECKSUM, "little")

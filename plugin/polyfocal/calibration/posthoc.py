@@ -123,7 +123,8 @@ class Calibrator:
                 f"{file} is not a calibrator: it must hold a JSON object with the format "
                 f"{_FORMAT!r}, as polyfocal calibration --save writes it."
             )
-        method, target = content.get("method"), content.get("target")
+        method: Any = content.get("method")
+        target: Any = content.get("target")
         if method not in METHODS or target not in TARGETS:
             raise UserError(
                 f"{file} has the method {method!r} and the target {target!r}; they must be among "

@@ -112,7 +112,9 @@ class Thresholds:
                 f"{file} holds no thresholds: it must hold a JSON object with the format "
                 f"{_FORMAT!r}, as tools/calibration.py --thresholds writes it."
             )
-        iou, shared, classes = (content.get(key) for key in ("iou", "shared", "classes"))
+        iou: Any = content.get("iou")
+        shared: Any = content.get("shared")
+        classes = content.get("classes")
         if not isinstance(classes, dict):
             raise UserError(f"{file} must have an object 'classes', got {classes!r}.")
         numbers: dict[str, Any] = {"iou": iou, "shared": shared, **classes}

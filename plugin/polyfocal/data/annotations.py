@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -301,16 +301,18 @@ def _check_classes(
             continue
         count = len(one.get("category_ids", categories))
         which = "of its category_ids" if "category_ids" in one else "of the declared categories"
-        rule: _Rule = (
-            lambda value, count=count: (
-                isinstance(value, list)
-                and len(value) == count
-                and all(is_number(number) and 0 <= number <= 1 for number in value)
-            ),
-            f"a list of {count} numbers from 0 to 1, one for each {which}",
-        )
+        said = f"a list of {count} numbers from 0 to 1, one for each {which}"
+        rule: _Rule = (partial(_are_shares, count), said)
         _check_fields(source, "annotation", [one], {"category_scores": rule})
         one.setdefault("category_ids", categories)
+
+
+def _are_shares(count: int, value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(is_number(number) and 0 <= number <= 1 for number in value)
+    )
 
 
 def _complete(

@@ -163,7 +163,7 @@ def _draw(
         hue = (label if several else number) * 0.618034 % 1
         color = colorsys.hsv_to_rgb(hue, 0.85, 0.85)
         left, top, *size = annotation["bbox"]
-        style = {"color": color, "ls": "--" if annotation["iscrowd"] else "-"}
+        style: dict[str, Any] = {"color": color, "ls": "--" if annotation["iscrowd"] else "-"}
         axes.add_patch(Rectangle((left, top), *size, fill=False, lw=font_size / 6, **style))
         if split.has_masks and not annotation["iscrowd"]:
             overlay[coco.annToMask(annotation) > 0] = (*color, 0.4)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -200,7 +201,7 @@ def open_storage(storage: str) -> optuna.storages.BaseStorage:
     """
     scheme, given, rest = storage.partition("://")
     if not given:
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        return optuna.storages.JournalStorage(JournalFileBackend(storage))
     if scheme == "grpc":
         host, _, port = rest.rstrip("/").rpartition(":")
         if not host or not port.isdecimal():

@@ -119,8 +119,8 @@ def prepare(
             target = torch.where(keep, target, 0)
             # They are chosen and not multiplied by 0: what they hold may be NaN.
             if own and not is_compiling():
-                # Weights of 0 below make their gradient 0. Through .data, since a view that autograd
-                # sees changed costs one more buffer in backward.
+                # Weights of 0 below make their gradient 0. Through .data, since a view that
+                # autograd sees changed costs one more buffer in backward.
                 logits.data.masked_fill_(~keep.unsqueeze(1), 0.0)
             else:
                 logits = without_ignored(logits, keep)
