@@ -644,9 +644,9 @@ def set_up_stack(environment: Environment, name: str | None, with_3d: str | None
     environment.create(plan)
     environment.install_build_tools()
     environment.constraints = {package: f"=={pin}" for package, pin in pins.items()}
-    first = {package: pin for package, pin in pins.items() if package in ("torch", "numpy")}
-    environment.pip_install_missing(first, expected="a minute or two")
-    others = {package: pin for package, pin in pins.items() if package not in (*first, stack.mmcv)}
+    early = {package: pin for package, pin in pins.items() if package in ("torch", "numpy")}
+    environment.pip_install_missing(early, expected="a minute or two")
+    others = {package: pin for package, pin in pins.items() if package not in (*early, stack.mmcv)}
     environment.pip_install_missing(others, expected="a minute")
     if not environment.answer(probe_of(stack)):
         install_mmcv(environment, stack)
