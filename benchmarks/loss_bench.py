@@ -45,6 +45,8 @@ from polyfocal.losses import (
     FocalLoss,
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
+    Poly1QualityFocalLoss,
+    Poly1VarifocalLoss,
     functional,
 )
 from polyfocal.ops import use_path
@@ -58,6 +60,7 @@ class Shape(NamedTuple):
     sigmoid: bool
     positives: int
     what: str
+    quality: bool = False  # positives with the overlap of their box
 
 
 SHAPES = {
@@ -66,6 +69,7 @@ SHAPES = {
     "retinanet": Shape(201_600, 80, True, 300, "RetinaNet, one picture of 800x1344"),
     "fcos": Shape(22_400, 80, True, 1_500, "FCOS, one picture of 800x1344"),
     "pointpillars": Shape(321_408, 3, True, 200, "PointPillars on KITTI, one scan"),
+    "gfl": Shape(22_400, 80, True, 300, "GFL or VFNet, one picture of 800x1344", quality=True),
     "dino": Shape(900, 80, True, 20, "DINO, 900 queries"),
     "roi": Shape(512, 81, False, 128, "Faster R-CNN, COCO"),
     "lvis": Shape(512, 1_204, False, 128, "Faster R-CNN, LVIS"),
@@ -130,6 +134,36 @@ def sigmoid_candidates(shape: Shape) -> dict[str, Candidate]:
     for path in ("blocked", "composed"):
         for kind in ("focal", "poly-1"):
             candidates[f"polyfocal {kind}, {path}"] = Candidate(found[f"polyfocal {kind}"], path)
+    return candidates
+
+
+def quality_candidates(shape: Shape, device: str) -> dict[str, Candidate]:
+    """Quality focal and varifocal, of labels with the overlaps of the boxes, ours first."""
+    n = float(shape.positives)
+    overlaps = torch.rand(shape.rows, generator=torch.Generator().manual_seed(1)).to(device)
+    quality = Poly1QualityFocalLoss(epsilon=0.0, use_sigmoid=True)
+    poly1 = Poly1QualityFocalLoss(epsilon=1.0, use_sigmoid=True)
+    varifocal = Poly1VarifocalLoss(epsilon=0.0, use_sigmoid=True)
+    found: dict[str, Loss] = {
+        "polyfocal quality focal": lambda x, y: quality(x, (y, overlaps), avg_factor=n),
+        "polyfocal poly-1 quality focal": lambda x, y: poly1(x, (y, overlaps), avg_factor=n),
+        "polyfocal varifocal": lambda x, y: varifocal(x, (y, overlaps), avg_factor=n),
+        # VFNet's head makes the matrix.
+        "polyfocal varifocal, of a matrix": lambda x, y: varifocal(
+            x, _one_hot(y, x.shape[1]) * overlaps[:, None], avg_factor=n
+        ),
+    }
+    if mmdet := _import("mmdet.models.losses"):
+        peer, vfl = mmdet.QualityFocalLoss(use_sigmoid=True), mmdet.VarifocalLoss(use_sigmoid=True)
+        found["mmdet QualityFocalLoss"] = lambda x, y: peer(x, (y, overlaps), avg_factor=n)
+        found["mmdet VarifocalLoss"] = lambda x, y: vfl(
+            x, _one_hot(y, x.shape[1]) * overlaps[:, None], avg_factor=n
+        )
+    candidates = {name: Candidate(loss) for name, loss in found.items()}
+    for kind in ("quality focal", "varifocal"):
+        candidates[f"polyfocal {kind}, composed"] = Candidate(
+            found[f"polyfocal {kind}"], "composed"
+        )
     return candidates
 
 
@@ -256,7 +290,10 @@ def measure(shape: Shape, turns: int, device: str, dtype: torch.dtype) -> list[d
     target[chosen] = torch.randint(background, (len(chosen),), generator=generator)
     logits = logits.to(device, dtype).requires_grad_()
     target = target.to(device)
-    candidates = sigmoid_candidates(shape) if shape.sigmoid else softmax_candidates(shape)
+    if shape.quality:
+        candidates = quality_candidates(shape, device)
+    else:
+        candidates = sigmoid_candidates(shape) if shape.sigmoid else softmax_candidates(shape)
     floor = floors(logits)
     times: dict[str, list[float]] = {name: [] for name in (*candidates, *floor)}
     order = random.Random(0)

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Swap every classification loss of a zoo's configs at epsilon 0, and compare one training step."""
+"""Swap every classification loss of the zoos' configs at epsilon 0, and compare a training step."""
 
 import argparse
 import copy
+import hashlib
+import importlib.util
 import json
 import logging
-import random
 import re
+import signal
 import sys
 import time
 import warnings
@@ -15,29 +17,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmdet
-import numpy as np
 import torch
-from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
+import zoo_models
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 
 from polyfocal import swapping
 from polyfocal.errors import UserError
 
 DESCRIPTION = """\
-For every config of the installed MMDetection and every classification loss in it: build the model
-as it is and with the losses' Poly-1 forms at epsilon 0, give both the same weights and the same
-generated pictures, and compare all losses, all gradients and the decoded boxes of one step. Results
-are added to the file one by one, and those that are there are not run again.
+For every config of the installed MMDetection and MMDetection3D and every classification loss in it:
+build the model as it is and with the losses' Poly-1 forms at epsilon 0, give both the same weights
+and the same generated data, and compare all losses, all gradients and the decoded boxes of one
+step. What feeds the heads is made small; configs that are the same model then are run once.
+Results are added to the file one by one, and those that are there are not run again.
 
-By default one config of each combination of head, slot and stock loss is run, the smallest."""
+By default one config of each combination of head, slot and stock loss is run, with --all then all
+others."""
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "heads.md"
 BEGIN, END = "<!-- sweep -->\n\n", "\n<!-- end of the sweep -->"
-SIDE = 128
+FRAMEWORKS = {"mmdet": "MMDetection", "mmdet3d": "MMDetection3D"}
+LOSSES, GRADIENTS = 1e-5, 1e-4  # shares that may be apart in float32
+EXACT = 1e-8  # and in float64
+MOST_SECONDS = 300  # of computing, for one config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every config, not one per combination")
     parser.add_argument("--only", metavar="REGEX", help="configs whose name matches")
     parser.add_argument(
+        "--retry", action="store_true", help="run again what failed and what did not run"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("work_dirs/zoo_sweep.jsonl"),
         help="where the results are (default work_dirs/zoo_sweep.jsonl)",
     )  # fmt: skip
@@ -55,13 +61,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def zoo(only: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Every config of the installed MMDetection that is one of a model, by name."""
-    root = Path(mmdet.__file__).parent / ".mim" / "configs"
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if "_base_" in name or "/common/" in f"/{name}" or "tta" in path.stem:
+def files() -> dict[str, Path]:
+    """The configs of the installed frameworks by name, without what only others are based on."""
+    found = {}
+    for framework in FRAMEWORKS:
+        spec = importlib.util.find_spec(framework)
+        if spec is None or spec.origin is None:
             continue
+        root = Path(spec.origin).parent / ".mim" / "configs"
+        for path in sorted(root.rglob("*.py")):
+            name = f"{framework}::{path.relative_to(root).as_posix()}"
+            if "_base_" not in name and "/common/" not in name:
+                found[name] = path
+    return found
+
+
+def zoo(only: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Every config of the installed frameworks that has a model, by name."""
+    for name, path in files().items():
         if only and not re.search(only, name):
             continue
         try:
@@ -87,136 +104,61 @@ def _size(name: str) -> tuple[bool, int, int]:
     return big is not None, "r18" not in name and "_s_" not in name, len(name)
 
 
-def small(cfg: Config) -> ConfigDict:
-    """The model of a config without pretrained weights, for small pictures."""
-    model = copy.deepcopy(cfg.model.get("detector", cfg.model))
-    for node in _walk(model):
-        for key, value in list(node.items()):
-            if key == "pretrained" or (
-                isinstance(value, dict) and value.get("type") == "Pretrained"
-            ):
-                node[key] = None
-            elif key == "type" and value in ("SyncBN", "MMSyncBN", "NaiveSyncBN"):
-                node[key] = "BN"
-            elif key == "score_thr":
-                node[key] = 0.0
-            elif key in ("nms_pre", "max_per_img") and isinstance(value, int):
-                node[key] = min(value, 200)
-            elif key == "num_queries":
-                node[key] = min(value, 100)  # chosen among the cells of a small picture
-    preprocessor = model.get("data_preprocessor") or {}
-    preprocessor.pop("batch_augments", None)
-    return model
+class Sweep:
+    """Compares configs, and remembers the results of the models that it compared.
+
+    Args:
+        rows: results that are there already.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.known = {(r["model"], r["slot"]): r for r in rows if r.get("model")}
+
+    def rows(self, name: str, cfg: Any) -> Iterator[dict[str, Any]]:
+        """The results of one config, a row for each of its losses."""
+        if isinstance(cfg, Exception):
+            reason = f"the config: {type(cfg).__name__}: {str(cfg)[:200]}"
+            yield dict(config=name, slot="", status="not run", reason=reason)
+            return
+        for prefix, model in zoo_models.parts(cfg.model):
+            losses = swapping.find_losses(model)
+            if not losses:
+                yield dict(config=name, slot="", status="none", reason="")
+            start = time.monotonic()
+            key, checked = self._checked(cfg, model, losses)
+            seconds = round(time.monotonic() - start, 1)
+            for found in losses:
+                head, slot, stock = combination(found)
+                status, reason, of = checked[found.where]
+                row = dict(
+                    config=name, slot=prefix + found.where, head=f"{head}.{slot}", stock=stock,
+                    status=status, reason=reason, model=key, same_as=of, seconds=seconds,
+                )  # fmt: skip
+                self.known.setdefault((key, found.where), row)
+                yield row
+
+    def _checked(
+        self, cfg: Config, model: ConfigDict, losses: list[swapping.Found]
+    ) -> tuple[str, dict[str, tuple[str, str, str]]]:
+        scope = cfg.get("default_scope") or "mmdet"
+        with DefaultScope.overwrite_default_scope(scope):
+            text = json.dumps(zoo_models.small(model).to_dict(), sort_keys=True, default=str)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            known = [self.known.get((key, found.where)) for found in losses]
+            if losses and all(known):
+                same = [(r["status"], r["reason"], r["same_as"] or r["config"]) for r in known if r]
+                return key, dict(zip([f.where for f in losses], same, strict=True))
+            checked = {}
+            # The smallest that the stock losses can train.
+            for size in zoo_models.SIZES:
+                checked = check(zoo_models.small(model, size), losses)
+                if all(status != "not run" for status, _ in checked.values()):
+                    break
+        return key, {where: (*result, "") for where, result in checked.items()}
 
 
-def _walk(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from _walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _walk(value)
-
-
-def _classes(model: ConfigDict) -> int:
-    counts = [
-        node["num_classes"] for node in _walk(model) if isinstance(node.get("num_classes"), int)
-    ]
-    return min([count for count in counts if count > 1] or [1])
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def build(model: ConfigDict, state: dict[str, torch.Tensor] | None = None) -> torch.nn.Module:
-    """The model, with random weights or those of another."""
-    _seed(0)
-    built = MODELS.build(copy.deepcopy(model))
-    if state is not None:
-        built.load_state_dict(state)
-    return built
-
-
-def step(built: Any, classes: int) -> dict[str, torch.Tensor]:
-    """Every loss, every gradient and the decoded boxes of two generated pictures."""
-    found = _step(built, classes, 0)
-    # TOOD has one loss for the first epochs and one for the rest.
-    if hasattr(getattr(built, "bbox_head", None), "initial_epoch"):
-        built.zero_grad()
-        later = _step(built, classes, built.bbox_head.initial_epoch)
-        found |= {f"{name}, later": value for name, value in later.items()}
-    return found
-
-
-def _step(built: Any, classes: int, epoch: int) -> dict[str, torch.Tensor]:
-    MessageHub.get_current_instance().update_info("epoch", epoch)
-    masks = any("mask" in name for name, _ in built.named_modules())
-    _seed(1)
-    data = demo_mm_inputs(
-        2, [[3, SIDE, SIDE]] * 2, num_classes=classes, num_items=[4, 2], with_mask=masks,
-        with_semantic=masks,
-    )  # fmt: skip
-    built.train()
-    with torch.no_grad():
-        train = built.data_preprocessor(copy.deepcopy(data), training=True)
-        for sample in train["data_samples"]:
-            boxes = sample.gt_instances.bboxes
-            sample.gt_instances.bboxes = boxes.to(next(built.parameters()).dtype)
-    _seed(2)
-    losses = built.loss(train["inputs"], train["data_samples"])
-    found = {}
-    total: Any = 0.0
-    for name, value in losses.items():
-        value = sum(v.sum() for v in value) if isinstance(value, list | tuple) else value.sum()
-        found[f"loss {name}"] = value.detach()
-        if "loss" in name and value.requires_grad:
-            total = total + value
-    total.backward()
-    for name, weight in built.named_parameters():
-        if weight.grad is not None:
-            found[f"gradient {name}"] = weight.grad.clone()
-    built.eval()
-    with torch.no_grad():
-        test = built.data_preprocessor(copy.deepcopy(data), training=False)
-        _seed(3)
-        for index, sample in enumerate(built.predict(test["inputs"], test["data_samples"])):
-            instances = sample.get("pred_instances")
-            for key in ("bboxes", "scores", "labels"):
-                if instances is not None and key in instances:
-                    found[f"predicted {key} {index}"] = instances[key]
-    return found
-
-
-def difference(stock: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> str | None:
-    """What differs, if anything does."""
-    if stock.keys() != ours.keys():
-        return f"only in one of them: {', '.join(sorted(stock.keys() ^ ours.keys())[:3])}"
-    for name, expected in stock.items():
-        found = ours[name]
-        if found.shape != expected.shape:
-            return f"{name}: shape {tuple(found.shape)} for {tuple(expected.shape)}"
-        if not expected.is_floating_point():
-            if not torch.equal(found, expected):
-                return f"{name} differs"
-            continue
-        share = 1e-4 if name.startswith("gradient") else 1e-5
-        finite = expected.isfinite()
-        if not torch.equal(found.isfinite(), finite):
-            return f"{name}: not finite in one of them"
-        scale = expected[finite].abs().max().item() if finite.any() else 0.0
-        apart = (found - expected)[finite].abs().max().item() if finite.any() else 0.0
-        if not apart <= share * scale + 1e-7:
-            return f"{name}: {apart:.2g} apart at {scale:.2g}"
-    return None
-
-
-def check(cfg: Config, losses: list[swapping.Found]) -> dict[str, tuple[str, str]]:
-    """Whether losses of a config, swapped, train what the stock ones do; and what not."""
-    model = small(cfg)
+def check(model: ConfigDict, losses: list[swapping.Found]) -> dict[str, tuple[str, str]]:
+    """Whether losses of a model, swapped, train what the stock ones do; and what not."""
     checked: dict[str, tuple[str, str]] = {}
     swapped = []
     for found in losses:
@@ -227,84 +169,113 @@ def check(cfg: Config, losses: list[swapping.Found]) -> dict[str, tuple[str, str
             checked[found.where] = "refused", str(error)
     if not swapped:
         return checked
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmdet"):
-        classes = _classes(model)
-        try:
-            reference = build(model)
+    try:
+        with _limited():
+            reference = zoo_models.build(model)
             state = copy.deepcopy(reference.state_dict())
-            expected = step(reference, classes)
-        except Exception as error:  # of a model that is not ours
-            reason = f"the stock model: {type(error).__name__}: {str(error)[:120]}"
-            return checked | {found.where: ("not run", reason) for found in swapped}
-        del reference
+            expected = zoo_models.step(reference, model)
+    except Exception as error:  # of a model that is not ours
+        reason = f"the stock model: {type(error).__name__}: {str(error)[:200]}"
+        return checked | {found.where: ("not run", reason) for found in swapped}
+    del reference
 
-        def of(some: list[swapping.Found]) -> tuple[str, str]:
-            try:
-                apart = difference(expected, step(build(_swap(model, some), state), classes))
-            except UserError as error:
-                return "refused", str(error)
-            except Exception as error:
-                return "failing", f"{type(error).__name__}: {str(error)[:200]}"
-            return ("identical", "") if apart is None else ("failing", apart)
+    def of(some: list[swapping.Found]) -> tuple[str, str]:
+        try:
+            with _limited():
+                return _compare(model, _swap(model, some), state, expected)
+        except UserError as error:
+            return "refused", str(error)
+        except Exception as error:
+            return "failing", f"{type(error).__name__}: {str(error)[:200]}"
 
-        # All at once; one by one only where that is not the same.
-        result = of(swapped)
-        for found in swapped:
-            alone = result[0] == "identical" or len(swapped) == 1
-            checked[found.where] = result if alone else of([found])
+    # All at once; one by one only where that is not the same.
+    result = of(swapped)
+    for found in swapped:
+        alone = result[0] == "identical" or len(swapped) == 1
+        checked[found.where] = result if alone else of([found])
     return checked
 
 
+def _compare(
+    stock: ConfigDict, ours: ConfigDict, state: dict[str, torch.Tensor], expected: zoo_models.Step
+) -> tuple[str, str]:
+    """Compares in float32, and where that differs by more than it should in float64."""
+    found = zoo_models.step(zoo_models.build(ours, state), ours)
+    apart = zoo_models.difference(expected, found, LOSSES, GRADIENTS)
+    if apart is None:
+        return "identical", next((k for k in found if k.startswith(zoo_models.NOT_DECODED)), "")
+    try:
+        with zoo_models.in_float64():
+            exact = zoo_models.step(zoo_models.build(stock, state), stock)
+            exact_ours = zoo_models.step(zoo_models.build(ours, state), ours)
+    except Exception as error:
+        return "failing", f"{apart}; not run in float64: {type(error).__name__}: {str(error)[:120]}"
+    in_float64 = zoo_models.difference(exact, exact_ours, EXACT, EXACT)
+    if in_float64 is not None:
+        return "failing", f"{apart}; in float64 {in_float64}"
+    own, of_stock = zoo_models.farthest(exact, found), zoo_models.farthest(exact, expected)
+    rounding = f"{apart}; from float64 {own:.1g}, the stock model {of_stock:.1g}"
+    # What rounding does is no less where the stock loss stands.
+    return ("identical" if own <= 3 * of_stock + GRADIENTS else "failing"), f"float64: {rounding}"
+
+
+class _limited:
+    """Ends what computes for too long."""
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGPROF, self._stop)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    @staticmethod
+    def _stop(*_: object) -> None:
+        raise TimeoutError(f"more than {MOST_SECONDS} s of computing")
+
+
 def _swap(model: ConfigDict, losses: list[swapping.Found]) -> ConfigDict:
-    slots = [found.where.removeprefix("detector.") for found in losses]
+    slots = [found.where for found in losses]
     return swapping.swap(Config(dict(model=model)), "poly1", slots=slots, epsilon=0.0).model
 
 
-def chosen(everything: bool, only: str | None) -> Iterator[tuple[str, Any, list[swapping.Found]]]:
-    """Configs and the losses of theirs to run."""
-    if everything:
-        for name, cfg in zoo(only):
-            broken = isinstance(cfg, Exception)
-            yield name, cfg, [] if broken else swapping.find_losses(cfg.model)
-        return
+def chosen(everything: bool, only: str | None) -> Iterator[tuple[str, Any]]:
+    """Configs in the order in which they are run."""
+    configs = dict(zoo(only))
     best: dict[tuple[str, str, str], str] = {}
-    for name, cfg in zoo(only):
+    for name, cfg in configs.items():
         if isinstance(cfg, Exception):
-            yield name, cfg, []
+            best["", "", name] = name
             continue
         for found in swapping.find_losses(cfg.model):
             key = combination(found)
             if key not in best or _size(name) < _size(best[key]):
                 best[key] = name
-    for name in sorted(set(best.values()), key=_size):
-        ((_, cfg),) = zoo(f"^{re.escape(name)}$")
-        yield name, cfg, swapping.find_losses(cfg.model)
+    first = sorted(set(best.values()), key=_size)
+    rest = sorted(configs.keys() - set(first), key=_size) if everything else []
+    for name in (*first, *rest):
+        yield name, configs.pop(name)
 
 
 def run(args: argparse.Namespace) -> None:
     """The job."""
     logging.disable(logging.INFO)  # of every weight, how it was initialised
+    warnings.simplefilter("ignore")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {r["config"] for r in results(args.out)}
-    for name, cfg, losses in chosen(args.all, args.only):
+    rows = results(args.out)
+    if args.retry:
+        again = {r["config"] for r in rows if r["status"] in ("failing", "not run")}
+        rows = [r for r in rows if r["config"] not in again]
+        args.out.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    done = {r["config"] for r in rows}
+    sweep = Sweep(rows)
+    for name, cfg in chosen(args.all, args.only):
         if name in done:
             continue
-        common = {"config": name, "seconds": 0.0}
-        if isinstance(cfg, Exception):
-            reason = f"the config: {type(cfg).__name__}: {str(cfg)[:120]}"
-            _add(args.out, [common | dict(slot="", status="not run", reason=reason)])
-            continue
-        start = time.monotonic()
-        checked = check(cfg, losses)
-        common["seconds"] = round(time.monotonic() - start, 1)
-        rows = []
-        for found in losses:
-            head, slot, stock = combination(found)
-            status, reason = checked[found.where]
-            row = dict(slot=found.where, head=f"{head}.{slot}", stock=stock, status=status)
-            rows.append(common | row | dict(reason=reason))
-            print(f"{status:9} {name} {found.where} {reason}", flush=True)
-        _add(args.out, rows)
+        found = list(sweep.rows(name, cfg))
+        for row in found:
+            print(f"{row['status']:9} {name} {row['slot']} {row['reason']}", flush=True)
+        _add(args.out, found)
 
 
 def _add(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -328,21 +299,30 @@ def table(found: list[dict[str, Any]]) -> str:
     """The results as docs/heads.md shows them."""
     slots = [r for r in found if r["slot"]]
     counts = Counter(r["status"] for r in slots)
-    lines = [
-        f"{len({r['config'] for r in slots})} configs, {len(slots)} losses in them:"
-        f" {counts['identical']} identical, {counts['refused']} refused, {counts['failing']}"
-        f" failing, {counts['not run']} whose stock model did not run.",
+    lines = ["| | configs | of |", "|---|---|---|"]
+    for framework, title in FRAMEWORKS.items():
+        run = {r["config"] for r in found if r["config"].startswith(f"{framework}::")}
+        of = sum(name.startswith(f"{framework}::") for name in files())
+        lines.append(f"| {title} | {len(run)} | {of} |")
+    lines += [
+        "",
+        f"{len(slots)} losses in them: {counts['identical']} identical, {counts['refused']} refused"
+        f" with a sentence, {counts['failing']} failing, {counts['not run']} whose stock model did"
+        " not run.",
         "",
         "| head and slot | stock loss | result |",
         "|---|---|---|",
     ]
     rows: dict[tuple[str, str], list[str]] = {}
     for r in slots:
-        shown = r["status"] if r["status"] == "identical" else f"{r['status']}: {r['reason']}"
-        rows.setdefault((r["head"], r["stock"]), []).append(shown.replace("|", "\\|"))
+        note = r["reason"].replace("|", "\\|")
+        rows.setdefault((r["head"], r["stock"]), []).append(
+            f"{r['status']} ({note})" if note and r["status"] == "identical" else
+            f"{r['status']}: {note}" if note else r["status"]
+        )  # fmt: skip
     for (head, stock), states in sorted(rows.items()):
         counted = [
-            text if count == 1 else f"{text} ({count})" for text, count in Counter(states).items()
+            text if count == 1 else f"{count} {text}" for text, count in Counter(states).items()
         ]
         lines.append(f"| `{head}` | `{stock}` | {'; '.join(counted)} |")
     return "\n".join(lines) + "\n"

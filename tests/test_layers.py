@@ -10,8 +10,8 @@ FLOORS = (
     ("__main__",),
     ("commands",),
     ("registry", "adapters", "doctor"),  # the doors of MMEngine and of the tools; what looks at all
-    ("mmdet3d",),
-    ("mmdet", "classification", "detectron2", "swapping"),
+    ("mmdet3d", "swapping"),
+    ("mmdet", "classification", "detectron2"),
     ("mmengine",),
     ("experiments",),
     ("coco", "kitti", "calibration", "curvature"),

@@ -163,6 +163,11 @@ KINDS = {
         (),
         "the class of this package",
     ),
+    "method of its own": Kind(
+        "logits and targets to a method of its own, which no class of this package overrides",
+        (),
+        "the stock loss",
+    ),
 }
 
 
@@ -311,6 +316,8 @@ SLOTS: tuple[Slot, ...] = (
          "MMDetection3D's projects"),
     *_of("projects", "heatmap", "sigmoid", "GaussianFocalLoss", "TransFusionHead.loss_heatmap",
          "MMDetection3D's projects/BEVFusion"),
+    *_of("projects", "heatmap", "none", "GaussianFocalLoss", "DSVTCenterHead.loss_cls",
+         "MMDetection3D's projects/DSVT"),
     *_of("projects", "sigmoid labels", "sigmoid", "FocalLoss",
          "TransFusionHead.loss_cls TR3DHead.cls_loss PETRHead.loss_cls DETR3DHead.loss_cls",
          "MMDetection3D's projects"),
@@ -324,16 +331,23 @@ SLOTS: tuple[Slot, ...] = (
     *_of("mmdet3d", "probabilities and labels", "none", "FocalLoss",
          "ForegroundSegmentationHead.loss_seg"),
     *_of("mmdet3d", "entries", "sigmoid", "CrossEntropyLoss", "PointwiseSemanticHead.loss_part"),
-    # Detectron2: its losses are methods; a class of this package takes `cls_loss` and `mask_loss`.
+    # Detectron2: its losses are methods; a class of this package takes `cls_loss`.
     *_of("detectron2", "method", "sigmoid", "sigmoid_focal_loss",
          "RetinaNet.losses FCOS.losses",
          "`polyfocal.detectron2.RetinaNet`, `FCOS`: a sigmoid loss"),
     *_of("detectron2", "method", "softmax", "cross_entropy", "FastRCNNOutputLayers.losses",
-         "`polyfocal.detectron2.FastRCNNOutputLayers`: a softmax loss, or a sigmoid loss"),
+         "of Faster, Mask, Cascade and keypoint R-CNN and Panoptic FPN, with the federated loss"
+         " too: `polyfocal.detectron2.FastRCNNOutputLayers`: a softmax loss, or a sigmoid loss"),
     *_of("detectron2", "method", "sigmoid", "mask_rcnn_loss", "MaskRCNNConvUpsampleHead.forward",
          "`polyfocal.detectron2.MaskRCNNConvUpsampleHead`: a sigmoid loss"),
     *_of("detectron2", "method", "sigmoid", "binary_cross_entropy", "RPN.losses",
          "`polyfocal.detectron2.RPN`: a sigmoid loss"),
+    *_of("detectron2", "method of its own", "softmax", "cross_entropy",
+         "SemSegFPNHead.losses", "a class for each of the pixels"),
+    *_of("detectron2", "method of its own", "softmax", "cross_entropy",
+         "KRCNNConvDeconvUpsampleHead.forward", "the place of a keypoint in a heatmap"),
+    *_of("projects", "method of its own", "sigmoid", "sigmoid_focal_loss", "TensorMask.losses",
+         "Detectron2's projects/TensorMask"),
 )  # fmt: skip
 
 _TABLE = {(slot.framework, slot.head, slot.name): slot for slot in SLOTS}

@@ -1,8 +1,10 @@
 """Swaps the classification losses of a config for losses of this package."""
 
+import ast
 import copy
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,8 +53,15 @@ class Found(NamedTuple):
         return ".".join(map(str, (*self.path, self.name)))
 
 
-def find_losses(model: dict[str, Any]) -> list[Found]:
-    """The classification losses of a model's config, in its order."""
+def find_losses(model: dict[str, Any]) -> list[Any]:
+    """The classification losses of a model's config, in its order.
+
+    Returns:
+        A :class:`Found` for each; of a LazyConfig's model what
+        :func:`polyfocal.detectron2.swapping.find_losses` gives.
+    """
+    if _is_lazy(model):
+        return _detectron2().find_losses(model)
     return [found for path, node in _heads(model, ()) for found in _of_head(path, node)]
 
 
@@ -60,9 +69,11 @@ def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **se
     """The config with its classification losses swapped.
 
     Args:
-        cfg: a config of MMDetection or MMDetection3D: its path, its name in an installed framework
-            ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'), or the loaded one, which stays as
-            it is.
+        cfg: a config of MMDetection or MMDetection3D, old or new style, or a LazyConfig of
+            Detectron2: its path, its name in an installed framework
+            ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+            'detectron2::COCO-Detection/retinanet_R_50_FPN_1x.py'), or the loaded one, which stays
+            as it is.
         loss: 'poly1' for the Poly-1 form of what stands there, with its gamma, alpha, weights and
             reduction; or the name of a loss of this package.
         slots: which losses, as :func:`find_losses` names them ('bbox_head.loss_cls'), or parts of
@@ -70,12 +81,15 @@ def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **se
         settings: settings of the loss, for instance ``epsilon=1.0``.
 
     Returns:
-        A Config, ready to be built or dumped.
+        A Config, ready to be built or dumped; of a LazyConfig a DictConfig, as it was.
 
     Raises:
         UserError: nothing can be swapped, or a loss does not fit; the sentence says what does.
     """
-    swapped = copy.deepcopy(load(cfg))
+    loaded = load(cfg)
+    if _is_lazy(loaded):
+        return _detectron2().swap(loaded, loss, slots, settings)
+    swapped = copy.deepcopy(loaded)
     for found, new, head in plan(swapped["model"], loss, slots, **settings):
         node = _at(swapped["model"], found.path)
         node[found.name] = new
@@ -97,19 +111,40 @@ def plan(
     return [(f, *_replacement(f, loss, settings)) for f in chosen]
 
 
-def as_text(base: str, changes: list[tuple[Found, dict[str, Any], str | None]]) -> str:
-    """The shortest config file that is ``base`` with these changes."""
+def as_text(
+    base: str,
+    cfg: Any,
+    loss: str = "poly1",
+    slots: Sequence[str] | None = None,
+    out: Path | None = None,
+    **settings: Any,
+) -> str:
+    """The shortest config file that is ``base`` with its losses swapped.
+
+    Args:
+        base: its path, or its name in an installed framework.
+        cfg: the same, loaded.
+        loss: as for :func:`swap`, and so are ``slots`` and ``settings``.
+        out: where the file will be, as far as it is known: a config of the new style names its
+            base relative to itself.
+
+    Raises:
+        UserError: as :func:`swap`, or the file cannot name its base.
+    """
+    base = base if "::" in base else str(Path(base).resolve())
+    if _is_lazy(cfg):
+        lazy = _detectron2()
+        return lazy.as_text(base, cfg, lazy.plan(cfg["model"], loss, slots, settings))
+    changes = plan(cfg["model"], loss, slots, **settings)
+    if getattr(cfg, "_imported_names", None):
+        lines = ["from mmengine.config import read_base", "", "with read_base():"]
+        folder = (out or Path("config.py")).resolve().parent
+        lines += [f"    from {_dotted(Path(base), folder)} import *", ""]
+        return "\n".join(lines + _assignments(changes)) + "\n"
     if any(isinstance(key, int) for found, *_ in changes for key in found.path):
         # A file cannot change one entry of a list of its base.
-        lines = ["model = _base_.model"]
-        for found, new, head in changes:
-            place = "model" + "".join(
-                f"[{key}]" if isinstance(key, int) else f".{key}" for key in found.path
-            )
-            if head is not None:
-                lines.append(f"{place}.type = {head!r}")
-            lines.append(f"{place}.{found.name} = {_shown(new)}")
-        return f"_base_ = {base!r}\n\n" + "\n".join(lines) + "\n"
+        lines = [f"_base_ = {base!r}", "", "model = _base_.model"]
+        return "\n".join(lines + _assignments(changes)) + "\n"
     tree: dict[str, Any] = {}
     for found, new, head in changes:
         node = tree
@@ -121,18 +156,46 @@ def as_text(base: str, changes: list[tuple[Found, dict[str, Any], str | None]]) 
     return f"_base_ = {base!r}\n\nmodel = {_shown(tree)}\n"
 
 
-def as_table(found: Sequence[Found]) -> str:
+def _assignments(changes: list[tuple[Found, dict[str, Any], str | None]]) -> list[str]:
+    lines = []
+    for found, new, head in changes:
+        place = "model" + "".join(
+            f"[{key}]" if isinstance(key, int) else f".{key}" for key in found.path
+        )
+        if head is not None:
+            lines.append(f"{place}.type = {head!r}")
+        lines.append(f"{place}.{found.name} = {_shown(new)}")
+    return lines
+
+
+def _dotted(file: Path, folder: Path) -> str:
+    """A file as ``read_base`` imports it from a folder."""
+    *up, name = Path(os.path.relpath(file.with_suffix(""), folder)).parts
+    level = up.count("..")
+    parts = [*up[level:], name]
+    if not all(part.isidentifier() for part in parts):
+        raise UserError(
+            f"read_base imports a config by a name of Python, and {'/'.join(parts)}.py has none:"
+            " rename it, or write the new config beside it"
+        )
+    return "." * (level + 1) + ".".join(parts)
+
+
+def as_table(found: Sequence[Any]) -> str:
     """What losses are and what fits in their places, for a terminal."""
     lines = []
     for loss in found:
         kind = None if loss.slot is None else heads.KINDS[loss.slot.kind]
         if kind is None:
             fits = "not in the table of heads: see docs/heads.md"
-        elif loss.slot is not None and loss.slot.kind == "name":
+        elif loss.slot.kind == "method":
+            fits = loss.slot.note.rpartition("`: ")[2]
+        elif loss.slot.kind == "name":
             fits = f"{heads.FAMILIES[heads.SIGMOID]}, in polyfocal.{loss.head}"
         else:
             fits = ", or ".join(heads.FAMILIES[of] for of in kind.fits) or f"none: {kind.take}"
-        lines.append(f"{loss.where}\n    of {loss.head}, now {loss.loss['type']}\n    fits: {fits}")
+        now = name_of(loss.loss["type"])
+        lines.append(f"{loss.where}\n    of {loss.head}, now {now}\n    fits: {fits}")
     return "\n".join(lines)
 
 
@@ -149,26 +212,63 @@ def load(cfg: Any) -> Any:
         UserError: there is none, or it is not that of a detector.
     """
     if not isinstance(cfg, str | Path):
-        if not isinstance(cfg, dict) and not hasattr(cfg, "filename"):
+        if not isinstance(cfg, dict) and not hasattr(cfg, "filename") and not _is_lazy(cfg):
             raise UserError(
-                f"swap takes a config of MMDetection or MMDetection3D, not a {type(cfg).__name__};"
-                " Detectron2's take a loss as docs/detectron2.md says"
+                f"swap takes a config of MMDetection, MMDetection3D or Detectron2, not a"
+                f" {type(cfg).__name__}"
             )
         if "model" not in cfg:
             raise UserError("the config has no model: expected that of a detector")
         return cfg
-    from mmengine.config import Config
-    from mmengine.hub import get_config
-
-    if "::" not in str(cfg) and not Path(cfg).is_file():
+    framework, in_framework, name = str(cfg).rpartition("::")
+    if not in_framework and not Path(cfg).is_file():
         raise UserError(f"there is no config {cfg}")
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise UserError(f"{cfg}: docs/detectron2.md says where a yaml of Detectron2 takes a loss")
     try:
-        loaded = get_config(str(cfg)) if "::" in str(cfg) else Config.fromfile(cfg)
+        if framework == "detectron2":
+            loaded = _detectron2("detectron2.model_zoo").get_config(name)
+        elif not in_framework and _wants_detectron2(Path(cfg)):
+            loaded = _detectron2("detectron2.config").LazyConfig.load(str(cfg))
+        elif in_framework:
+            loaded = importlib.import_module("mmengine.hub").get_config(str(cfg))
+        else:
+            loaded = importlib.import_module("mmengine.config").Config.fromfile(cfg)
+    except UserError:
+        raise
     except Exception as error:  # a config is a program: it can fail in any way
         raise UserError(
             f"{cfg} cannot be read as a config: {type(error).__name__}: {error}"
         ) from error
     return load(loaded)
+
+
+def _is_lazy(cfg: Any) -> bool:
+    return type(cfg).__name__ == "DictConfig"
+
+
+def _wants_detectron2(file: Path) -> bool:
+    """Whether a file is a LazyConfig: it imports Detectron2, or other files without read_base."""
+    try:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+    except (SyntaxError, UnicodeDecodeError):
+        return False  # Config.fromfile says what is wrong
+    for node in body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+            if node.level > 0:
+                return True
+        if any(name.partition(".")[0] == "detectron2" for name in names):
+            return True
+    return False
+
+
+def _detectron2(module: str = "polyfocal.detectron2.swapping") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"a config of Detectron2 needs Detectron2: {error}") from error
 
 
 def name_of(kind: Any) -> str:

@@ -97,6 +97,33 @@ def test_a_file_of_ones_own(tmp_path):
     assert head.num_classes == 3 and head.loss_cls.type == "polyfocal.Poly1QualityFocalLoss"
 
 
+@pytest.mark.parametrize(
+    ("stock", "head"), [("rtmdet/rtmdet_s_8xb32-300e_coco.py", "bbox_head"),
+                        ("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", "roi_head")],
+)  # fmt: skip
+def test_a_config_of_the_new_style_stays_one(stock, head, tmp_path, monkeypatch):
+    from new_style import new_style
+
+    (tmp_path / "configs").mkdir()
+    base = tmp_path / "configs" / "my_base.py"
+    base.write_text(new_style(stock, "mmdet"))
+    cfg = Config.fromfile(base)
+    expected = polyfocal.swap(cfg, epsilon=0.5).model[head]
+    assert "polyfocal.Poly1" in str(expected) and "polyfocal.Poly1" not in str(cfg.model)
+    out = tmp_path / "my.py"
+    assert (
+        swap_loss.main([str(base), "--loss", "poly1", "--epsilon", "0.5", "--out", str(out)]) == 0
+    )
+    assert "    from .configs.my_base import *\n" in out.read_text()
+    read = Config.fromfile(out)
+    assert read.model[head].to_dict() == expected.to_dict()
+    # What a file cannot import is said before anything is written.
+    odd = tmp_path / "my-base.py"
+    odd.write_text(base.read_text())
+    assert swap_loss.main([str(odd), "--loss", "poly1", "--out", str(tmp_path / "b.py")]) == 2
+    assert not (tmp_path / "b.py").exists()
+
+
 def test_the_table_shows_every_loss(capsys):
     assert swap_loss.main([MASK]) == 0
     shown = capsys.readouterr().out
@@ -117,7 +144,13 @@ def test_the_table_shows_every_loss(capsys):
         ("no.py", "poly1", {}, "there is no config no.py"),
         ("mmdet::no.py", "poly1", {}, "mmdet::no.py cannot be read as a config"),
         (dict(a=1), "poly1", {}, "the config has no model"),
-        (3, "poly1", {}, "swap takes a config of MMDetection or MMDetection3D, not a int"),
+        (
+            3,
+            "poly1",
+            {},
+            "swap takes a config of MMDetection, MMDetection3D or Detectron2, not a int",
+        ),
+        ("detectron2::a.yaml", "poly1", {}, "a.yaml: docs/detectron2.md says where a yaml"),
     ],
 )
 def test_what_cannot_be_swapped_is_said(config, loss, settings, message):

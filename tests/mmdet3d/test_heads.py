@@ -1,6 +1,7 @@
 """The losses in whole 3D models, against MMDetection3D's own focal losses there."""
 
 import copy
+import math
 
 import pytest
 
@@ -254,3 +255,67 @@ def test_soft_targets_of_the_second_stage(name):
         )
         losses.append((result["loss_cls"], *torch.autograd.grad(result["loss_cls"], score)))
     torch.testing.assert_close(losses[1], losses[0])
+
+
+def focal_by_hand(logits, labels, gamma=2.0, alpha=0.25):
+    """Of labels whose background is negative, in float64."""
+    p = logits.double().sigmoid()
+    positive = labels[:, None] == torch.arange(logits.shape[1])
+    pt = torch.where(positive, p, 1 - p)
+    weight = torch.where(positive, alpha, 1 - alpha)
+    return (-weight * (1 - pt) ** gamma * pt.log()).sum()
+
+
+def test_minus_one_background_is_the_focal_loss_of_labels_with_minus_one():
+    loss = MODELS.build(dict(type="polyfocal.MinusOneBackground", loss=POLY1))
+    labels = torch.tensor([-1, 0, 2])
+    # 2 positive and 7 negative entries at p = 1/2.
+    expected = math.log(2) / 4 * (2 * 0.25 + 7 * 0.75)
+    found = loss(torch.zeros(3, 3), labels, avg_factor=2.0)
+    torch.testing.assert_close(found, torch.tensor(expected / 2))
+    assert labels[0] == -1, "the head's labels stay"
+    logits = torch.randn(3, 3)
+    weight = torch.tensor([0.5, 0.0, 2.0])
+    weighed = sum(w * focal_by_hand(logits[[i]], labels[[i]]) for i, w in enumerate(weight))
+    found = loss(logits, labels, weight, reduction_override="sum")
+    torch.testing.assert_close(found.double(), weighed, rtol=1e-5, atol=0)
+    assert loss(torch.zeros(0, 3), labels[:0], avg_factor=1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (dict(type="polyfocal.Poly1CrossEntropyLoss", use_sigmoid=False), "of softmax form: .*"),
+        (dict(type="mmdet.FocalLoss", use_sigmoid=True), "MinusOneBackground holds a FocalLoss: "),
+    ],
+)
+def test_minus_one_background_refuses_what_does_not_fit(inner, message):
+    with pytest.raises(UserError, match=message):
+        MODELS.build(dict(type="polyfocal.MinusOneBackground", loss=inner))
+
+
+def test_imvoxel_head_trains_with_its_own_labels():
+    from mmdet3d.structures import DepthInstance3DBoxes
+    from mmengine.structures import InstanceData
+
+    config = copy.deepcopy(get_config(IMVOXEL).model.bbox_head)
+    config.update(n_channels=4, cls_loss=dict(type="polyfocal.MinusOneBackground", loss=POLY1))
+    torch.manual_seed(0)
+    head = MODELS.build(config)
+    # The loss of rotated boxes has no code for a CPU.
+    head.bbox_loss = lambda found, wanted, weight, avg_factor: (found - wanted).abs().sum()
+    seen = []
+    head.cls_loss.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((*args, kwargs["avg_factor"])), with_kwargs=True
+    )
+    features = [torch.randn(1, 4, *side) for side in ((16, 16, 8), (8, 8, 4), (4, 4, 2))]
+    boxes = DepthInstance3DBoxes(torch.tensor([[0.0, 2.0, -1.0, 2.0, 2.0, 1.5, 0.2]]))
+    truth = InstanceData(bboxes_3d=boxes, labels_3d=torch.tensor([3]))
+    outputs = head(features)
+    losses = head.loss_by_feat(*outputs, torch.ones(1, 1, 16, 16, 8), [truth], [{}])
+    ((logits, labels, avg_factor),) = seen
+    assert (labels == -1).any() and (labels == 3).any() and set(labels.tolist()) == {-1, 3}
+    expected = focal_by_hand(logits.detach(), labels) / avg_factor
+    torch.testing.assert_close(losses["cls_loss"].double(), expected, rtol=1e-5, atol=0)
+    losses["cls_loss"].backward()
+    assert head.conv_cls.weight.grad.abs().max() > 0

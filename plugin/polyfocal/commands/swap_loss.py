@@ -18,6 +18,7 @@ examples:
   polyfocal swap_loss mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py
   polyfocal swap_loss mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py --loss poly1 --epsilon 1 --out my.py
   polyfocal swap_loss my_config.py --loss FocalLoss gamma=1.5 --slot rpn_head
+  polyfocal swap_loss detectron2::COCO-Detection/retinanet_R_50_FPN_1x.py --loss poly1
 """
 
 
@@ -34,23 +35,21 @@ def run(args: argparse.Namespace) -> None:
     settings = settings_of(args.loss[1:], "--loss")
     if args.epsilon is not None:
         settings["epsilon"] = args.epsilon
-    changes = swapping.plan(config.model, args.loss[0], args.slot, **settings)
-    base = args.config if "::" in args.config else str(Path(args.config).resolve())
-    text = swapping.as_text(base, changes)
+    text = swapping.as_text(args.config, config, args.loss[0], args.slot, out=args.out, **settings)
     if args.out is None:
         print(text, end="")
         return
     if args.out.exists():
         raise UserError(f"{args.out} is there already: name another file")
     write_text(args.out, text)
-    print(f"{args.out}: {', '.join(found.where for found, *_ in changes)} swapped")
+    print(f"{args.out} is {args.config} with its losses swapped")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     parser = parser_of("swap_loss", __doc__, EXAMPLES)
     add = parser.add_argument
-    add_config(parser, "config to change: mmdet::NAME, mmdet3d::NAME")
+    add_config(parser, "config to change: mmdet::NAME, mmdet3d::NAME, detectron2::NAME")
     text = "poly1, for the Poly-1 form of the present loss, or the name of a loss; then settings"
     add("--loss", nargs="+", metavar=("LOSS", "KEY=VALUE"), help=text)
     add("--epsilon", type=float, help="epsilon of the Poly-1 term (default 1)")

@@ -1,0 +1,185 @@
+"""Swaps the classification losses of a LazyConfig; :mod:`polyfocal.swapping` calls it."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig
+
+from polyfocal import heads, losses
+from polyfocal.detectron2 import dense, rcnn
+from polyfocal.detectron2.loss import build_loss
+from polyfocal.errors import UserError
+
+_OURS = {
+    cls.__name__: cls
+    for cls in (
+        dense.RetinaNet, dense.FCOS, rcnn.FastRCNNOutputLayers, rcnn.MaskRCNNConvUpsampleHead,
+        rcnn.RPN,
+    )
+}  # fmt: skip
+_SLOTS = {slot.head: slot for slot in heads.SLOTS if slot.framework == "detectron2"}
+_MAIN = ("RetinaNet", "FCOS", "FastRCNNOutputLayers")
+# The settings of the focal loss that Detectron2 has in its models, and what it has for them.
+_FOCAL = {"gamma": ("focal_loss_gamma", 2.0), "alpha": ("focal_loss_alpha", 0.25)}
+
+
+class Found(NamedTuple):
+    """One class of a LazyConfig that classifies.
+
+    Attributes:
+        path: keys from the model to it.
+        head: the name of Detectron2's class.
+        cls: the class.
+        loss: a dictionary with the ``type`` of its loss.
+        slot: what the table of heads says.
+    """
+
+    path: tuple[str | int, ...]
+    head: str
+    cls: type
+    loss: dict[str, Any]
+    slot: heads.Slot
+
+    @property
+    def where(self) -> str:
+        """The loss as an option names it: ``roi_heads.box_predictor.cls_loss``."""
+        return ".".join(map(str, (*self.path, "cls_loss")))
+
+
+def find_losses(model: DictConfig) -> list[Found]:
+    """What classifies in a model, in the order of its config."""
+    return [found for path, node in _walk(model, ()) if (found := _found(path, node))]
+
+
+def plan(
+    model: DictConfig, loss: str, slots: Sequence[str] | None, settings: dict[str, Any]
+) -> list[tuple[Found, dict[str, Any]]]:
+    """What a swap changes: classes, and the settings that they get."""
+    found = find_losses(model)
+    if slots is None:
+        chosen = [f for f in found if f.head in _MAIN]
+    else:
+        chosen = [f for f in found if any(part in f.where for part in slots)]
+    if not chosen:
+        names = ", ".join(f.where for f in found) or "none"
+        which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
+        raise UserError(f"the model has no loss {which}: its classification losses are {names}")
+    return [(f, _changes(_at(model, f.path), f, loss, settings)) for f in chosen]
+
+
+def swap(
+    cfg: DictConfig, loss: str, slots: Sequence[str] | None, settings: dict[str, Any]
+) -> DictConfig:
+    """A copy of the config with its losses swapped."""
+    swapped = copy.deepcopy(cfg)
+    for found, changes in plan(swapped.model, loss, slots, settings):
+        node = _at(swapped.model, found.path)
+        for key, value in changes.items():
+            node[key] = value
+    return swapped
+
+
+def as_text(base: str, cfg: DictConfig, changes: list[tuple[Found, dict[str, Any]]]) -> str:
+    """The shortest LazyConfig that is ``base`` with these changes.
+
+    Args:
+        base: the path of a LazyConfig, or its name in the model zoo with ``detectron2::``.
+        cfg: the config.
+        changes: from :func:`plan`.
+    """
+    _, in_zoo, name = base.rpartition("detectron2::")
+    classes = ", ".join(sorted({found.head for found, _ in changes}))
+    source = "from detectron2 import model_zoo" if in_zoo else (
+        "from detectron2.config import LazyConfig"
+    )  # fmt: skip
+    call = f"model_zoo.get_config({name!r})" if in_zoo else f"LazyConfig.load({base!r})"
+    keys = sorted(map(str, cfg))
+    lines = [
+        source, "", f"from polyfocal.detectron2 import {classes}", "", f"_base = {call}",
+        f"{', '.join(keys)} = ({', '.join(f'_base.{key}' for key in keys)})",
+    ]  # fmt: skip
+    for found, changed in changes:
+        place = "model" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in found.path)
+        for key, value in changed.items():
+            lines.append(f"{place}.{key} = {found.head if key == '_target_' else repr(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not node._is_interpolation(key) and not node._is_missing(key):
+                yield from _walk(node[key], (*path, key))
+    elif isinstance(node, ListConfig):
+        for index, value in enumerate(node):
+            yield from _walk(value, (*path, index))
+
+
+def _at(node: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        node = node[key]
+    return node
+
+
+def _found(path: tuple[Any, ...], node: DictConfig) -> Found | None:
+    cls = locate(node._target_) if isinstance(node._target_, str) else node._target_
+    head = next((k.__name__ for k in getattr(cls, "__mro__", ()) if k.__name__ in _SLOTS), None)
+    if head is None:
+        return None
+    slot = _SLOTS[head]
+    loss = node.get("cls_loss")
+    kind = slot.stock if loss is None else type(loss)  # a built loss
+    if isinstance(loss, DictConfig):
+        kind = loss.get("_target_", loss.get("type"))
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return Found(path, head, cls, {"type": kind.rpartition(".")[2]}, slot)
+
+
+def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any]:
+    ours = _OURS.get(found.head)
+    if ours is None:
+        kind = heads.KINDS[found.slot.kind]
+        raise UserError(f"{found.where} gives {kind.gives}: take {kind.take}")
+    if found.cls not in (ours, ours.__mro__[1]):
+        raise UserError(
+            f"{found.where}: {found.cls.__name__} is a class of its own below {found.head}: derive"
+            f" it from polyfocal.detectron2.{found.head}, and give it a cls_loss"
+        )
+    if loss == "poly1" and found.loss["type"] in losses.__all__:
+        raise UserError(
+            f"{found.where} is a {found.loss['type']}, a loss of this package already: set its"
+            " epsilon"
+        )
+    of_box = found.head == "FastRCNNOutputLayers"
+    sigmoid = not of_box or bool(node.get("use_sigmoid_ce"))
+    changes: dict[str, Any] = {} if found.cls is ours else {"_target_": ours}
+    new: dict[str, Any] = {}
+    if loss == "poly1":
+        name = "Poly1FocalLoss" if found.head in ("RetinaNet", "FCOS") else "Poly1CrossEntropyLoss"
+        settings = {"epsilon": 1.0, **settings}
+        if name == "Poly1FocalLoss":
+            for own, (key, default) in _FOCAL.items():
+                if node.get(key, default) != default:
+                    new[own], changes[key] = node[key], default
+    elif loss in losses.LOSSES:
+        name = loss
+    else:
+        known = ", ".join(sorted(losses.LOSSES))
+        raise UserError(f"loss={loss!r}: expected poly1 or one of {known}")
+    if "use_sigmoid" in inspect.signature(losses.LOSSES[name]).parameters:
+        new["use_sigmoid"] = sigmoid
+    new = {"type": f"polyfocal.{name}", **new, **settings}
+    built = build_loss(new, found.where, needs_sigmoid=not of_box)
+    if of_box and sigmoid and not built.use_sigmoid:
+        raise UserError(
+            f"{found.where} has use_sigmoid_ce=True, but {name} is of softmax form: take a loss"
+            " with use_sigmoid=True, or set use_sigmoid_ce=False"
+        )
+    if of_box and built.use_sigmoid and found.cls is not ours and sigmoid:
+        changes["prior_prob"] = 0.5  # the classes start as they did
+    return changes | {"cls_loss": new}
