@@ -46,6 +46,7 @@ _FEWER = {
 }  # fmt: skip
 _WIDTHS = re.compile(r"channels|dims|num_feats|maps")
 _WIDE = 128
+_MOST_WORDS = 997
 _PREPROCESSOR = dict(
     type="DetDataPreprocessor", mean=[128.0] * 3, std=[64.0] * 3, pad_mask=True,
     pad_size_divisor=32,
@@ -55,7 +56,7 @@ _measured: dict[str, list[tuple[int, int]] | None] = {}
 Step = dict[str, Tensor]
 
 
-@ROOT.register_module()  # type: ignore[misc, unused-ignore]
+@ROOT.register_module()
 class FeatureMaps(BaseModule):
     """In the place of a backbone: its feature maps of a picture, by one convolution each.
 
@@ -78,24 +79,26 @@ class FeatureMaps(BaseModule):
         )
 
 
-@ROOT.register_module()  # type: ignore[misc, unused-ignore]
+class _Embedding(nn.Embedding):
+    @property
+    def language_dim(self) -> int:
+        return self.embedding_dim
+
+
+@ROOT.register_module()
 class Words(BaseModule):
     """In the place of BERT: an embedding of each word."""
-
-    _WIDTH, _MOST = 32, 997
 
     def __init__(self, max_tokens: int = 256, **_: Any) -> None:
         super().__init__()
         self.max_tokens = max_tokens
         self.pad_to_max = False
-        body = nn.Embedding(self._MOST, self._WIDTH)
-        body.language_dim = self._WIDTH  # type: ignore[assignment]
-        self.language_backbone = nn.Sequential(OrderedDict(body=body))
+        self.language_backbone = nn.Sequential(OrderedDict(body=_Embedding(_MOST_WORDS, 32)))
 
     def tokenizer(self, captions: list[str], **_: Any) -> Any:
         """The words of the first caption, and which word a character is of."""
         found = list(re.finditer(r"\w+|[^\w\s]", captions[0]))
-        ids = torch.tensor([[1 + sum(map(ord, m[0])) % (self._MOST - 1) for m in found]])
+        ids = torch.tensor([[1 + sum(map(ord, m[0])) % (_MOST_WORDS - 1) for m in found]])
 
         def char_to_token(place: int) -> int | None:
             return next((i for i, m in enumerate(found) if m.start() <= place < m.end()), None)
@@ -260,7 +263,8 @@ class _Doubles(TorchFunctionMode):
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
     """Models are built and computed in float64; only suppression has no code for it."""
-    compiled, kept = importlib.import_module("mmcv.ops.nms").ext_module, {}
+    compiled = importlib.import_module("mmcv.ops.nms").ext_module
+    kept: dict[str, Any] = {}
     for name in ("nms", "softnms"):
         kept[name] = getattr(compiled, name)
         setattr(compiled, name, functools.partial(_in_float32, kept[name]))

@@ -148,7 +148,7 @@ class Sweep:
             if losses and all(known):
                 same = [(r["status"], r["reason"], r["same_as"] or r["config"]) for r in known if r]
                 return key, dict(zip([f.where for f in losses], same, strict=True))
-            checked = {}
+            checked: dict[str, tuple[str, str]] = {}
             # The smallest that the stock losses can train.
             for size in zoo_models.SIZES:
                 checked = check(zoo_models.small(model, size), losses)
