@@ -44,7 +44,7 @@ SIZES = ("narrow", "large", "thin", "whole")
 _FEWER = {
     "max_per_img": 20, "nms_post": 100, "nms_pre": 100, "num_proposals": 20, "num_queries": 100,
 }  # fmt: skip
-_WIDTHS = re.compile(r"channels|dims|num_feats|maps")
+_WIDTHS = re.compile(r"channels|dims|num_feats")
 _WIDE = 128
 _MOST_WORDS = 997
 _PREPROCESSOR = dict(
@@ -182,7 +182,9 @@ def _narrow(model: ConfigDict) -> None:
 
     for node in _walk(model):
         for key, value in list(node.items()):
-            if _WIDTHS.search(key):
+            if key == "maps":
+                node[key] = [(quarter(channels), stride) for channels, stride in value]
+            elif _WIDTHS.search(key):
                 node[key] = quarter(value)
 
 
