@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from polyfocal import heads, losses
 from polyfocal.detectron2 import dense, rcnn
@@ -113,7 +113,7 @@ def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], D
         if "_target_" in node:
             yield path, node
         for key in node:
-            if not node._is_interpolation(key) and not node._is_missing(key):
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
                 yield from _walk(node[key], (*path, key))
     elif isinstance(node, ListConfig):
         for index, value in enumerate(node):
@@ -171,10 +171,12 @@ def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]
     else:
         known = ", ".join(sorted(losses.LOSSES))
         raise UserError(f"loss={loss!r}: expected poly1 or one of {known}")
-    if "use_sigmoid" in inspect.signature(losses.LOSSES[name]).parameters:
-        new["use_sigmoid"] = sigmoid
+    takes = inspect.signature(losses.LOSSES[name]).parameters
+    if "use_sigmoid" in takes:
+        softmax_only = takes["use_sigmoid"].default is False and name != "Poly1CrossEntropyLoss"
+        new["use_sigmoid"] = sigmoid and not softmax_only
     new = {"type": f"polyfocal.{name}", **new, **settings}
-    built = build_loss(new, found.where, needs_sigmoid=not of_box)
+    built = build_loss(new, found.head, needs_sigmoid=not of_box)
     if of_box and sigmoid and not built.use_sigmoid:
         raise UserError(
             f"{found.where} has use_sigmoid_ce=True, but {name} is of softmax form: take a loss"
