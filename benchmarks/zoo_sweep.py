@@ -70,9 +70,9 @@ def files() -> dict[str, Path]:
             continue
         root = Path(spec.origin).parent / ".mim" / "configs"
         for path in sorted(root.rglob("*.py")):
-            name = f"{framework}::{path.relative_to(root).as_posix()}"
-            if "_base_" not in name and "/common/" not in name:
-                found[name] = path
+            name = path.relative_to(root).as_posix()
+            if not re.search(r"_base_|^common/|tta", name):
+                found[f"{framework}::{name}"] = path
     return found
 
 
@@ -315,7 +315,7 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     rows: dict[tuple[str, str], list[str]] = {}
     for r in slots:
-        note = r["reason"].replace("|", "\\|")
+        note = _short(r["reason"]).replace("|", "\\|")
         rows.setdefault((r["head"], r["stock"]), []).append(
             f"{r['status']} ({note})" if note and r["status"] == "identical" else
             f"{r['status']}: {note}" if note else r["status"]
@@ -326,6 +326,12 @@ def table(found: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| `{head}` | `{stock}` | {'; '.join(counted)} |")
     return "\n".join(lines) + "\n"
+
+
+def _short(reason: str) -> str:
+    """A reason without what it repeats, and without paths of the machine."""
+    reason = re.sub(r"^\w+\.\w+ (gives|is) |^the stock model: |: take .*", "", reason)
+    return re.sub(r'"?/\S+', "...", reason.splitlines()[0] if reason else "")[:100].strip()
 
 
 def write_page(out: Path) -> None:
