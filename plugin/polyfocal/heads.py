@@ -135,7 +135,7 @@ KINDS = {
     "pictures": Kind(
         "logits (B, C, ...) with a class for each of their places",
         (),
-        "the head's own loss: those of this package take rows (N, C)",
+        "the head's own loss: those of this package were not tried there",
     ),
     "overlap of masks": Kind(
         "probabilities of masks, for a loss of their overlap",
