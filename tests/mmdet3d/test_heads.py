@@ -294,6 +294,11 @@ def test_minus_one_background_refuses_what_does_not_fit(inner, message):
         MODELS.build(dict(type="polyfocal.MinusOneBackground", loss=inner))
 
 
+class BoxLoss(torch.nn.Module):
+    def forward(self, found, wanted, weight, avg_factor):
+        return (found - wanted).abs().sum()
+
+
 def test_imvoxel_head_trains_with_its_own_labels():
     from mmdet3d.structures import DepthInstance3DBoxes
     from mmengine.structures import InstanceData
@@ -303,7 +308,7 @@ def test_imvoxel_head_trains_with_its_own_labels():
     torch.manual_seed(0)
     head = MODELS.build(config)
     # The loss of rotated boxes has no code for a CPU.
-    head.bbox_loss = lambda found, wanted, weight, avg_factor: (found - wanted).abs().sum()
+    head.bbox_loss = BoxLoss()
     seen = []
     head.cls_loss.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((*args, kwargs["avg_factor"])), with_kwargs=True
