@@ -135,7 +135,8 @@ def test_a_lazy_config_of_ones_own(tmp_path, capsys):
     [
         (RETINANET, "poly1", dict(slots=["mask"]), "named mask: .* losses are .*cls_loss"),
         (PANOPTIC, "poly1", dict(slots=["sem_seg"]), "sem_seg_head.cls_loss gives logits and targ"),
-        (RETINANET, "LDAMLoss", dict(class_counts=[1, 2]), "softmax form"),
+        (RETINANET, "LDAMLoss", dict(class_counts=[1, 2]), "write scale=1"),
+        (RETINANET, "LDAMLoss", dict(class_counts=[1, 2], scale=1), "softmax form"),
         (RETINANET, "poly1", dict(beta=2), "beta"),
         (RETINANET, "poly", {}, "loss='poly': expected poly1 or one of"),
         ("detectron2::no.py", "poly1", {}, "detectron2::no.py cannot be read as a config"),
