@@ -141,7 +141,7 @@ def garbage_picture(tree):
 
 
 BAD = {
-    "no split": (remove("ImageSets/train.txt"), r"train.txt is missing, .*no ImageSets/\*.txt\."),
+    "no split": (remove("ImageSets/train.txt"), r"train.txt is missing: .*no ImageSets/\*.txt\."),
     "an empty split": (names("\n"), r"train.txt names no frames; the train split needs at least"),
     "a name": (names("000007\ncar\n"), r"train.txt names 'car' in line 2; a frame's name is dig"),
     "twice": (names("000007\n\n7\n"), r"train.txt names frame 7 twice, 000007 and, in line 3, 7\."),

@@ -9,6 +9,7 @@ pytest.importorskip("mmdet")
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 import polyfocal.mmdet  # noqa: F401
@@ -41,15 +42,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def samples(folder: Path, kind: str, file: str = "train.json") -> list[dict]:
-    dataset = DATASETS.build(
-        dict(
-            type=kind,
-            ann_file=str(folder / "annotations" / file),
-            data_prefix=dict(img=f"{folder / 'images'}/"),
-            metainfo=dict(classes=("cat", "dog")),
-            filter_cfg=dict(filter_empty_gt=True, min_size=32),
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        dataset = DATASETS.build(
+            dict(
+                type=kind,
+                ann_file=str(folder / "annotations" / file),
+                data_prefix=dict(img=f"{folder / 'images'}/"),
+                metainfo=dict(classes=("cat", "dog")),
+                filter_cfg=dict(filter_empty_gt=True, min_size=32),
+            )
         )
-    )
     return [dataset.get_data_info(index) for index in range(len(dataset))]
 
 
