@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from polyfocal import swapping
+from polyfocal.mmengine.configs import walk
 
 SIDE, LARGE = 128, 384  # deformable convolutions want three cells of the coarsest map
 NOT_DECODED = "boxes not decoded: "
@@ -133,7 +134,7 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
     """
     model = copy.deepcopy(model)
     kind = swapping.name_of(model.type)
-    for node in _walk(model):
+    for node in walk(model):
         for key, value in list(node.items()):
             if key == "pretrained" or (key == "init_cfg" and "Pretrained" in str(value)):
                 node[key] = None
@@ -180,7 +181,7 @@ def _narrow(model: ConfigDict) -> None:
             return type(value)(map(quarter, value))
         return value // 4 if type(value) is int and value >= _WIDE else value
 
-    for node in _walk(model):
+    for node in walk(model):
         for key, value in list(node.items()):
             if key == "maps":
                 node[key] = [(quarter(channels), stride) for channels, stride in value]
@@ -189,7 +190,7 @@ def _narrow(model: ConfigDict) -> None:
 
 
 def _replace_backbones(model: ConfigDict) -> None:
-    for node in _walk(model):
+    for node in walk(model):
         for key in ("backbone", "teacher_backbone"):
             backbone = node.get(key)
             if not isinstance(backbone, dict) or "type" not in backbone:
@@ -221,23 +222,13 @@ def _maps(backbone: ConfigDict) -> list[tuple[int, int]] | None:
     return _measured[key]
 
 
-def _walk(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from _walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _walk(value)
-
-
 def _classes(model: ConfigDict) -> tuple[int, int]:
     """Classes of objects and of the rest of a picture."""
-    for node in _walk(model):
+    for node in walk(model):
         if "num_things_classes" in node:
             return max(node["num_things_classes"], 1), node.get("num_stuff_classes", 0)
     counts = [
-        node["num_classes"] for node in _walk(model) if isinstance(node.get("num_classes"), int)
+        node["num_classes"] for node in walk(model) if isinstance(node.get("num_classes"), int)
     ]
     return min([count for count in counts if count > 1] or [1]), 0
 

@@ -88,6 +88,25 @@ def criterion():
     RTDetrLoss.loss_labels_vfl = before
 
 
+# Of the detectors of transformers, what makes them small.
+SMALL = dict(
+    encoder_in_channels=[8, 8, 8],
+    encoder_hidden_dim=16,
+    encoder_ffn_dim=16,
+    encoder_attention_heads=2,
+    feat_strides=[8, 16, 32],
+    d_model=16,
+    decoder_in_channels=[16, 16, 16],
+    decoder_ffn_dim=16,
+    decoder_layers=2,
+    decoder_attention_heads=2,
+    num_queries=20,
+    num_denoising=4,
+    num_labels=5,
+    anchor_image_size=None,
+)
+
+
 def rt_detr():
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
@@ -98,23 +117,7 @@ def rt_detr():
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = RTDetrConfig(
-        backbone_config=backbone,
-        encoder_in_channels=[8, 8, 8],
-        encoder_hidden_dim=16,
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        feat_strides=[8, 16, 32],
-        d_model=16,
-        decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_queries=20,
-        num_denoising=4,
-        num_labels=5,
-        anchor_image_size=None,
-    )
+    config = RTDetrConfig(backbone_config=backbone, **SMALL)
     torch.manual_seed(0)
     return RTDetrForObjectDetection(config)
 
@@ -137,23 +140,7 @@ def d_fine():
         embedding_size=8,
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = DFineConfig(
-        backbone_config=backbone,
-        encoder_in_channels=[8, 8, 8],
-        encoder_hidden_dim=16,
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        feat_strides=[8, 16, 32],
-        d_model=16,
-        decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_queries=20,
-        num_denoising=4,
-        num_labels=5,
-        anchor_image_size=None,
-    )
+    config = DFineConfig(backbone_config=backbone, **SMALL)
     torch.manual_seed(0)
     return DFineForObjectDetection(config)
 

@@ -48,3 +48,13 @@ def change(root, split, alter):
     content = json.loads(file.read_text())
     alter(content)
     file.write_text(json.dumps(content))
+
+
+def spoil(content):
+    """For :func:`change`: one box ignored, a crowd, one outside, one flat, one too thin."""
+    one = content["annotations"]
+    one[0]["ignore"] = 1
+    one[1]["iscrowd"] = 1
+    one[2]["bbox"] = [-30, 0, 20, 20]
+    one[3]["area"] = 0
+    one[4]["bbox"] = [3, 3, 0.5, 20]

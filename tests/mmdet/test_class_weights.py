@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
-from cells import cells, change
+from cells import cells, change, spoil
 from mmengine.config import Config
 from prepared import prepare_experiment
 
@@ -26,16 +26,7 @@ BALANCED = [1.16667, 1.16667, 0.777778]  # 7 / (3 x 2) and 7 / (3 x 3)
 
 def uneven(tmp_path, **settings):
     root = cells(tmp_path / "cells", objects=6, pictures=2, **settings)
-
-    def alter(content):
-        one = content["annotations"]
-        one[0]["ignore"] = 1
-        one[1]["iscrowd"] = 1
-        one[2]["bbox"] = [-30, 0, 20, 20]
-        one[3]["area"] = 0
-        one[4]["bbox"] = [3, 3, 0.5, 20]
-
-    change(root, "train", alter)
+    change(root, "train", spoil)
     return root
 
 

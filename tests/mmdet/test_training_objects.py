@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
-from cells import CLASSES, cells, change
+from cells import CLASSES, cells, change, spoil
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from prepared import prepare_experiment
@@ -37,12 +37,7 @@ def test_what_the_data_set_leaves_out_is_not_counted(tmp_path):
     root = cells(tmp_path / "cells", objects=6, pictures=2)
 
     def alter(content):
-        one = content["annotations"]
-        one[0]["ignore"] = 1
-        one[1]["iscrowd"] = 1
-        one[2]["bbox"] = [-30, 0, 20, 20]
-        one[3]["area"] = 0
-        one[4]["bbox"] = [3, 3, 0.5, 20]
+        spoil(content)
         content["images"][1].update(width=31)
 
     change(root, "train", alter)

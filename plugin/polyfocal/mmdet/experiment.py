@@ -116,11 +116,7 @@ class Experiment(mmengine_experiment.Experiment):
         if not out.endswith(".json"):
             raise UserError(f"--out takes a name that ends in .json or .pkl, got {out}.")
         cfg = self.config
-        writers = [
-            node
-            for node in evaluators(cfg, "test")
-            if is_a(node, METRICS, cfg.get("default_scope"), MMDetCocoMetric)
-        ]
+        writers = self._test_metrics(MMDetCocoMetric)
         if not writers:
             raise UserError(
                 f"--out {out}: no metric in the test_evaluator of {cfg.filename} writes COCO "
@@ -128,6 +124,12 @@ class Experiment(mmengine_experiment.Experiment):
             )
         writers[0].outfile_prefix = out.removesuffix(".json")
         return []
+
+    def _test_metrics(self, kind: type) -> list[ConfigDict]:
+        """The metrics of a test that are of a class or of one derived from it."""
+        scope = self.config.get("default_scope")
+        every = evaluators(self.config, "test")
+        return [node for node in every if is_a(node, METRICS, scope, kind)]
 
     def draw_all(self, folder: str) -> None:
         hooks = self.config.default_hooks
@@ -142,11 +144,7 @@ class Experiment(mmengine_experiment.Experiment):
         """
         Thresholds.load(file)
         cfg = self.config
-        ours = [
-            node
-            for node in evaluators(cfg, "test")
-            if is_a(node, METRICS, cfg.get("default_scope"), CocoMetric)
-        ]
+        ours = self._test_metrics(CocoMetric)
         if not ours:
             raise UserError(
                 f"--thresholds {file}: no metric in the test_evaluator of {cfg.filename} is "
