@@ -134,7 +134,9 @@ def prepare(
 
 def _places(logits: Tensor, target: Tensor) -> torch.Size | None:
     """The shape of a map of labels, (N, ...) of logits (N, C, ...); None where there is none."""
-    integers = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    integers = not (
+        target.is_floating_point() or target.dtype.is_complex or target.dtype == torch.bool
+    )
     if logits.dim() > 2 and integers and target.shape == logits.shape[:1] + logits.shape[2:]:
         return target.shape
     return None
@@ -263,7 +265,7 @@ def expand_weight(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
     Raises:
         UserError: any other shape, or a dtype that is neither floating point, integer nor bool.
     """
-    if weight.is_complex():
+    if weight.dtype.is_complex:
         raise UserError(f"weight has dtype {weight.dtype}: expected floating point")
     weight = weight.to(dtype)
     if weight.shape == shape:
@@ -368,7 +370,11 @@ def _check_input(
             return True
         # One column of integers is as likely meant as labels, where 0 is the class.
         single = target.dim() < 2 or target.shape[-1] == 1
-        if use_sigmoid and not target.is_complex() and (target.dtype == torch.bool or not single):
+        if (
+            use_sigmoid
+            and not target.dtype.is_complex
+            and (target.dtype == torch.bool or not single)
+        ):
             return True
     elif good and logits.dim() == 2 and target.shape == logits.shape[:1]:
         good = target.dtype == torch.int64 and logits.shape[1] > 0
