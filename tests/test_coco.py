@@ -510,6 +510,7 @@ def test_backslashes_are_named(folder: Path, place: str) -> None:
 
 
 def test_what_a_loader_says_of_a_picture_counts(folder: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV, which comes with mmcv")
     picture = Image.new("RGB", (60, 80), "red")
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -135,6 +135,7 @@ def test_exit_status_of_the_command(tool: str, tmp_path: Path) -> None:
 
 def test_browse_shows_what_a_training_sees(tmp_path: Path) -> None:
     """A turned PNG upright, 12 bits in 16 nearly black, missing areas with a note."""
+    pytest.importorskip("cv2", reason="needs OpenCV, which comes with mmcv")
     (tmp_path / "annotations").mkdir()
     top_red = np.zeros((80, 60, 3), np.uint8)
     top_red[:40, :, 0] = 255
