@@ -29,14 +29,25 @@ def looked_up(function: _F) -> _F:
     return function if SEES_ATTRIBUTES else torch.compiler.disable(function)
 
 
+_has_autocast: Callable[[str], bool] | None = getattr(
+    torch.amp, "is_autocast_available", None
+)  # since 2.4
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; False on devices that have none."""
+    if _has_autocast is not None:
+        return _has_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
 def autocast_off(device: str) -> AbstractContextManager[Any]:
     """A context without autocast; it also works on devices that have no autocast."""
-    available = getattr(torch.amp, "is_autocast_available", None)  # since 2.4
-    if available is not None:
-        on = available(device) and torch.is_autocast_enabled(device)
-    else:
-        on = torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    return torch.autocast(device, enabled=False) if autocast_is_on(device) else nullcontext()
+
+
+_transforms = torch._C._functorch.peek_interpreter_stack
+_forward_ad = torch.autograd.forward_ad
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -48,8 +59,8 @@ def is_plain(tensor: Tensor) -> bool:
     return not (
         is_compiling()
         or type(tensor) not in (Tensor, torch.nn.Parameter)
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or _transforms() is not None
+        or _forward_ad._current_level >= 0
     )
 
 

@@ -1,6 +1,7 @@
 """The loss functions against the papers' formulas, other packages and literal numbers."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from polyfocal.errors import UserError
 from polyfocal.losses import functional as L
+from polyfocal.ops import use_path
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
 EPSILONS = [-1.0, -0.5, 0.0, 2.0]
@@ -433,6 +436,33 @@ def test_bad_label_smoothing_and_labels_of_the_softmax_form():
         L.poly1_cross_entropy(logits, labels % 5, epsilon=1.0, label_smoothing=1.0)
     with pytest.raises(ValueError, match=r"epsilons\[1\]=-0.6: expected a finite number >= -0.5"):
         L.poly_n_loss(logits, labels, epsilons=(0.0, -0.6), use_sigmoid=True)
+
+
+@pytest.mark.parametrize("path", ["auto", "composed"])
+@pytest.mark.parametrize("wrong", [-1, 4, -7, 2**40])
+@pytest.mark.parametrize("weights", ["no weights", "class", "ignore", "none"])
+def test_the_softmax_form_says_which_label_is_out_of_range(path, wrong, weights):
+    """Where the labels are not looked at before, the look-up of the label fails."""
+    target = torch.tensor([0, 3, wrong])
+    common = {
+        "class": dict(class_weight=[0.5, 1.0, 1.0, 2.0]),
+        "ignore": dict(ignore_index=255),
+        "none": dict(reduction="none"),
+    }.get(weights, {})
+    per_class = dict(alpha=[0.1, 0.2, 0.3, 0.4]) if weights == "class" else {}
+    before = use_path(path)
+    try:
+        for loss in (
+            partial(L.focal_loss, use_sigmoid=False, **per_class),
+            partial(L.poly1_focal_loss, epsilon=1.0, use_sigmoid=False, **per_class),
+            partial(L.poly1_cross_entropy, epsilon=1.0, label_smoothing=0.1),
+            partial(L.poly_n_loss, epsilons=[1.0], use_sigmoid=False),
+            partial(L.cyclical_focal_loss, progress=0.5, use_sigmoid=False),
+        ):
+            with pytest.raises(UserError, match=rf"^label {wrong} is out of range \(1 of 3"):
+                loss(torch.zeros(3, 4), target, **common)
+    finally:
+        use_path(before)
 
 
 def test_a_column_of_logits_never_broadcasts_over_a_row_of_targets():

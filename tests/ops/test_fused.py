@@ -176,6 +176,43 @@ def test_softmax_against_the_papers_formula(gamma, shape, dtype):
         assert leaf.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("keep", [0, 2**20], ids=["in blocks", "at once"])
+@pytest.mark.parametrize("reduce", [False, True], ids=["none", "sum"])
+def test_softmax_of_labels_far_above_and_below(monkeypatch, keep, reduce):
+    """By hand, for two columns: z = x_y - x_other, q = 1 / (1 + e^z), CE = log(1 + e^-z)."""
+    monkeypatch.setattr(cpu, "_KEEP", keep)
+    z = [40.0, 18.0, -88.0, -90.0, -95.0, -103.0, -1e4, 0.0]
+    logits = torch.tensor([[value, 0.0] for value in z], requires_grad=True)
+    target = torch.zeros(len(z), dtype=torch.int64)
+    weight = torch.tensor([1.0] * (len(z) - 1) + [0.0])
+    loss = softmax_poly_focal(logits, target, PolyFocal(0.0, (2.0,)), weight, reduce=reduce)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    q = [1 / (1 + math.exp(min(value, 700))) for value in z]
+    ce = [math.log1p(math.exp(-value)) if value > -700 else -value for value in z]
+    each = torch.tensor([a + 2 * b for a, b in zip(ce, q, strict=True)]) * weight
+    torch.testing.assert_close(loss, each.sum() if reduce else each, rtol=1e-6, atol=0)
+    # d loss / d z = -q - 2 q p
+    slope = torch.tensor([-b - 2 * b * (1 - b) for b in q]) * weight
+    expected = torch.stack([slope, -slope], dim=1)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+
+
+def test_softmax_in_blocks_equals_softmax_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(300, 21, generator=generator).requires_grad_()
+    target = torch.randint(21, (300,), generator=generator)
+    weight = torch.rand(300, generator=generator)
+    monkeypatch.setattr(cpu, "_BLOCK", 1000)
+    monkeypatch.setattr(cpu, "_GRAIN", 100)
+    for poly in (PolyFocal(2.0), PolyFocal(0.5, (0.5, -0.2, 0.1), 0.3, 2.0), PolyFocal()):
+        results = []
+        for keep in (2**20, 0):
+            monkeypatch.setattr(cpu, "_KEEP", keep)
+            loss = softmax_poly_focal(logits, target, poly, weight, reduce=True, scale=0.1)
+            results.append((loss.detach(), torch.autograd.grad(loss, logits)[0]))
+        torch.testing.assert_close(results[0], results[1])
+
+
 def test_rows_without_an_object_and_without_a_weight():
     logits, target, _, _ = sigmoid_case(50, 6)
     logits = logits.float().requires_grad_()
@@ -248,7 +285,8 @@ def test_backward_twice_through_a_kept_graph():
 
 @pytest.mark.parametrize("use_sigmoid", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_keeps_one_buffer_of_the_logits_size(use_sigmoid, dtype):
+def test_backward_keeps_one_buffer_of_the_logits_size(use_sigmoid, dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "_KEEP", 4000 * 80 - 1)  # fewer logits keep their softmax too
     logits = torch.randn(4000, 80, dtype=dtype).requires_grad_()
     target = torch.randint(80, (4000,))
     kept = {}
@@ -259,7 +297,7 @@ def test_backward_keeps_one_buffer_of_the_logits_size(use_sigmoid, dtype):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         Poly1FocalLoss(epsilon=1.0, use_sigmoid=use_sigmoid)(logits, target, avg_factor=5.0)
-    # Labels are 8 bytes per row, and the softmax form keeps three numbers per row.
+    # Labels are 8 bytes per row, and the softmax form keeps two numbers per row.
     assert sum(kept.values()) <= logits.nbytes + 4000 * 20 + 16
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 import torch
 from torch import Tensor
 
-from polyfocal._torch import autocast_off, looked_up
+from polyfocal._torch import autocast_is_on, looked_up
 from polyfocal.errors import UserError
 from polyfocal.losses.rows import labels_only, prepare, weighed
 from polyfocal.losses.settings import (
@@ -189,7 +189,8 @@ class Loss(ExactBuffers):
                 subclass or :meth:`forward` adds.
         """
         own = {name: getattr(self, name) for name in self._arguments}
-        return self._unchecked(pred, target, weight, **{**own, **common})
+        own.update(common)
+        return self._unchecked(pred, target, weight, **own)
 
     # What else the loss is computed from: the names of the last argument of _weighed.
     _inputs: ClassVar[tuple[str, ...]] = ()
@@ -229,16 +230,17 @@ class Loss(ExactBuffers):
         inputs: Any,
     ) -> Tensor:
         """:meth:`forward`, with the other inputs of a loss."""
-        with autocast_off(pred.device.type):
-            loss = self.compute(
-                pred,
-                target,
-                weight,
-                reduction=self.reduction if reduction_override is None else reduction_override,
-                avg_factor=avg_factor,
-                **self._shared(ignore_index),
-                **{name: inputs[i] for i, name in enumerate(self._inputs)},
-            )
+        common = self._shared(ignore_index)
+        common["reduction"] = self.reduction if reduction_override is None else reduction_override
+        common["avg_factor"] = avg_factor
+        for i, name in enumerate(self._inputs):
+            common[name] = inputs[i]
+        device = pred.device.type
+        if autocast_is_on(device):
+            with torch.autocast(device, enabled=False):
+                loss = self.compute(pred, target, weight, **common)
+        else:
+            loss = self.compute(pred, target, weight, **common)
         return loss if self.loss_weight == 1.0 else self.loss_weight * loss
 
     def _shared(self, ignore_index: int | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from polyfocal.losses.base import ScheduledLoss
-from polyfocal.losses.rows import prepare, weighed_poly
+from polyfocal.losses.rows import poly_loss
 from polyfocal.losses.schedule import FACTOR, cyclical_weight
 from polyfocal.losses.settings import (
     ALPHA,
@@ -67,9 +67,8 @@ def cyclical_focal_loss(
 
     Source: Smith, Cyclical Focal Loss (2022); the sigmoid form is this project's.
     """
-    rows = prepare(logits, target, weight, use_sigmoid, **common)
     poly = PolyFocal(gamma_lc, (), cyclical_weight(progress, factor), gamma_hc)
-    return weighed_poly(rows, poly, alpha, label_smoothing)
+    return poly_loss(logits, target, weight, use_sigmoid, poly, alpha, label_smoothing, **common)
 
 
 class CyclicalFocalLoss(ScheduledLoss):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from polyfocal.losses.base import ClassificationLoss
-from polyfocal.losses.rows import prepare, weighed_poly
+from polyfocal.losses.rows import poly_loss
 from polyfocal.losses.settings import (
     ALPHA,
     GAMMA,
@@ -39,8 +39,7 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection (2017), equation 5.
     """
-    rows = prepare(logits, target, weight, use_sigmoid, **common)
-    return weighed_poly(rows, PolyFocal(gamma), alpha)
+    return poly_loss(logits, target, weight, use_sigmoid, PolyFocal(gamma), alpha, **common)
 
 
 class FocalLoss(ClassificationLoss):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from polyfocal.losses.base import ClassificationLoss
-from polyfocal.losses.rows import prepare, weighed_poly
+from polyfocal.losses.rows import poly_loss
 from polyfocal.losses.settings import (
     EPSILON,
     SMOOTHING,
@@ -42,8 +42,10 @@ def poly1_cross_entropy(
 
     Source: Leng et al., PolyLoss (2022), its pseudocode of Poly-1.
     """
-    rows = prepare(logits, target, weight, use_sigmoid, **common)
-    return weighed_poly(rows, PolyFocal(0.0, (epsilon,)), label_smoothing=label_smoothing)
+    poly = PolyFocal(0.0, (epsilon,))
+    return poly_loss(
+        logits, target, weight, use_sigmoid, poly, label_smoothing=label_smoothing, **common
+    )
 
 
 class Poly1CrossEntropyLoss(ClassificationLoss):

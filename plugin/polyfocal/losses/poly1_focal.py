@@ -6,7 +6,7 @@ from torch import Tensor
 
 from polyfocal.losses.base import ClassificationLoss
 from polyfocal.losses.quality import Target, weighed_quality
-from polyfocal.losses.rows import prepare, weighed_poly
+from polyfocal.losses.rows import poly_loss
 from polyfocal.losses.settings import (
     ALPHA,
     EPSILON,
@@ -54,8 +54,8 @@ def poly1_focal_loss(
 
     Source: Leng et al., PolyLoss (2022), its form for the alpha-balanced focal loss.
     """
-    rows = prepare(logits, target, weight, use_sigmoid, **common)
-    return weighed_poly(rows, PolyFocal(gamma, (epsilon,)), alpha)
+    poly = PolyFocal(gamma, (epsilon,))
+    return poly_loss(logits, target, weight, use_sigmoid, poly, alpha, **common)
 
 
 @loss_function(

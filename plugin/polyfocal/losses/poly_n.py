@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from polyfocal.losses.base import ClassificationLoss
-from polyfocal.losses.rows import prepare, weighed_poly
+from polyfocal.losses.rows import poly_loss
 from polyfocal.losses.settings import (
     ALPHA,
     GAMMA,
@@ -42,8 +42,8 @@ def poly_n_loss(
 
     Source: Leng et al., PolyLoss (2022), Poly-N.
     """
-    rows = prepare(logits, target, weight, use_sigmoid, **common)
-    return weighed_poly(rows, PolyFocal(gamma, tuple(epsilons)), alpha)
+    poly = PolyFocal(gamma, tuple(epsilons))
+    return poly_loss(logits, target, weight, use_sigmoid, poly, alpha, **common)
 
 
 class PolyNLoss(ClassificationLoss):

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from polyfocal._torch import can_read, is_compiling
 from polyfocal.errors import UserError
-from polyfocal.losses.settings import REDUCTION, PerClass, check_smoothing
+from polyfocal.losses.settings import REDUCTION, Common, PerClass, Unpack, check_smoothing
 from polyfocal.ops import PolyFocal, sigmoid_poly_focal, softmax_poly_focal
 from polyfocal.ops.poly_focal import compute_dtype
 
@@ -90,8 +90,14 @@ def prepare(
     ignore_index: int | None = None,
     reduction: str = "mean",
     avg_factor: Tensor | float | None = None,
+    check_range: bool = True,
 ) -> Rows:
     """Checks the input of a loss of labels and logits, and prepares it.
+
+    Args:
+        logits, target, weight, use_sigmoid: those of the loss.
+        class_weight, ignore_index, reduction, avg_factor: see above.
+        check_range: whether to look for labels out of range.
 
     Raises:
         UserError: a shape, dtype or range that the module does not take.
@@ -103,7 +109,9 @@ def prepare(
         logits, own = as_rows(logits), not logits.movedim(1, -1).is_contiguous()
         weight = None if weight is None else _weight_of_rows(weight, places, logits, use_sigmoid)
         target = target.reshape(-1).long()
-    soft = _check_input(logits, target, use_sigmoid, ignore_index)
+    soft = _check_input(logits, target, use_sigmoid)
+    if check_range and not soft:
+        _check_labels(logits, target, use_sigmoid, ignore_index)
     dtype = compute_dtype(logits)
     shape = logits.shape if use_sigmoid else logits.shape[:1]
     if weight is not None:
@@ -134,12 +142,11 @@ def prepare(
 
 def _places(logits: Tensor, target: Tensor) -> torch.Size | None:
     """The shape of a map of labels, (N, ...) of logits (N, C, ...); None where there is none."""
-    integers = not (
-        target.is_floating_point() or target.dtype.is_complex or target.dtype == torch.bool
-    )
-    if logits.dim() > 2 and integers and target.shape == logits.shape[:1] + logits.shape[2:]:
-        return target.shape
-    return None
+    if logits.dim() < 3 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        return None
+    dtype = target.dtype
+    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return target.shape if integers else None
 
 
 def as_rows(values: Tensor) -> Tensor:
@@ -174,6 +181,36 @@ def _unrolled(rows: Rows, loss: Tensor) -> Tensor:
 def without_ignored(values: Tensor, keep: Tensor | None) -> Tensor:
     """Values (N, C) with 0 in the rows that are ignored."""
     return values if keep is None else torch.where(keep.unsqueeze(1), values, 0.0)
+
+
+def poly_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    use_sigmoid: bool,
+    poly: PolyFocal,
+    alpha: PerClass | None = None,
+    label_smoothing: float = 0.0,
+    **common: Unpack[Common],
+) -> Tensor:
+    """A member of the polynomial focal family of a loss's own input: prepared, weighed, reduced.
+
+    Args:
+        logits, target, weight, use_sigmoid, common: as in :func:`prepare`.
+        poly, alpha, label_smoothing: as in :func:`weighed_poly`.
+    """
+    if use_sigmoid or common.get("ignore_index") is not None or is_compiling():
+        rows = prepare(logits, target, weight, use_sigmoid, **common)
+        return weighed_poly(rows, poly, alpha, label_smoothing)
+    # The softmax form looks up each label among the logits, which fails for one out of range. To
+    # look for it first costs a twentieth of a step with few rows.
+    rows = prepare(logits, target, weight, use_sigmoid, check_range=False, **common)
+    try:
+        return weighed_poly(rows, poly, alpha, label_smoothing)
+    except (IndexError, RuntimeError):
+        if not rows.soft:
+            _check_labels(rows.logits, rows.target, use_sigmoid, None)
+        raise
 
 
 def weighed_poly(
@@ -358,9 +395,7 @@ def bounds(values: Tensor) -> tuple[float, float]:
     return low.item(), high.item()
 
 
-def _check_input(
-    logits: Tensor, target: Tensor, use_sigmoid: bool, ignore_index: int | None
-) -> bool:
+def _check_input(logits: Tensor, target: Tensor, use_sigmoid: bool) -> bool:
     """Raises UserError unless target fits logits; returns whether the targets are soft."""
     soft = target.shape == logits.shape and (use_sigmoid or logits.dim() == 2)
     good = logits.is_floating_point()
@@ -379,7 +414,6 @@ def _check_input(
     elif good and logits.dim() == 2 and target.shape == logits.shape[:1]:
         good = target.dtype == torch.int64 and logits.shape[1] > 0
         if good:
-            _check_labels(logits, target, use_sigmoid, ignore_index)
             return False
     raise UserError(_misfit(logits, target, soft))
 

@@ -14,6 +14,7 @@ and the rest happens on one number per row.
 
 import functools
 import inspect
+import math
 import os
 import shutil
 import warnings
@@ -29,6 +30,7 @@ from polyfocal.ops.poly_focal import (
     compute_dtype,
     loss_of,
     margin_loss,
+    rate_of,
     slope_of,
     softplus,
 )
@@ -39,6 +41,8 @@ _BLOCK = 65_536
 _GRAIN = 32_768
 # From this many logits on, a pass saves more than the compiled code's call costs.
 _COMPILE_FROM = 2**20
+# Up to this many logits the softmax is kept for backward; more are not worth the memory.
+_KEEP = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
 _COMPILE_COLUMNS = 8
 _COMPILE_ARGUMENTS = inspect.signature(torch.compile).parameters
@@ -155,43 +159,65 @@ def _row_sums(
 
 
 def softmax_loss(
-    logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    weight: Tensor | None,
+    reduce: bool,
+    want_gradient: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The weighted losses of the rows or their sum, and what the gradient is made of.
 
     With P the softmax, the label's p = P_y and q = 1 - p, added up from the others so that it is
-    exact next to 0: CE = log1p(q / p), and the gradient is -slope for the label and
-    slope P_k / q for the others.
+    exact next to 0: CE = log1p(q / p), and the gradient is rate P_k for the others and -rate q for
+    the label.
 
     Returns:
-        (N,) or a scalar; p, q and CE of the rows, and P with 0 for the label where all rows are one
-        block, which is smaller than what a block needs anyhow. Of more rows P is taken again.
+        (N,) or a scalar; the weighted rates (N, 1) and P with -q for the label, of more than
+        ``_KEEP`` logits only -q (N, 1). Nothing if no gradient is wanted.
     """
     dtype = compute_dtype(logits)
     column = target.unsqueeze(1)
-    if len(logits) <= _block_rows(logits):
-        p, q, *shares = _shares(logits, column, dtype)
+    if logits.numel() <= _KEEP:
+        share, p, q = _shares(logits, column, dtype)
     else:
-        parts = [_shares(logits[part], column[part], dtype)[:2] for part in _blocks(logits)]
-        p, q, *shares = (torch.cat(of) for of in zip(*parts, strict=True))
-    ce = torch.log1p(q / p)
-    tiny = torch.finfo(dtype).tiny
-    # A label far below the others: p is rounded to 0 there, and log p is not.
-    if len(p) and not p.amin().item() >= tiny * 1e8:
-        far = (p < tiny * 1e8).nonzero().squeeze(1)
-        x = logits[far].to(dtype)
-        ce[far] = torch.logsumexp(x, dim=1) - x.gather(1, column[far]).squeeze(1)
+        share = None
+        parts = [_shares(logits[part], column[part], dtype)[1:] for part in _blocks(logits)]
+        p, q = (torch.cat(of) for of in zip(*parts, strict=True))
+    ce = (q / p).log1p_()
+    by_row = None if weight is None else weight.unsqueeze(1)
+    each, total = _weighed_loss(poly, ce, q, p, by_row)
+    # Where p is rounded to 0 or soon would be, q / p is infinite, and log p is not.
+    if not math.isfinite(total.item()):
+        far = p.squeeze(1) < torch.finfo(dtype).tiny
+        x, labels = logits[far].to(dtype), column[far]
+        ce[far] = torch.logsumexp(x, dim=1, keepdim=True) - x.gather(1, labels)
+        each, total = _weighed_loss(poly, ce, q, p, by_row)
+    loss = total if reduce else each.squeeze(1)
+    if not want_gradient:
+        return loss, ()
+    rate = rate_of(poly, ce, q, p)
+    if by_row is not None:
+        rate = rate * by_row
+    at_label = q.neg()
+    return loss, (rate, at_label if share is None else share.scatter_(1, column, at_label))
+
+
+def _weighed_loss(
+    poly: PolyFocal, ce: Tensor, q: Tensor, p: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The losses of rows (N, 1) and their sum."""
     loss = loss_of(poly, ce, q, q.pow(poly.gamma) if poly.gamma > 0 else None, p)
     if weight is not None:
         loss = loss * weight
-    return (loss.sum() if reduce else loss), (p, q, ce, *shares)
+    return loss, loss.sum()
 
 
 def _shares(logits: Tensor, column: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The label's p and q of some rows, and the softmax with 0 for the label."""
+    """The softmax of some rows with 0 for the label, and the label's p and q (N, 1)."""
     share = torch.softmax(logits, dim=1, dtype=dtype)
-    p = share.gather(1, column).squeeze(1)
-    return p, share.scatter_(1, column, 0.0).sum(dim=1), share
+    p = share.gather(1, column)
+    return share, p, share.scatter_(1, column, 0.0).sum(dim=1, keepdim=True)
 
 
 def softmax_gradient(
@@ -201,23 +227,25 @@ def softmax_gradient(
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
+    scale: Scale = 1.0,
 ) -> Tensor:
-    """The gradient of the logits, of what :func:`softmax_loss` kept."""
-    p, q, ce, *shares = kept
-    slope = slope_of(poly, ce, q, q.pow(poly.gamma) if poly.gamma > 0 else None, p) * upstream
-    if weight is not None:
-        slope = slope * weight
-    of_others = (slope / q.clamp_min(torch.finfo(q.dtype).tiny)).unsqueeze(1)
-    slope, column = slope.neg().unsqueeze(1), target.unsqueeze(1)
-    if shares:
-        return (shares[0] * of_others).scatter_(1, column, slope).to(logits.dtype)
+    """The gradient of the logits times ``scale``, of what :func:`softmax_loss` kept.
+
+    ``upstream`` is (N,), or a scalar with ``reduce``.
+    """
+    rate, share = kept
+    rate = rate * (upstream.unsqueeze(1) if upstream.dim() else upstream.item() * scale)
+    if share.shape == logits.shape:
+        gradient = share * rate
+        return gradient if gradient.dtype == logits.dtype else gradient.to(logits.dtype)
+    at_label, column = share, target.unsqueeze(1)
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for part in _blocks(logits):
-        if gradient.dtype == q.dtype:
+        if gradient.dtype == rate.dtype:
             value = torch.softmax(logits[part], dim=1, out=gradient[part])
         else:
-            value = torch.softmax(logits[part], dim=1, dtype=q.dtype)
-        value.mul_(of_others[part]).scatter_(1, column[part], slope[part])
+            value = torch.softmax(logits[part], dim=1, dtype=rate.dtype)
+        value.scatter_(1, column[part], at_label[part]).mul_(rate[part])
         if value.dtype != gradient.dtype:
             gradient[part] = value
     return gradient

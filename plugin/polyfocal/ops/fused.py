@@ -1,7 +1,8 @@
 """Chooses how a loss is computed: by a fused pass if there is one, else by composed operations.
 
 A fused loss keeps one buffer of the logits' size for backward, the logits themselves. Backward
-reads them again and writes the gradient. A second derivative goes through the composed operations.
+reads them again and writes the gradient. On a CPU the softmax form keeps the softmax too while it
+is small. A second derivative goes through the composed operations.
 """
 
 import functools
@@ -66,13 +67,13 @@ def _backend(logits: Tensor, *others: object) -> ModuleType | None:
     """
     if _path == "composed" or not is_plain(logits):
         return None
-    if any(isinstance(other, Tensor) and other.requires_grad for other in others):
-        return None
-    if logits.device.type == "cpu":
+    for other in others:
+        if isinstance(other, Tensor) and other.requires_grad:
+            return None
+    device = logits.device.type
+    if device == "cpu":
         return cpu
-    if logits.device.type != "cuda" or logits.dtype == torch.float64:
-        return None
-    return _triton()
+    return _triton() if device == "cuda" and logits.dtype != torch.float64 else None
 
 
 def sigmoid_poly_focal(
@@ -201,25 +202,26 @@ class _Softmax(torch.autograd.Function):
         scale: Tensor | float | None,
         backend: ModuleType,
     ) -> Tensor:
-        loss, kept = backend.softmax_loss(logits, target, poly, weight, scale is not None)
+        loss, kept = backend.softmax_loss(
+            logits, target, poly, weight, scale is not None, ctx.needs_input_grad[0]
+        )
         ctx.poly, ctx.scale, ctx.backend = poly, scale, backend
         ctx.save_for_backward(logits, target, weight, *kept)
-        return loss if scale is None else loss * scale
+        return loss if scale is None else loss.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, *kept = ctx.saved_tensors
-        if ctx.scale is not None:
-            upstream = upstream * ctx.scale
+        scale = 1.0 if ctx.scale is None else ctx.scale
         if torch.is_grad_enabled():
 
             def loss(x: Tensor) -> Tensor:
                 each = composed_softmax(x, target, ctx.poly, weight)
-                return each if ctx.scale is None else each.sum()
+                return each if ctx.scale is None else each.sum() * scale
 
             gradient = _second_order(loss, logits, upstream)
         else:
             gradient = ctx.backend.softmax_gradient(
-                upstream, kept, logits, target, ctx.poly, weight
+                upstream, kept, logits, target, ctx.poly, weight, scale
             )
         return gradient, None, None, None, None, None

@@ -74,33 +74,50 @@ def slope_of(
     cross_entropy: Tensor,
     q: Tensor,
     power: Tensor | None,
-    p: Tensor | None = None,
     factor: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
     """-df/dz times ``factor``, elementwise; finite, since no power below gamma occurs.
 
     Args:
-        poly, cross_entropy, q, power, p, out: as in :func:`loss_of`.
+        poly, cross_entropy, q, power, out: as in :func:`loss_of`.
         factor: a number.
     """
     kept = (1.0 - poly.xi) * factor
     slopes = [(poly.gamma + j + 1) * factor * e for j, e in enumerate(poly.epsilons)]
     inner = _plus(None if power is None else cross_entropy * (poly.gamma * kept), slopes, q)
     # kept q + p inner, with p = 1 - q
-    if inner is None:
-        slope = q * kept
-    elif p is None:
-        slope = torch.lerp(inner, q.new_full((), kept), q)
-    else:
-        slope = torch.addcmul(q if kept == 1.0 else q * kept, p, inner)
+    slope = q * kept if inner is None else torch.lerp(inner, q.new_full((), kept), q)
     if power is not None:
         slope = torch.mul(power, slope, out=out)
     if poly.xi > 0:
-        p = 1.0 - q if p is None else p
-        high = q * (1.0 - poly.gamma_hc * p * cross_entropy / (1.0 + p))
-        slope = slope + (poly.xi * factor) * (1.0 + p).pow(poly.gamma_hc) * high
+        slope = slope + (poly.xi * factor) * _high_rate(poly, cross_entropy, 1.0 - q) * q
     return slope
+
+
+def rate_of(poly: PolyFocal, cross_entropy: Tensor, q: Tensor, p: Tensor) -> Tensor:
+    """-df/dz divided by q, elementwise; with p = p_t, known more exactly than as 1 - q."""
+    kept, gamma = 1.0 - poly.xi, poly.gamma
+    slopes = [(gamma + j + 1) * e for j, e in enumerate(poly.epsilons)]
+    # kept = kept (q + p), so that one number stands beside q and another one beside p.
+    first = kept + slopes[0] if slopes else kept
+    rate = torch.add(q if kept == 1.0 else q * kept, p, alpha=first)
+    higher = _plus(None, slopes[1:], q)
+    if higher is not None:
+        rate = rate.addcmul_(p, higher)
+    if gamma > 0:
+        # q^gamma rate + gamma kept p q^(gamma - 1) CE
+        base = q if gamma == 2 else q.clamp_min(torch.finfo(q.dtype).tiny).pow(gamma - 1.0)
+        rate = (rate * q).addcmul_(p, cross_entropy, value=gamma * kept).mul_(base)
+    if poly.xi > 0:
+        rate = rate + poly.xi * _high_rate(poly, cross_entropy, p)
+    return rate
+
+
+def _high_rate(poly: PolyFocal, cross_entropy: Tensor, p: Tensor) -> Tensor:
+    """(1 + p_t)^gamma_hc [1 - gamma_hc CE p_t / (1 + p_t)], the rate of the cycle's term."""
+    above = 1.0 + p
+    return above.pow(poly.gamma_hc) * (1.0 - poly.gamma_hc * p * cross_entropy / above)
 
 
 def _plus(onto: Tensor | None, coefficients: Sequence[float], q: Tensor) -> Tensor | None:

@@ -366,9 +366,14 @@ def sigmoid(
 
 
 def softmax_loss(
-    logits: Tensor, target: Tensor, poly: PolyFocal, weight: Tensor | None, reduce: bool
+    logits: Tensor,
+    target: Tensor,
+    poly: PolyFocal,
+    weight: Tensor | None,
+    reduce: bool,
+    want_gradient: bool = True,
 ) -> tuple[Tensor, tuple[Tensor]]:
-    """As ``cpu.softmax_loss``; it keeps the logarithm of the sum of the others' exponentials."""
+    """As ``cpu.softmax_loss``; it keeps log sum_k e^(x_k) of the others."""
     logits = logits.contiguous()
     rows, columns = logits.shape
     rest = logits.new_empty(rows, dtype=torch.float32)
@@ -408,8 +413,11 @@ def softmax_gradient(
     target: Tensor,
     poly: PolyFocal,
     weight: Tensor | None,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
     """As ``cpu.softmax_gradient``, from what :func:`softmax_loss` returned."""
+    if isinstance(scale, Tensor) or scale != 1.0:
+        upstream = upstream * scale
     logits = logits.contiguous()
     rows, columns = logits.shape
     gradient = torch.empty_like(logits)
