@@ -53,9 +53,12 @@ def composed():
 
 @pytest.fixture
 def always_compiled(monkeypatch):
+    """Small shapes are compiled too, in as many forms as the tests of this process ask for."""
     monkeypatch.setattr(cpu, "_COMPILE_FROM", 0)
     if not cpu.has_compiler():
         pytest.skip("needs a C++ compiler")
+    with torch._dynamo.config.patch(cache_size_limit=64):
+        yield
 
 
 def sigmoid_case(rows, columns, seed=0, scale=4.0):
