@@ -20,6 +20,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
 from polyfocal.commands import reproduce as tool
+from polyfocal.experiments.batch import Slurm
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
 from polyfocal.mmengine.configs import merge_options, read_config, walk
 from polyfocal.mmengine.hooks import ExactResumeHook
@@ -284,56 +285,116 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert "was measured with other settings (options)" in capsys.readouterr().err
 
 
-def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, monkeypatch):
-    bin_dir, work = tmp_path / "bin", tmp_path / "table"
-    bin_dir.mkdir()
-    monkeypatch.setenv("PATH", str(bin_dir))
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Makes this a machine whose sbatch copies the script of each job, numbered from 71."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install 'polyfocal[slurm]'")
+
+    def command(name, text):
+        (tmp_path / "bin" / name).write_text(f"#!{sys.executable}\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def start():
+        (tmp_path / "bin").mkdir()
+        command("srun", "import json, sys\nprint(json.dumps(sys.argv[1:]))")
+        command(
+            "sbatch",
+            "import pathlib, sys\n"
+            f"folder = pathlib.Path({str(tmp_path)!r})\n"
+            "number = 71 + len(list(folder.glob('*.sh')))\n"
+            "script = pathlib.Path(sys.argv[1]).read_text()\n"
+            "(folder / f'{number}.sh').write_text(script)\n"
+            "print(f'Submitted batch job {number}')",
+        )
+        return command
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return start
+
+
+def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, slurm):
+    work = tmp_path / "table"
     options = ("polyloss_coco", "--data", "my coco", "--seeds", 1, "--work-dir", work)
-    slurm = ("--slurm", "lab", "--gpus", 16, "--sbatch-args", "--time=2-0 -A us")
-    assert run(*options, *slurm) == 2
+    jobs = ("--slurm", "lab", "--gpus", 16, "--sbatch-args", "--time=2-0 --account us --exclusive")
+    assert run(*options, *jobs) == 2
     assert "there is none on this machine" in capsys.readouterr().err
-    sbatch = bin_dir / "sbatch"
-    sbatch.write_text(
-        f"#!{sys.executable}\nimport json, sys\n"
-        f"file = open({str(tmp_path / 'jobs')!r}, 'a')\n"
-        "print(json.dumps(sys.argv[1:]), file=file)\nprint(71)\n"
-    )
-    sbatch.chmod(0o755)
+    command = slurm()
     done = planned(*options)[0]
     place = done.folder(work)
     place.mkdir(parents=True, exist_ok=True)
     content = {"settings": done.settings, "measured": {"bbox_mAP": 0.4}, "seconds": 1.0}
     (place / "result.json").write_text(json.dumps(content))
-    assert run(*options, *slurm) == 0
+    assert run(*options, *jobs) == 0
     assert "poly1, seed 0: job 71" in capsys.readouterr().out
-    (job,) = map(json.loads, (tmp_path / "jobs").read_text().splitlines())
-    assert job[: job.index("--wrap")] == [
-        *("--parsable", "--partition", "lab", "--job-name", "polyloss_coco-poly1-0"),
-        *("--dependency", "singleton", "--ntasks", "16", "--ntasks-per-node", "8"),
-        *("--gres", "gpu:8", "--cpus-per-task", "5"),
-        *("--output", str(work / "poly1" / "seed_0" / "slurm-%j.txt"), "--time=2-0", "-A", "us"),
-    ]
+    (script,) = tmp_path.glob("*.sh")
+    asked = {line for line in script.read_text().splitlines() if line.startswith("#SBATCH")}
+    assert asked > {
+        f"#SBATCH --{option}"
+        for option in (
+            *("partition=lab", "job-name=polyloss_coco-poly1-0", "dependency=singleton"),
+            *("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=5"),
+            *("time=2-0", "account=us", "exclusive"),
+        )
+    }
     # What the job's shell runs: srun, here one that prints what it gets, and our own command.
-    srun = bin_dir / "srun"
-    srun.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
-    srun.chmod(0o755)
     shell = subprocess.run(
-        ["/bin/sh", "-c", job[-1]],
+        ["/bin/bash", script],
         env={**os.environ, "SLURM_JOB_ID": "71"},
         capture_output=True,
         text=True,
         check=True,
     )
-    command = json.loads(shell.stdout)
-    python = command.index(sys.executable)
-    assert command[python + 1 : python + 5] == ["-u", "-m", "polyfocal", "reproduce"]
-    args = tool.parse_args(command[python + 5 :])
+    assert "--kill-on-bad-exit=1" in json.loads(shell.stdout)
+    from submitit.core.utils import DelayedSubmission
+
+    job = DelayedSubmission.load(work / "poly1" / "seed_0" / "job" / "71_submitted.pkl")
+    ((python, *words),) = job.args
+    assert job.function is subprocess.run and job.kwargs == {"check": True}
+    assert [python, *words[:4]] == [sys.executable, "-u", "-m", "polyfocal", "reproduce"]
+    args = tool.parse_args(words[4:])
     assert (args.data, args.only, args.launcher) == ("my coco", ["poly1/0"], "slurm")
     (one,) = chosen(planned(*options), args.only)
     assert one.name == "poly1" and Path(args.work_dir) == work
-    sbatch.write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
-    assert run(*options, *slurm) == 2
-    assert "sbatch refuses poly1, seed 0: invalid partition" in capsys.readouterr().err
+    command("sbatch", "import sys\nsys.exit('sbatch: error: invalid partition')")
+    assert run(*options, *jobs) == 2
+    refusal = "sbatch refuses poly1, seed 0: sbatch: error: invalid partition"
+    assert refusal in capsys.readouterr().err
+    assert run(*options, *jobs[:-1], "-A us") == 2
+    assert "'-A' is not one of sbatch's long options" in capsys.readouterr().err
+
+
+def test_a_job_that_needs_scores_waits_for_the_run_that_gives_them(tmp_path, slurm):
+    slurm()
+    work = tmp_path / "table"
+    jobs = ("--slurm", "lab", "--gpus", 0)
+    assert run("shortcut", "--demo", "--seeds", 1, "--work-dir", work, *jobs) == 0
+    scripts = [script.read_text() for script in sorted(tmp_path.glob("*.sh"))]
+    assert len(scripts) == len(planned("shortcut", "--demo", "--seeds", 1))
+    waits = ["dependency=singleton,afterok:7" in script for script in scripts]
+    assert waits == [bool(one.needs) for one in planned("shortcut", "--demo", "--seeds", 1)]
+    assert any(waits) and not any("gpu" in script for script in scripts)
+
+
+def test_jobs_do_the_runs(tmp_path):
+    """By submitit's processes on this machine: the table is that of the tool by itself."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install 'polyfocal[slurm]'")
+    options = ("topk_label_noise", "--demo", "--seeds", 1, "--epochs", 1)
+    words = [*map(str, options), "--work-dir", str(tmp_path / "jobs")]
+    runs = planned(*options)
+    local = Slurm("", 0, "", ["-m", "polyfocal", "reproduce", *words], cluster="local")
+    said = []
+    jobs = local.submit("topk", runs[:2], tmp_path / "jobs", said.append)
+    for job in jobs:
+        job.result()
+    assert len(said) == 3
+    names = [one.name for one in runs[:2]]
+    assert run(*options, "--only", *names, "--work-dir", tmp_path / "here") == 0
+    for name in names:
+        by_job, here = (
+            json.loads((tmp_path / place / name / "seed_0" / "result.json").read_text())
+            for place in ("jobs", "here")
+        )
+        assert by_job["measured"] == here["measured"]
 
 
 def markdown_rows(folder):

@@ -63,12 +63,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="ROW[/SEED]", help="do these rows or runs now, not all")
     add("--dry-run", action="store_true", help="show the runs that are left to do, and do nothing")
     add("--slurm", metavar="PARTITION", help="submit a job for each run that is not done")
-    add("--gpus", type=int, default=8, help="GPUs of each job of --slurm (default: 8)")
+    add("--gpus", type=int, default=8, help="GPUs of each job of --slurm, 0 for a CPU (default: 8)")
     add(
         "--sbatch-args",
         default="",
         metavar="ARGS",
-        help='more options of sbatch, such as "--time=2-0 -A lab"',
+        help='more of sbatch\'s long options, such as "--time=2-0 --account=lab"',
     )
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv

@@ -7,13 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.report import remarks, study_tables, write_study
 from polyfocal.experiments.study import Run, Study, finished, run_study
+
+if TYPE_CHECKING:
+    import submitit
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,24 @@ class Slurm:
 
     Attributes:
         partition: The partition of the cluster.
-        gpus: GPUs of a job; eight per machine.
-        arguments: More arguments for sbatch, as on a command line.
+        gpus: GPUs of a job; eight per machine. 0 for one process on a CPU.
+        arguments: More of sbatch's long options, as on a command line.
         command: The tool and its options. A job drops those of jobs, and adds run and launcher.
+        cluster: What runs the jobs: ``slurm``, or ``local``, submitit's processes on this machine.
     """
 
     partition: str
     gpus: int
     arguments: str
     command: Sequence[str]
+    cluster: str = "slurm"
 
     @classmethod
     def of(cls, args: argparse.Namespace, command: Sequence[str]) -> "Slurm | None":
         """What the tool's options ask for, None without ``--slurm``.
 
         Raises:
-            UserError: They contradict each other.
+            UserError: They contradict each other, or submitit is not installed.
         """
         if args.slurm is None:
             return None
@@ -45,66 +52,95 @@ class Slurm:
             raise UserError(
                 "--slurm starts jobs and --launcher is for the processes of one: give one of them."
             )
-        if args.gpus < 1:
-            raise UserError(f"--gpus {args.gpus}: expected at least 1.")
+        if args.gpus < 0:
+            raise UserError(f"--gpus {args.gpus}: expected 0, for a CPU, or more.")
+        if find_spec("submitit") is None:
+            raise UserError("--slurm needs submitit: pip install 'polyfocal[slurm]'")
+        _long_options(args.sbatch_args)
         return cls(args.slurm, args.gpus, args.sbatch_args, command)
 
-    def job(self, study: str, run: Run, place: Path, after: Sequence[str] = ()) -> list[str]:
-        """The command that submits one run.
-
-        If a run is submitted twice, the second job waits for the first, finds its result and ends.
-
-        Args:
-            study: The name of the study.
-            run: The run.
-            place: Folder of the run.
-            after: Jobs that must have ended well.
-        """
-        on_a_machine = min(self.gpus, 8)
-        dependency = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+    def job(self, run: Run) -> list[str]:
+        """The command line that does one run, in each process of its job."""
         own = argparse.ArgumentParser(add_help=False)
         own.add_argument("--only", nargs="+")
         own.add_argument("--dry-run", action="store_true")
         for option in ("--slurm", "--gpus", "--sbatch-args"):
             own.add_argument(option)
         command = [sys.executable, "-u", *own.parse_known_args(self.command)[1]]
-        command += ["--only", f"{run.name}/{run.seed}", "--launcher", "slurm"]
-        # Two jobs on one machine must not meet at the same port.
-        port = "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))"
-        srun = f"srun --cpus-per-task 5 --kill-on-bad-exit=1 {shlex.join(command)}"
-        return [
-            *("sbatch", "--parsable", "--partition", self.partition),
-            *("--job-name", f"{study}-{run.name}-{run.seed}", "--dependency", dependency),
-            *("--ntasks", str(self.gpus), "--ntasks-per-node", str(on_a_machine)),
-            *("--gres", f"gpu:{on_a_machine}", "--cpus-per-task", "5"),
-            *("--output", str(place / "slurm-%j.txt"), *shlex.split(self.arguments)),
-            *("--wrap", f"{port}; {srun}"),
-        ]
+        command += ["--only", f"{run.name}/{run.seed}"]
+        return [*command, "--launcher", "slurm"] if self.gpus else command
 
     def submit(
         self, study: str, runs: Sequence[Run], folder: Path, say: Callable[[str], None]
-    ) -> None:
+    ) -> "list[submitit.Job[Any]]":
         """Submit a job for each run; a run that needs the scores of another waits for that run.
+
+        If a run is submitted twice, the second job waits for the first, finds its result and ends.
+
+        Returns:
+            The jobs.
 
         Raises:
             UserError: There is no Slurm here, or it refuses.
         """
-        if shutil.which("sbatch") is None:
+        import submitit
+        from submitit.core.utils import FailedJobError
+
+        if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError("--slurm submits with sbatch, and there is none on this machine.")
-        jobs: dict[tuple[str, int], str] = {}
+        on_a_machine = min(self.gpus, 8)
+        jobs: dict[tuple[str, int], submitit.Job[Any]] = {}
         for run in runs:
-            place = run.folder(folder)
-            place.mkdir(parents=True, exist_ok=True)
-            after = [jobs[key] for name in run.needs if (key := (name, run.seed)) in jobs]
-            command = self.job(study, run, place, after)
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(
-                    f"sbatch refuses {run.name}, seed {run.seed}: {done.stderr.strip()}"
-                )
-            jobs[run.name, run.seed] = done.stdout.strip()
-            say(f"{run.name}, seed {run.seed}: job {jobs[run.name, run.seed]}")
+            needed = [jobs[key] for name in run.needs if (key := (name, run.seed)) in jobs]
+            after = ["singleton", *(f"afterok:{job.job_id}" for job in needed)]
+            executor = submitit.AutoExecutor(run.folder(folder) / "job", cluster=self.cluster)
+            executor.update_parameters(
+                name=f"{study}-{run.name}-{run.seed}",
+                nodes=-(-self.gpus // 8) or 1,
+                tasks_per_node=on_a_machine or 1,
+                gpus_per_node=on_a_machine or None,
+                cpus_per_task=5,
+                slurm_partition=self.partition,
+                slurm_time=None,  # the partition's
+                # Two jobs on one machine must not meet at the same port.
+                slurm_setup=["export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))"],
+                slurm_srun_args=["--kill-on-bad-exit=1"],
+                slurm_additional_parameters={
+                    "dependency": ",".join(after),
+                    **_long_options(self.arguments),
+                },
+            )
+            try:
+                job = executor.submit(subprocess.run, self.job(run), check=True)
+            except FailedJobError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"sbatch refuses {run.name}, seed {run.seed}: {reason}") from None
+            jobs[run.name, run.seed] = job
+            say(f"{run.name}, seed {run.seed}: job {job.job_id}")
         say(f"The table grows in {folder / 'table.md'} as the jobs end.")
+        return list(jobs.values())
+
+
+def _long_options(line: str) -> dict[str, str | bool]:
+    """The options of ``--sbatch-args``: ``--time=2-0 --exclusive``; a value may follow a space.
+
+    Raises:
+        UserError: Something else stands there.
+    """
+    found: dict[str, str | bool] = {}
+    last = None
+    for word in shlex.split(line):
+        if word.startswith("--"):
+            last, equals, value = word[2:].partition("=")
+            found[last] = value if equals else True
+        elif last is not None and found[last] is True and not word.startswith("-"):
+            found[last] = word
+        else:
+            raise UserError(
+                f"--sbatch-args {line!r}: {word!r} is not one of sbatch's long options, such as "
+                "--account=lab."
+            )
+    return found
 
 
 def carry_out(
@@ -153,7 +189,7 @@ def carry_out(
         after = f" (goes on after {checkpoint.name})" if checkpoint else ""
         say(f"  {run.name}, seed {run.seed}: {run.settings['config']}{after}")
         if dry_run and slurm:
-            say(f"    {shlex.join(slurm.job(study.name, run, run.folder(folder)))}")
+            say(f"    {shlex.join(slurm.job(run))}")
     if dry_run:
         return
     if slurm:
