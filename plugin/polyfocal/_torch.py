@@ -16,8 +16,9 @@ is_compiling: Callable[[], bool] = getattr(
 )
 
 
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 # Before 2.5 torch.compile takes an attribute of a module for a constant.
-SEES_ATTRIBUTES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 5)
+SEES_ATTRIBUTES = _VERSION >= (2, 5)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -37,7 +38,9 @@ _has_autocast: Callable[[str], bool] | None = getattr(
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device; False on devices that have none."""
     if _has_autocast is not None:
-        return _has_autocast(device) and torch.is_autocast_enabled(device)
+        # The graphs of 2.4 and 2.6 cannot hold the first question; 2.13's can.
+        known = _VERSION < (2, 13) and is_compiling()
+        return (known or _has_autocast(device)) and torch.is_autocast_enabled(device)
     return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 

@@ -498,6 +498,8 @@ def test_triton_kernels_by_its_interpreter():
     done = subprocess.run(
         [sys.executable, checks], env=environment, capture_output=True, text=True, check=False
     )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("the interpreter of this triton does not run beside NumPy 2.4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 cases" in done.stdout
 

@@ -105,7 +105,7 @@ def _split(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         return target, target
     if isinstance(target, Tensor):
         labels, scores = target, logits.new_ones(len(target) if target.dim() else 1)
-    elif isinstance(target, tuple | list) and len(target) == 2:
+    elif isinstance(target, (tuple, list)) and len(target) == 2:
         labels, scores = target
     else:
         raise UserError(

@@ -359,7 +359,7 @@ def per_class(
     name: str, value: PerClass | None, logits: Tensor, columns: int, dtype: torch.dtype
 ) -> Tensor | float | None:
     """The value as None, a float, or a tensor (columns,) beside the logits."""
-    if value is None or isinstance(value, int | float):
+    if value is None or isinstance(value, (int, float)):
         return value
     value = torch.as_tensor(value, dtype=dtype, device=logits.device)
     if value.dim() and value.shape != (columns,):

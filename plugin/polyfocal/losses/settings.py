@@ -78,7 +78,7 @@ def as_number(value: Any) -> int | float | None:
     """The value as one of Python's numbers, None if it is none."""
     if isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0:
         value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, int | float) else None
+    return value if isinstance(value, (int, float)) else None
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Numbers(Setting):
     def checked(self, name: str, value: Any, owner: str) -> Any:
         if value is None and self.optional:
             return None
-        if name in FROM_DATA and isinstance(value, str | Mapping):
+        if name in FROM_DATA and isinstance(value, (str, Mapping)):
             method = named_method(name, value)
             raise UserError(
                 f"{name}={method!r} is computed from the training data, which a loss alone does not"

@@ -47,8 +47,9 @@ _KEEP = 2**20
 _COMPILE_COLUMNS = 8
 _COMPILE_ARGUMENTS = inspect.signature(torch.compile).parameters
 # A product and a sum become one instruction; nothing that is cheaper to compute goes to memory.
+_CONTRACT = "enable_floating_point_contract_flag"
 _COMPILE_OPTIONS = {
-    "cpp.enable_floating_point_contract_flag": "fast",
+    f"cpp.{_CONTRACT}": "fast",
     "realize_opcount_threshold": 10_000,
 }
 
@@ -428,4 +429,7 @@ def _compiled(
 def _known_options() -> dict[str, Any]:
     """The options of the compiler that this torch has."""
     known = torch._inductor.list_options()
-    return {name: value for name, value in _COMPILE_OPTIONS.items() if name in known}
+    options = {name: value for name, value in _COMPILE_OPTIONS.items() if name in known}
+    if isinstance(getattr(torch._inductor.config.cpp, _CONTRACT, None), bool):  # torch 2.4 to 2.6
+        options[f"cpp.{_CONTRACT}"] = True
+    return options
