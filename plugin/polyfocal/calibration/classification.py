@@ -204,13 +204,13 @@ def equal_count_bins(confidence: Floats, target: Floats, num_bins: int) -> Bins:
     """
     edges = _equal_edges(num_bins)
     if confidence.size:
-        edges = np.quantile(confidence, edges)
+        edges = np.asarray(np.quantile(confidence, edges), dtype=np.float64)
     numbers = np.searchsorted(edges[1:-1], confidence, side="right")
     return _summarise(confidence, target, numbers, edges)
 
 
 def _equal_edges(num_bins: int) -> Floats:
-    return np.linspace(0.0, 1.0, num_bins + 1)
+    return np.linspace(0.0, 1.0, num_bins + 1, dtype=np.float64)
 
 
 def _summarise(confidence: Floats, target: Floats, numbers: Integers, edges: Floats) -> Bins:

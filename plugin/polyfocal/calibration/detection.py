@@ -562,11 +562,11 @@ def _error_in_cells(score: Floats, box: Floats, right: Floats, num_bins: int) ->
     """Expected calibration error over cells of score, centre and size, all in [0, 1]."""
     if not score.size:
         return float("nan")
-    cell = np.zeros(len(score), dtype=np.int64)
+    cell: NDArray[np.int64] = np.zeros(len(score), dtype=np.int64)
     for values in (score, *box.T):
         cell = cell * num_bins + bin_numbers(values, num_bins)
-    _, cell = np.unique(cell, return_inverse=True)
-    return float(np.abs(np.bincount(cell, weights=right - score)).sum() / len(score))
+    _, number = np.unique(cell, return_inverse=True)
+    return float(np.abs(np.bincount(number, weights=right - score)).sum() / len(score))
 
 
 def _lrp(

@@ -410,8 +410,8 @@ def _clutter(name: str, box: NDArray[np.float64], rng: np.random.Generator) -> I
 
 def _directions(rng: np.random.Generator) -> NDArray[np.float64]:
     """Unit vectors of the beams, (64, columns, 3), the azimuth rising along the columns."""
-    azimuth = np.arange(-_AZIMUTH_LIMIT, _AZIMUTH_LIMIT, _AZIMUTH_STEP)
-    azimuth = azimuth + rng.uniform(0, _AZIMUTH_STEP, (len(_ELEVATIONS), 1))
+    columns = np.arange(-_AZIMUTH_LIMIT, _AZIMUTH_LIMIT, _AZIMUTH_STEP)
+    azimuth = columns + rng.uniform(0, _AZIMUTH_STEP, (len(_ELEVATIONS), 1))
     elevation = _ELEVATIONS[:, None]
     flat = np.cos(elevation)
     return np.stack(
