@@ -449,13 +449,9 @@ def rewrite(folder: Path, name: str, content: bytes = b"{}") -> None:
     [
         (
             "train/_annotations.coco.json",
-            "it is in Roboflow's layout, copy train/_annotations.coco.json to "
-            "annotations/train.json and leave the pictures where they are",
+            "it holds a Roboflow export in COCO's format (train/_annotations.coco.json), convert "
+            "it: polyfocal convert ",
         ),
-        ("Annotations/a.xml", "it holds XML files as Pascal VOC does (Annotations/a.xml), convert"),
-        ("VOC2007/Annotations/a.xml", "it holds XML files as Pascal VOC does (VOC2007/Annot"),
-        ("labels/train/a.txt", "it holds labels as YOLO does (labels/train/a.txt), convert them"),
-        ("train/labels/a.txt", "it holds labels as YOLO does (train/labels/a.txt), convert them"),
         ("train.json", "there is train.json, put it where it is looked for"),
     ],
 )
@@ -469,22 +465,12 @@ def test_other_layouts_are_named(tmp_path: Path, file: str, sentence: str) -> No
     )
 
 
-def test_a_roboflow_export_works_as_the_sentence_says(folder: Path) -> None:
-    (folder / "images").rename(folder / "valid")
-    (folder / "annotations" / "train.json").rename(folder / "valid" / "_annotations.coco.json")
-    with pytest.raises(DatasetError, match="copy valid/_annotations.coco.json to annotations/val"):
-        load_split(folder, "val")
-    shutil.copy(folder / "valid" / "_annotations.coco.json", folder / "annotations" / "val.json")
-    assert load_split(folder, "val").image_dir == folder / "valid"
-
-
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"<annotation/>", "train.json is XML, as Pascal VOC's are, and not JSON."),
         (
-            b'[{"image_id": 1, "score": 0.5}]',
-            "must hold a JSON object .*, got a list, which looks like detections",
+            b'[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]',
+            r"train.json is a file of detections \(COCO's results format\): the ground truth is an",
         ),
         (
             b'{"images": [], "categories": [], "annotations": [{"segments_info": []}]}',

@@ -23,6 +23,7 @@ COMMANDS = {
     "plot_loss": "draw losses and their gradients",
     "swap_loss": "write a config with its classification losses swapped",
     "browse_dataset": "look at a data set before training on it",
+    "convert": "write a data set in YOLO's, Pascal VOC's or Roboflow's format in COCO's",
     "make_demo_data": "write the built-in data set",
     "create_kitti_infos": "write MMDetection3D's info files for a folder in KITTI's layout",
 }

@@ -232,10 +232,11 @@ def test_a_picture_too_large_for_pillow_is_read(tmp_path: Path, monkeypatch, rec
     path.write_bytes(PNG)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)  # it refuses twice as many
     (found,) = check_pictures([path], [(WIDTH, HEIGHT)], load_with_opencv)
-    assert found == pictures.Finding()
+    assert found == pictures.Finding(size=(WIDTH, HEIGHT))
     (found,) = check_pictures([path], [(WIDTH, HEIGHT)], load_with_pillow)
     assert "cannot be read: Image size" in found.problem
     assert "exceeds limit" in found.problem and found.problem.endswith("attack; make it smaller")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)  # it warns
-    assert check_pictures([path], [(WIDTH, HEIGHT)], load_with_pillow) == [pictures.Finding()]
+    found = check_pictures([path], [(WIDTH, HEIGHT)], load_with_pillow)
+    assert found == [pictures.Finding(size=(WIDTH, HEIGHT))]
     assert not recwarn.list

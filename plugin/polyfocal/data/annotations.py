@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from polyfocal.data.files import DatasetError, Kept, read_json
+from polyfocal.data.layouts import foreign_json
 from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, run_lengths
 
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
@@ -184,13 +185,14 @@ def annotations_of(ground_truth: "str | Path | COCO | Annotations") -> Annotatio
 
 
 def _checked(content: Any, source: str) -> Annotations:
+    foreign = foreign_json(content)
+    if foreign is not None:
+        what, advice = foreign
+        raise DatasetError(f"{source} is {what}: {advice}.")
     if not isinstance(content, dict):
-        like = ""
-        if isinstance(content, list) and content and isinstance(content[0], dict):
-            like = ", which looks like detections" if "score" in content[0] else ""
         raise DatasetError(
             f"{source} must hold a JSON object with images, annotations and categories, "
-            f"got {kind_of(content)}{like}."
+            f"got {kind_of(content)}."
         )
     if "annotations" not in content and isinstance(content.get("images"), list):
         # MMDetection writes no annotations if no sample has an object.
@@ -206,11 +208,6 @@ def _checked(content: Any, source: str) -> Annotations:
                     f"entry {index} of {key!r} in {source} must be an object, got {kind_of(entry)}."
                 )
     images, annotations, categories = (content[key] for key in _KINDS)
-    if annotations and "segments_info" in annotations[0]:
-        raise DatasetError(
-            f"{source} is a panoptic file (segments_info): a detector needs objects with boxes, as "
-            "COCO's instances files have them."
-        )
     _check_fields(source, "category", categories, {"id": _ID, "name": _NAME})
     _check_unique(source, "category", categories, "id")
     _check_unique(source, "category", categories, "name")

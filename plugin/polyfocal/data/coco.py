@@ -10,11 +10,11 @@ from typing import Any
 
 from polyfocal.data.annotations import Annotations, more, read_annotations
 from polyfocal.data.files import DatasetError, read_json, write_text
+from polyfocal.data.layouts import recognise
 from polyfocal.data.pictures import Loader, check_pictures, usual_loader
 from polyfocal.data.splits import held_out
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
-_ROBOFLOW = "_annotations.coco.json"
 # With corners instead of sizes, at least this part of the boxes would leave their pictures.
 _LEAVING = 0.2
 
@@ -175,38 +175,26 @@ def class_counts(file: str | Path) -> list[int]:
 def _annotation_file(folder: Path, split: str) -> Path:
     names = (f"annotations/{split}.json", f"annotations/instances_{split}2017.json")
     if not folder.is_dir():
+        found = recognise(folder) if folder.is_file() else None
+        about = f" It is {found.what}: {found.to_do(folder)}." if found else ""
         raise DatasetError(
             f"{folder} is not a folder; give the folder that holds {names[0]} and the pictures."
+            f"{about}"
         )
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DatasetError(
-        f"{folder} has neither {names[0]} nor {names[1]}: {_what_is_there(folder, split)}."
-    )
+    raise DatasetError(f"{folder} has neither {names[0]} nor {names[1]}: {_what_is_there(folder)}.")
 
 
-def _what_is_there(folder: Path, split: str) -> str:
+def _what_is_there(folder: Path) -> str:
     """What kind of data set a folder without COCO's files looks like."""
-    present = sorted(file.name for file in (folder / "annotations").glob("*.json"))
-    if present:
-        return f"annotations holds {', '.join(present)}"
-    roboflow = sorted(str(file.relative_to(folder)) for file in folder.glob(f"*/{_ROBOFLOW}"))
-    if roboflow:
-        wanted = next((name for name in roboflow if name.startswith(split)), roboflow[0])
-        return (
-            f"it is in Roboflow's layout, copy {wanted} to annotations/{split}.json and leave the "
-            "pictures where they are"
-        )
-    for kind, patterns in {
-        "XML files as Pascal VOC does": ("*.xml", "*/*.xml", "*/*/*.xml"),
-        "labels as YOLO does": ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
-    }.items():
-        one = next((file for pattern in patterns for file in folder.glob(pattern)), None)
-        if one is not None:
-            return f"it holds {kind} ({one.relative_to(folder)}), convert them to COCO's JSON"
-    if (folder / "ImageSets").is_dir() and (folder / "training").is_dir():
-        return "it is in KITTI's layout, take a config of MMDetection3D for it"
+    present = sorted((folder / "annotations").glob("*.json"))
+    if any(recognise(file) is None for file in present):
+        return f"annotations holds {', '.join(file.name for file in present)}"
+    found = recognise(folder)
+    if found is not None:
+        return f"it holds {found.what} ({found.file.relative_to(folder)}), {found.to_do(folder)}"
     others = sorted(
         str(file.relative_to(folder)) for file in (*folder.glob("*.json"), *folder.glob("*/*.json"))
     )

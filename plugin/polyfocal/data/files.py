@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +15,12 @@ from polyfocal.errors import UserError
 
 T = TypeVar("T")
 
+_XML_HEAD = 4096  # characters: more than any prologue
+_XML_KINDS = {  # by the outermost element
+    "annotation": ("Pascal VOC's XML", ""),
+    "annotations": ("CVAT's XML", "in CVAT, export the task as COCO 1.0 instead"),
+    "dataset": ("XML of dlib's imglab", "write the boxes as COCO's JSON"),
+}
 _TICK = 100_000_000  # nanoseconds, longer than the clock ticks of file systems
 
 
@@ -46,7 +55,14 @@ def read_json(file: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("<"):
-            raise DatasetError(f"{file} is XML, as Pascal VOC's are, and not JSON.") from None
+            what, advice = xml_kind(text) or ("XML", "")
+            advice = advice or "polyfocal convert makes a COCO folder of Pascal VOC's"
+            raise DatasetError(f"{file} is {what} and not JSON: {advice}.") from None
+        if error.msg == "Extra data" and error.lineno > 1:
+            raise DatasetError(
+                f"{file} has one JSON value per line, as ODVG and Labelbox write them: it must be "
+                "one object with images, annotations and categories."
+            ) from None
         raise DatasetError(
             f"{file} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
@@ -56,6 +72,20 @@ def read_json(file: Path) -> Any:
         raise DatasetError(
             f"{file} is not a COCO file: it has a number of thousands of digits."
         ) from None
+
+
+def xml_kind(text: str) -> tuple[str, str] | None:
+    """What an XML file is, and what to do about it; None if it is not known.
+
+    Args:
+        text: Its beginning.
+
+    Returns:
+        A noun and the end of a sentence, which is empty for the files that ``polyfocal convert``
+        reads.
+    """
+    found = re.search(r"<\s*(annotations?|dataset)\b", text[:_XML_HEAD])
+    return _XML_KINDS[found[1]] if found else None
 
 
 def free_name(wanted: str, taken: set[str]) -> str:
@@ -149,3 +179,35 @@ def write_text(file: str | Path, text: str) -> None:
     """
     with written_whole(file) as part:
         part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Have a folder, and those that it is in, appear complete or not at all.
+
+    Args:
+        folder: What is to be there in the end.
+        replace: Whether to replace a folder that is there and not empty.
+
+    Yields:
+        An empty folder beside it, to write to.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        if replace:
+            os.replace(folder, temporary / "old")
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_new(folder: Path) -> bool:
+    """Whether nothing is lost if a folder is written there: there is nothing, or an empty one."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

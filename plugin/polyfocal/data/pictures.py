@@ -88,14 +88,16 @@ class Finding:
     Attributes:
         problem: Why the picture cannot be used, the beginning of a sentence.
         remark: What else to know.
+        size: Width and height as it is loaded; (0, 0) if it cannot be loaded.
     """
 
     problem: str = ""
     remark: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 def check_pictures(
-    paths: Sequence[Path], sizes: Sequence[tuple[int, int]], load: Loader
+    paths: Sequence[Path], sizes: Sequence[tuple[int, int] | None], load: Loader
 ) -> list[Finding]:
     """Check pictures as far as is needed to know what a loader makes of them.
 
@@ -103,7 +105,7 @@ def check_pictures(
 
     Args:
         paths: The files.
-        sizes: Width and height that each is said to have.
+        sizes: Width and height that each is said to have; None if nothing says so.
         load: What the training loads pictures with.
     """
     with _quiet(), ThreadPoolExecutor(max_workers=8) as pool:
@@ -125,7 +127,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _look(path: Path, said: tuple[int, int], load: Loader) -> Finding:
+def _look(path: Path, said: tuple[int, int] | None, load: Loader) -> Finding:
     kind, orientation = "", None
     try:
         with open(path, "rb") as stream, Image.open(stream) as picture:
@@ -165,16 +167,20 @@ def _look(path: Path, said: tuple[int, int], load: Loader) -> Finding:
     if not found.problem and loaded.dtype == np.uint8 and 0 < loaded.max() < _NEARLY_BLACK:
         return Finding(
             remark=f"picture {path} is nearly black as it is loaded ({kind}): its brightest value "
-            f"is {loaded.max()} of 255"
+            f"is {loaded.max()} of 255",
+            size=found.size,
         )
     return found
 
 
 def _compared(
-    path: Path, size: tuple[int, int], said: tuple[int, int], orientation: int | None = None
+    path: Path,
+    size: tuple[int, int],
+    said: tuple[int, int] | None,
+    orientation: int | None = None,
 ) -> Finding:
-    if size == said:
-        return Finding()
+    if said is None or size == said:
+        return Finding(size=size)
     how = f" as it is loaded, with its EXIF orientation {orientation}" if orientation else ""
     return Finding(
         f"picture {path} has {size[0]}x{size[1]} pixels{how}, but its entry says "

@@ -1,14 +1,12 @@
 """Generated data sets: settings that are checked, folders written whole or not at all."""
 
 import json
-import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from polyfocal.data.files import folder_written_whole, is_new
 from polyfocal.errors import UserError
 
 
@@ -77,21 +75,12 @@ class Scenes(ABC):
                 f"{root} holds {self.what} of other settings ({_difference(found, wanted)}); "
                 "give another folder or ask to overwrite it."
             )
-        if found is None and root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        if found is None and not is_new(root):
             raise UserError(f"{root} exists and holds no {self.what}; give a new or empty folder.")
         try:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-            try:
-                new = temporary / "new"
-                new.mkdir()
+            with folder_written_whole(root, replace=found is not None) as new:
                 self.fill(new)
                 (new / file).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-                if found is not None:
-                    os.replace(root, temporary / "old")
-                os.replace(new, root)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             # Another process may have finished the same set first.
             if _settings_in(root / file) != wanted:
