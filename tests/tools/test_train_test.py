@@ -55,7 +55,8 @@ def scenes(tmp_path_factory):
 def trained(scenes, tmp_path_factory):
     """The work directory of a RetinaNet trained for two epochs of three steps."""
     work_dir = tmp_path_factory.mktemp("trained")
-    arguments = ["--data", scenes, "--profile", "tiny", "--work-dir", work_dir, "--tensorboard"]
+    arguments = ["--data", scenes, "--profile", "tiny", "--work-dir", work_dir]
+    arguments += ["--log", "tensorboard"]
     assert run(train_tool, RETINANET, *arguments, *FAST, "train_cfg.max_epochs=2") == 0
     return work_dir
 
@@ -78,12 +79,28 @@ def test_training_leaves_what_it_promises(trained):
     text = log.read_text()
     assert "Epoch(val) [2]" in text and "coco/bbox_AR@100" in text
     assert "model = dict(" in text, "the config is in the log"
-    assert list(trained.glob("*/vis_data/events.out.tfevents.*"))
     pictures = sorted((trained / "predictions").iterdir())
     assert len(pictures) == 3
     with Image.open(pictures[0]) as picture:
         assert picture.size == (2 * 448, 448), "ground truth and prediction, 64 pixels enlarged"
     assert len({picture.read_bytes() for picture in pictures}) == 3
+
+
+def test_tensorboard_gets_ap_by_class_and_the_statistics_of_the_loss(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = trained.glob("*/vis_data/events.out.tfevents.*")
+    reader = EventAccumulator(str(file.parent))
+    reader.Reload()
+    numbers = {tag: reader.Scalars(tag) for tag in reader.Tags()["scalars"]}
+    (written,) = trained.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    (last,) = [line for line in lines if "coco/bbox_mAP" in line and line["step"] == 2]
+    by_class = [name for name in last if re.fullmatch(r"coco/bbox_.+_precision", name)]
+    assert len(by_class) >= 2
+    for name in ["coco/bbox_mAP", "coco/bbox_AR@100", *by_class]:
+        assert numbers[name][-1].step == 2
+        assert numbers[name][-1].value == pytest.approx(last[name], rel=1e-6)
 
 
 def test_console_has_the_table_and_no_dumps(trained, scenes, capsys):

@@ -27,7 +27,7 @@ examples:
   polyfocal train fcos_poly1 --data ~/cells --profile tiny
 
   # the same folder with the full model on a GPU, mixed precision, TensorBoard
-  polyfocal train mask_rcnn_poly1 --data ~/cells --amp --tensorboard
+  polyfocal train mask_rcnn_poly1 --data ~/cells --amp --log tensorboard
 
   # a LiDAR detector on simulated scans; a classifier on the built-in digits
   polyfocal train pointpillars_poly1_kitti --demo
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
         experiment.use_mixed_precision()
     if args.auto_scale_lr:
         experiment.scale_learning_rate()
-    if args.tensorboard:
-        experiment.log_for_tensorboard()
+    if args.log:
+        experiment.log_to(args.log)
     experiment.train(resume=args.resume, load_from=args.load_from)
 
 
@@ -73,5 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--load-from", metavar="CHECKPOINT", help="start from the weights of this checkpoint")
     text = "scale the learning rate to the number of devices and the batch size"
     add("--auto-scale-lr", action="store_true", help=text)
-    add("--tensorboard", action="store_true", help="log for TensorBoard too")
+    text = (
+        "log for these programs too, with AP by class and the statistics of the losses: "
+        "tensorboard, mlflow, wandb, clearml; their packages are installed with pip"
+    )
+    programs = ["tensorboard", "mlflow", "wandb", "clearml"]
+    add("--log", nargs="+", choices=programs, metavar="PROGRAM", help=text)
     return run_tool(run, parser.parse_args(argv))

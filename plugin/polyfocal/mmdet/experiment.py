@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -154,6 +155,12 @@ class Experiment(mmengine_experiment.Experiment):
             node.thresholds = file
         drawing = cfg.default_hooks.setdefault("visualization", ConfigDict())
         drawing.update(type=f"polyfocal.{DrawAboveThresholdsHook.__name__}", thresholds=file)
+
+    def log_to(self, names: Sequence[str]) -> None:
+        super().log_to(names)
+        for node in evaluators(self.config, "val"):
+            if is_a(node, METRICS, self.config.get("default_scope"), CocoMetric):
+                node.classwise = True
 
     def use_tta(self) -> None:
         """Put the model behind MMDetection's test-time augmentation.

@@ -25,6 +25,7 @@ from polyfocal.mmengine.hooks import (
     StoredScoresHook,
     StoreScoresHook,
 )
+from polyfocal.mmengine.logs import MLflowVisBackend
 from polyfocal.mmengine.losses import CyclicalFocalLoss, class_counts
 from polyfocal.mmengine.statistics import ClassStatisticsHook
 
@@ -36,6 +37,7 @@ __all__ = [
     "CurvatureHook",
     "CyclicalFocalLoss",
     "ExactResumeHook",
+    "MLflowVisBackend",
     "StoreScoresHook",
     "StoredScoresHook",
     "TracePenaltyHook",

@@ -18,8 +18,9 @@ from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Setting, Watcher
 from polyfocal.losses import Range
-from polyfocal.mmengine import runs, search
+from polyfocal.mmengine import logs, runs, search
 from polyfocal.mmengine.configs import class_of, is_new_style, read_config, type_name
+from polyfocal.mmengine.statistics import ClassStatisticsHook
 
 
 @dataclass
@@ -233,6 +234,19 @@ class Experiment:
             )
         self.config.auto_scale_lr.enable = True
 
-    def log_for_tensorboard(self) -> None:
-        """Log for TensorBoard too."""
-        self.config.visualizer.vis_backends.append({"type": "TensorboardVisBackend"})
+    def log_to(self, names: Sequence[str]) -> None:
+        """Log for other programs too, the statistics of the losses and AP by class with the rest.
+
+        Args:
+            names: See :func:`polyfocal.mmengine.logs.log_to`.
+
+        Raises:
+            PackageError: A package is missing.
+        """
+        logs.log_to(self.config, names)
+        hooks = self.config.get("custom_hooks") or []
+        if all(type_name(hook) != ClassStatisticsHook.__name__ for hook in hooks):
+            self.config.custom_hooks = [
+                *hooks,
+                ConfigDict(type=f"polyfocal.{ClassStatisticsHook.__name__}"),
+            ]

@@ -8,6 +8,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry
 
 
@@ -31,3 +32,4 @@ DATASETS = _Registry("dataset", parent=MMENGINE_DATASETS, scope="polyfocal")
 HOOKS = _Registry("hook", parent=MMENGINE_HOOKS, scope="polyfocal")
 METRICS = _Registry("metric", parent=MMENGINE_METRICS, scope="polyfocal")
 TRANSFORMS = _Registry("transform", parent=MMENGINE_TRANSFORMS, scope="polyfocal")
+VISBACKENDS = _Registry("vis_backend", parent=MMENGINE_VISBACKENDS, scope="polyfocal")
