@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "compare finished trainings in one HTML file",
     "curvature": "measure how curved the loss is at a checkpoint",
     "calibration": "measure how far scores can be trusted, and calibrate them",
+    "export": "write a trained detector as an ONNX file",
     "diagnose": "say how sure an AP is, and which mistakes cost it",
     "train_detectron2": "train and evaluate a detector of Detectron2",
     "plot_loss": "draw losses and their gradients",

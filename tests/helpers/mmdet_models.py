@@ -27,8 +27,8 @@ def heads(model):
     return head if isinstance(head, list) else [head]
 
 
-def tiny_model(name, loss_cls=None, loss_mask=None):
-    """The installed config's model with a thin ResNet-18 and three classes."""
+def tiny_model(name, loss_cls=None, loss_mask=None, **settings):
+    """The installed config's model with a thin ResNet-18, three classes and settings of heads."""
     model = copy.deepcopy(get_config(CONFIGS[name]).model)
     model.backbone.update(depth=18, base_channels=8, init_cfg=None, style="pytorch")
     channels = [8, 16, 32, 64]
@@ -40,6 +40,7 @@ def tiny_model(name, loss_cls=None, loss_mask=None):
             head.loss_cls = copy.deepcopy(loss_cls)
         if "fc_out_channels" in head:
             head.fc_out_channels = 32
+        head.update(settings)
     if name in ("deformable", "dino"):
         model.num_queries = 30
         for part in (model.encoder, model.decoder):

@@ -26,8 +26,8 @@ Target = Literal["iou", "precision"]
 METHODS, TARGETS = get_args(Method), get_args(Target)
 
 _FORMAT = "polyfocal calibrator 1"
-_CLIP = 1e-6  # scores of 0 and 1 have no finite logit
-_SLOPE = 1e-4  # of the line that is mixed into an isotonic map, so that it rises strictly
+CLIP = 1e-6  # scores of 0 and 1 have no finite logit
+SLOPE = 1e-4  # of the line that is mixed into an isotonic map, so that it rises strictly
 _FEWEST = 10  # detections that a class needs for its own map
 
 Parameters = dict[str, list[float]]
@@ -187,7 +187,7 @@ def fit(
 
 
 def _logit(scores: Floats) -> Floats:
-    clipped = np.clip(scores, _CLIP, 1 - _CLIP)
+    clipped = np.clip(scores, CLIP, 1 - CLIP)
     return np.log(clipped) - np.log1p(-clipped)
 
 
@@ -237,7 +237,7 @@ def _platt(scores: Floats, parameters: Parameters) -> Floats:
 
 def _isotonic(scores: Floats, parameters: Parameters) -> Floats:
     mapped = np.interp(scores, parameters["x"], parameters["y"])
-    return (1 - _SLOPE) * mapped + _SLOPE * scores
+    return (1 - SLOPE) * mapped + SLOPE * scores
 
 
 _FITS = {"temperature": _fit_temperature, "platt": _fit_platt, "isotonic": _fit_isotonic}

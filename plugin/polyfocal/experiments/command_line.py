@@ -70,6 +70,11 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where logs, checkpoints and pictures go (default: work_dirs/CONFIG's name)",
     )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the option that overrides settings of the config."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",

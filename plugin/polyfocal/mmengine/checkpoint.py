@@ -148,24 +148,47 @@ class CheckpointGuardHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        wanted = {name: weight.shape for name, weight in model.state_dict().items()}
-        found = {
-            name.removeprefix("module."): weight.shape
-            for name, weight in _state_dict(checkpoint).items()
-        }
-        missing = sum(name not in found for name in wanted)
-        reshaped = sum(name in found and found[name] != shape for name, shape in wanted.items())
-        wrong = missing + reshaped
-        if wrong == 0 or (not self.strict and wrong < len(wanted)):
-            return
-        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in found))
-        classes = checkpoint.get("meta", {}).get("dataset_meta", {}).get("classes", ())
-        about = f" and was trained for {len(classes)} classes" if classes else ""
-        raise UserError(
-            f"{self.file} is the checkpoint of another model: of the {len(wanted)} weights of this "
-            f"{type(model).__name__} it lacks {missing} and has {reshaped} in another shape; it "
-            f"holds {parts}{about}."
-        )
+        check_weights(model, checkpoint, self.file, strict=self.strict)
+
+
+def check_weights(
+    model: torch.nn.Module, checkpoint: dict[str, Any], file: str | Path, *, strict: bool
+) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint that was read, by the names of a model without wrappers.
+
+    Args:
+        model: The model that they are for.
+        checkpoint: What the file holds.
+        file: The file, for the error's sentence.
+        strict: Every weight of the model must be there with its shape; otherwise at least one.
+
+    Raises:
+        UserError: It is the checkpoint of another model.
+    """
+    weights = {
+        name.removeprefix("module."): value for name, value in _state_dict(checkpoint).items()
+    }
+    wanted = {name: weight.shape for name, weight in model.state_dict().items()}
+    missing = sum(name not in weights for name in wanted)
+    reshaped = sum(
+        name in weights and weights[name].shape != shape for name, shape in wanted.items()
+    )
+    wrong = missing + reshaped
+    if wrong == 0 or (not strict and wrong < len(wanted)):
+        return weights
+    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in weights))
+    classes = classes_of(checkpoint)
+    about = f" and was trained for {len(classes)} classes" if classes else ""
+    raise UserError(
+        f"{file} is the checkpoint of another model: of the {len(wanted)} weights of this "
+        f"{type(model).__name__} it lacks {missing} and has {reshaped} in another shape; it "
+        f"holds {parts}{about}."
+    )
+
+
+def classes_of(checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a training left in its checkpoint; none if it left none."""
+    return tuple(checkpoint.get("meta", {}).get("dataset_meta", {}).get("classes", ()))
 
 
 def _state_dict(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
