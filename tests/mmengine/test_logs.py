@@ -17,6 +17,7 @@ from polyfocal.commands import train
 from polyfocal.errors import PackageError
 from polyfocal.mmengine import logs
 
+EMPTY = logging.getLogger("a logger without handlers")
 THERE = SimpleNamespace(origin="site-packages")
 MISSING = SimpleNamespace(origin=None)  # a folder that is no package
 
@@ -61,15 +62,15 @@ def test_a_name_that_mlflow_does_not_take(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow")
     pytest.importorskip("sqlalchemy", reason="MLflow's database needs it")
     # The streams of the logger of another test may be closed.
-    monkeypatch.setattr(vis_backend.MMLogger, "get_current_instance", logging.getLogger)
+    monkeypatch.setattr(vis_backend.MMLogger, "get_current_instance", lambda: EMPTY)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     backend = logs.MLflowVisBackend(str(tmp_path), exp_name="names", run_name="r", tracking_uri=uri)
-    backend.add_scalars({"coco/bbox_AR@100": 0.5, "coco/bbox_mAP": 0.25}, step=3)
+    backend.add_scalars({"coco/bbox_AR@100": 0.5, "/mAP": 0.25}, step=3)
     backend.add_scalar("a (b)", 1.0, step=4)
     mlflow.end_run()
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("names").experiment_id])
-    assert run.data.metrics == {"coco/bbox_AR_100": 0.5, "coco/bbox_mAP": 0.25, "a _b_": 1.0}
+    assert run.data.metrics == {"coco/bbox_AR_100": 0.5, "mAP": 0.25, "a _b_": 1.0}
 
 
 def test_wandb_keeps_an_offline_run(tmp_path, capsys, monkeypatch):

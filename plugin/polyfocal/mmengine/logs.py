@@ -90,4 +90,5 @@ class MLflowVisBackend(MMEngineMLflowVisBackend):
 
 
 def _accepted(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", name)
+    # The loss of a classifier has no head before its name: /positives_0.
+    return re.sub(r"[^\w\-. :/]", "_", name).strip("/")
