@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmcv.ops
 import numpy as np
@@ -206,7 +206,7 @@ class Detector(nn.Module):
         self.nms = nms
         self.model: Any = copy.deepcopy(model).eval()
         if getattr(model, "with_mask", False):
-            self.model.roi_head.mask_head = None
+            cast(Any, self.model).roi_head.mask_head = None
         self.calibrated = None if calibrator is None else CalibratedScores(calibrator, classes)
         for module in self.model.modules():
             for node in walk(getattr(module, "test_cfg", None)):
