@@ -21,6 +21,7 @@ import copy
 import random
 import statistics
 import time
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -51,7 +52,8 @@ def whole(config: str, size: tuple[int, int], depth: int, turns: int) -> None:
     """A step of a stock detector, and what its classification losses take of it."""
     MMLogger.get_current_instance().setLevel("ERROR")
     stock = get_config(config)
-    models, calls = {}, {}
+    models: dict[str, Any] = {}
+    calls: dict[str, list[Any]] = {}
     for name, cfg in (("stock", stock), ("poly-1", swap(stock))):
         model_cfg = copy.deepcopy(cfg.model)
         if depth != model_cfg.backbone.depth:
