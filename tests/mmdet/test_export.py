@@ -266,6 +266,7 @@ def test_every_loss_is_exported_here():
 @pytest.fixture(scope="module")
 def small():
     """A detector, its pictures and what it finds in them."""
+    torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = of_one_level("RetinaHead", STOCK["sigmoid"][1])
         model = with_opinions(model, 1.0)
