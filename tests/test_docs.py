@@ -260,8 +260,9 @@ def test_commands_name_files_and_options_that_exist():
 def test_troubleshooting_quotes_what_heads_say(head):
     framework = head["type"].partition(".")[0]
     pytest.importorskip(f"{framework}.models", reason=f"needs {framework}")
-    from mmengine.registry import MODELS
+    from mmengine.registry import MODELS, DefaultScope
 
-    with pytest.raises(UserError) as said:
+    scope = DefaultScope.overwrite_default_scope(framework)
+    with scope, pytest.raises(UserError) as said:
         MODELS.build(copy.deepcopy(head))
     assert str(said.value).startswith(tuple(QUOTED)), str(said.value)

@@ -9,6 +9,7 @@ from polyfocal.errors import PackageError
 
 try:
     refuse_rivals()
+    import mmcv  # noqa: F401
     import mmdet  # noqa: F401
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
