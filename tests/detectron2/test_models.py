@@ -552,7 +552,7 @@ class Source(plugin.BiasSource):
             "is a GaussianPoly1FocalLoss: exp",
         ),
         (
-            lambda: dict(type="GaussianPoly1FocalLoss"),
+            lambda: dict(type="GaussianPoly1FocalLoss", epsilon=0.0),
             "is a GaussianPoly1FocalLoss: expected",
         ),
     ],

@@ -199,7 +199,7 @@ def poly_loss(
         logits, target, weight, use_sigmoid, common: as in :func:`prepare`.
         poly, alpha, label_smoothing: as in :func:`weighed_poly`.
     """
-    if use_sigmoid or common.get("ignore_index") is not None or is_compiling():
+    if use_sigmoid or is_compiling() or common.get("ignore_index") is not None:
         rows = prepare(logits, target, weight, use_sigmoid, **common)
         return weighed_poly(rows, poly, alpha, label_smoothing)
     # The softmax form looks up each label among the logits, which fails for one out of range. To
