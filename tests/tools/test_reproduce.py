@@ -381,7 +381,7 @@ def test_jobs_do_the_runs(tmp_path):
     options = ("topk_label_noise", "--demo", "--seeds", 1, "--epochs", 1)
     words = [*map(str, options), "--work-dir", str(tmp_path / "jobs")]
     runs = planned(*options)
-    local = Slurm("", 0, "", ["-m", "polyfocal", "reproduce", *words], cluster="local")
+    local = Slurm("", 0, {}, ["-m", "polyfocal", "reproduce", *words], cluster="local")
     said = []
     jobs = local.submit("topk", runs[:2], tmp_path / "jobs", said.append)
     for job in jobs:

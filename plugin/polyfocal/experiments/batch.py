@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +28,14 @@ class Slurm:
     Attributes:
         partition: The partition of the cluster.
         gpus: GPUs of a job; eight per machine. 0 for one process on a CPU.
-        arguments: More of sbatch's long options, as on a command line.
+        options: More of sbatch's long options.
         command: The tool and its options. A job drops those of jobs, and adds run and launcher.
         cluster: What runs the jobs: ``slurm``, or ``local``, submitit's processes on this machine.
     """
 
     partition: str
     gpus: int
-    arguments: str
+    options: Mapping[str, str | bool]
     command: Sequence[str]
     cluster: str = "slurm"
 
@@ -56,8 +56,7 @@ class Slurm:
             raise UserError(f"--gpus {args.gpus}: expected 0, for a CPU, or more.")
         if find_spec("submitit") is None:
             raise UserError("--slurm needs submitit: pip install 'polyfocal[slurm]'")
-        _long_options(args.sbatch_args)
-        return cls(args.slurm, args.gpus, args.sbatch_args, command)
+        return cls(args.slurm, args.gpus, _long_options(args.sbatch_args), command)
 
     def job(self, run: Run) -> list[str]:
         """The command line that does one run, in each process of its job."""
@@ -107,7 +106,7 @@ class Slurm:
                 slurm_srun_args=["--kill-on-bad-exit=1"],
                 slurm_additional_parameters={
                     "dependency": ",".join(after),
-                    **_long_options(self.arguments),
+                    **self.options,
                 },
             )
             try:

@@ -117,7 +117,7 @@ class Experiment(mmengine_experiment.Experiment):
         if not out.endswith(".json"):
             raise UserError(f"--out takes a name that ends in .json or .pkl, got {out}.")
         cfg = self.config
-        writers = self._test_metrics(MMDetCocoMetric)
+        writers = self._metrics("test", MMDetCocoMetric)
         if not writers:
             raise UserError(
                 f"--out {out}: no metric in the test_evaluator of {cfg.filename} writes COCO "
@@ -126,10 +126,10 @@ class Experiment(mmengine_experiment.Experiment):
         writers[0].outfile_prefix = out.removesuffix(".json")
         return []
 
-    def _test_metrics(self, kind: type) -> list[ConfigDict]:
-        """The metrics of a test that are of a class or of one derived from it."""
+    def _metrics(self, split: str, kind: type) -> list[ConfigDict]:
+        """The metrics of a split that are of a class or of one derived from it."""
         scope = self.config.get("default_scope")
-        every = evaluators(self.config, "test")
+        every = evaluators(self.config, split)
         return [node for node in every if is_a(node, METRICS, scope, kind)]
 
     def draw_all(self, folder: str) -> None:
@@ -145,7 +145,7 @@ class Experiment(mmengine_experiment.Experiment):
         """
         Thresholds.load(file)
         cfg = self.config
-        ours = self._test_metrics(CocoMetric)
+        ours = self._metrics("test", CocoMetric)
         if not ours:
             raise UserError(
                 f"--thresholds {file}: no metric in the test_evaluator of {cfg.filename} is "
@@ -158,9 +158,8 @@ class Experiment(mmengine_experiment.Experiment):
 
     def log_to(self, names: Sequence[str]) -> None:
         super().log_to(names)
-        for node in evaluators(self.config, "val"):
-            if is_a(node, METRICS, self.config.get("default_scope"), CocoMetric):
-                node.classwise = True
+        for node in self._metrics("val", CocoMetric):
+            node.classwise = True
 
     def use_tta(self) -> None:
         """Put the model behind MMDetection's test-time augmentation.

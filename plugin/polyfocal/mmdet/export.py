@@ -508,16 +508,15 @@ def _deformed(
     *_: Any,
 ) -> Tensor:
     """``deform_conv2d`` as an operation of torch."""
-    steps = [list(_pair(value)) for value in (stride, padding, dilation)]
-    return torch.ops.polyfocal.deformed(
-        input, offset, None, weight, None, *steps, groups, deform_groups
+    return _modulated(
+        input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups
     )
 
 
 def _modulated(
     input: Tensor,
     offset: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
