@@ -191,3 +191,44 @@ def test_rt_detr(criterion, build):
     others, _ = step(model)
     for name, value in losses.items():
         assert torch.equal(others[name], value) == ("vfl" not in name), name
+
+
+SHARDED = """
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from polyfocal import Poly1FocalLoss
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
+pictures, labels = torch.randn(8, 6), torch.randint(6, (8,))
+loss = Poly1FocalLoss(use_sigmoid=True, epsilon=1.0)
+whole = loss(model(pictures), labels, avg_factor=4.0)
+expected = torch.autograd.grad(whole, list(model.parameters()))
+mesh = init_device_mesh("cpu", (2,))
+for layer in (model[0], model[2], model):
+    fully_shard(layer, mesh=mesh)
+mine = slice(4 * rank, 4 * rank + 4)
+loss(model(pictures[mine]), labels[mine], avg_factor=2.0).backward()
+for parameter, gradient in zip(model.parameters(), expected):
+    assert parameter.grad.to_local().shape != gradient.shape
+    torch.testing.assert_close(parameter.grad.full_tensor(), gradient)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_of_fsdp_are_one_with_the_whole_batch(tmp_path):
+    """Each divides by the mean of the two factors, as with DistributedDataParallel."""
+    reason = "needs fully_shard, which torch has since 2.6"
+    pytest.importorskip("torch.distributed.fsdp", reason=reason)
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip(reason)
+    both = [
+        subprocess.Popen([sys.executable, "-c", SHARDED, str(rank), str(tmp_path / "meeting")])
+        for rank in range(2)
+    ]
+    assert [one.wait(timeout=240) for one in both] == [0, 0]

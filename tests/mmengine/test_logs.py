@@ -85,6 +85,20 @@ def test_wandb_keeps_an_offline_run(tmp_path, capsys, monkeypatch):
     assert b"positives_0" in content and b"polyfocal" in content
 
 
+def test_clearml_keeps_an_offline_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")  # read when the package is imported
+    monkeypatch.setenv("CLEARML_CACHE_DIR", str(tmp_path / "cache"))
+    pytest.importorskip("clearml", reason="needs ClearML: pip install clearml")
+    expected = trained(tmp_path, "clearml", capsys)
+    (file,) = (tmp_path / "cache").glob("offline/offline-*/metrics.jsonl")
+    events = [event for line in file.read_text().splitlines() for event in json.loads(line)]
+    last = {event["metric"]: event["value"] for event in events if "value" in event}
+    assert len(expected) > 4
+    for name, value in expected.items():
+        assert last[name] == pytest.approx(value)
+    assert "/positives_0" in last
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb", "clearml"])
 def test_a_missing_package_is_named(name, tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
