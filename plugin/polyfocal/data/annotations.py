@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from polyfocal.data.files import DatasetError, Kept, read_json
 from polyfocal.data.layouts import foreign_json
-from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, run_lengths
+from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, mask_area
 
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
@@ -328,12 +327,9 @@ def _complete(
     sizes = {image["id"]: [image["height"], image["width"]] for image in images} if bare else {}
     masks = 0
     for one in bare:
-        segmentation, size = one.get("segmentation"), sizes[one["image_id"]]
-        if is_segmentation(segmentation, size):
-            one["area"] = float(coco_mask.area(run_lengths(segmentation, size)))
-            masks += 1
-        else:
-            one["area"] = one["bbox"][2] * one["bbox"][3]
+        area = mask_area(one.get("segmentation"), sizes[one["image_id"]])
+        masks += area is not None
+        one["area"] = one["bbox"][2] * one["bbox"][3] if area is None else area
     if bare:
         notes.append(
             f"{len(bare)} of {len(annotations)} annotations of {source} have no area: it is taken "

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
 from polyfocal.data.annotations import forget_annotations, read_annotations
 from polyfocal.data.coco import load_split
 from polyfocal.data.files import DatasetError, folder_written_whole, is_new, write_text
 from polyfocal.data.labelled import Labelled, Picture, agree, measured, split_of
 from polyfocal.data.layouts import ROBOFLOW, Layout, files_below, recognise
-from polyfocal.data.masks import is_segmentation, run_lengths
+from polyfocal.data.masks import mask_area
 from polyfocal.data.splits import held_out
 from polyfocal.data.voc import read_voc
 from polyfocal.data.yolo import read_yolo
@@ -205,14 +203,11 @@ def _write(
     ):
         image = {**picture.entry, "id": number, "file_name": name}
         images.append(image)
-        size = [image["height"], image["width"]]
         for one in picture.objects:
             annotation = {**one, "id": len(annotations) + 1, "image_id": number}
             if "area" not in one:
-                outline = one.get("segmentation")
-                annotation["area"] = one["bbox"][2] * one["bbox"][3]
-                if is_segmentation(outline, size):
-                    annotation["area"] = float(coco_mask.area(run_lengths(outline, size)))
+                area = mask_area(one.get("segmentation"), [image["height"], image["width"]])
+                annotation["area"] = one["bbox"][2] * one["bbox"][3] if area is None else area
             annotations.append(annotation)
         target = folder / "images" / split / name
         target.parent.mkdir(parents=True, exist_ok=True)

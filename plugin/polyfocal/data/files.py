@@ -44,6 +44,15 @@ def read_text(file: Path) -> str:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
 
 
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not blank, without the space around them.
+
+    Raises:
+        DatasetError: As :func:`read_text`.
+    """
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 

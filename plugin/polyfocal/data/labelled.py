@@ -109,6 +109,17 @@ def agree(file: Path, said: tuple[int, int], picture: Path, size: tuple[int, int
         )
 
 
+def note_outlines(splits: dict[str, list[Picture]], notes: list[str]) -> None:
+    """Say so if some objects have an outline and others do not."""
+    pictures = [picture for split in splits.values() for picture in split]
+    objects = [one for picture in pictures for one in picture.objects]
+    outlined = sum("segmentation" in one for one in objects)
+    if 0 < outlined < len(objects):
+        notes.append(
+            f"{outlined} of {len(objects)} objects have an outline: the data serve for boxes only."
+        )
+
+
 def listed(values: Sequence[Any], most: int = 3) -> str:
     """The first of several values, for a message."""
     shown = ", ".join(map(str, values[:most]))

@@ -72,6 +72,13 @@ def run_lengths(segmentation: Any, size: list[int]) -> Any:
     return segmentation
 
 
+def mask_area(segmentation: Any, size: list[int]) -> float | None:
+    """The area of a mask in pixels; None if :func:`is_segmentation` does not accept it."""
+    if not is_segmentation(segmentation, size):
+        return None
+    return float(coco_mask.area(run_lengths(segmentation, size)))
+
+
 def _is_polygon(value: Any) -> bool:
     return (
         isinstance(value, list)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from polyfocal.data.files import DatasetError, read_text
+from polyfocal.data.files import DatasetError, read_lines
 from polyfocal.data.labelled import (
     PICTURES,
     Labelled,
@@ -13,6 +13,7 @@ from polyfocal.data.labelled import (
     coco_object,
     listed,
     measured,
+    note_outlines,
     split_of,
     supervision_formats,
 )
@@ -80,11 +81,7 @@ def read_voc(source: Path) -> Labelled:
             f"{seen.from_zero} begins at 0, where Pascal VOC counts pixels from 1: all boxes are "
             "taken as counted from 0."
         )
-    if 0 < seen.polygons < seen.objects:
-        notes.append(
-            f"{seen.polygons} of {seen.objects} objects have an outline: the data serve for boxes "
-            "only."
-        )
+    note_outlines(splits, notes)
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     return Labelled(categories, splits, notes)
 
@@ -94,7 +91,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.objects = self.difficult = self.polygons = 0
+        self.objects = self.difficult = 0
         self.from_zero = ""  # the first box that begins at 0
 
 
@@ -102,7 +99,7 @@ def _classes(files: list[Path], used: set[str]) -> list[str]:
     """The names in the order of a list of classes that has them all, else in that of letters."""
     for file in files:
         if file.name in CLASS_FILES:
-            names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+            names = read_lines(file)
             if used <= set(names):
                 return list(dict.fromkeys(names))
     return sorted(used)
@@ -152,7 +149,7 @@ def _lists(folder: Path) -> dict[str, Path]:
 
 def _named(place: Path, there: dict[str, Path]) -> dict[str, Path | None]:
     """The XML file of each name in a list; a name may have a folder or an ending, as CVAT's do."""
-    names = [line.split()[0] for line in read_text(place).splitlines() if line.strip()]
+    names = [line.split()[0] for line in read_lines(place)]
     return {
         name: there.get(name) or there.get(Path(name).name) or there.get(Path(name).stem)
         for name in names
@@ -246,7 +243,6 @@ def _object(
     seen.names.add(name)
     seen.objects += 1
     seen.difficult += difficult
-    seen.polygons += bool(polygons)
     found = coco_object(0, corners, polygons, crowd=difficult)
     return {**found, "category_id": name}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyfocal.data.files import DatasetError, read_text
+from polyfocal.data.files import DatasetError, read_lines, read_text
 from polyfocal.data.labelled import (
     PICTURES,
     Labelled,
@@ -15,6 +15,7 @@ from polyfocal.data.labelled import (
     coco_object,
     listed,
     measured,
+    note_outlines,
     split_of,
     supervision_formats,
 )
@@ -72,11 +73,7 @@ def read_yolo(source: Path) -> Labelled:
         )
     if seen["keypoints"]:
         notes.append(f"the keypoints of {seen['keypoints']} objects are left out.")
-    if 0 < seen["polygons"] < seen["objects"]:
-        notes.append(
-            f"{seen['polygons']} of {seen['objects']} objects have an outline: the data serve for "
-            "boxes only."
-        )
+    note_outlines(splits, notes)
     categories = [{"id": number + 1, "name": name} for number, name in described.names.items()]
     return Labelled(categories, splits, notes)
 
@@ -107,7 +104,7 @@ def _described(file: Path, notes: list[str]) -> _Description:
         place = _find(names, roots)
         if place is None:
             raise DatasetError(f"{file}: names is {names}, which is not there.")
-        names = _lines(place)
+        names = read_lines(place)
     places: dict[str, list[Path]] = {}
     for key, value in content.items():
         split = split_of(key)
@@ -154,12 +151,8 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 def _pairs(file: Path) -> dict[str, Any]:
     """Darknet's ``key = value`` lines."""
-    pairs = (line.partition("=") for line in _lines(file))
+    pairs = (line.partition("=") for line in read_lines(file))
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def _text(file: Path, key: str, value: Any) -> str:
@@ -172,7 +165,8 @@ def _names(file: Path, names: Any, count: Any = None) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     try:
-        found = {int(number): name for number, name in sorted(names.items(), key=_number)}
+        pairs = sorted(names.items(), key=lambda pair: int(pair[0]))
+        found = {int(number): name for number, name in pairs}
     except (AttributeError, ValueError):
         raise DatasetError(
             f"{file}: names must be a list of class names, or a name for each class number."
@@ -186,10 +180,6 @@ def _names(file: Path, names: Any, count: Any = None) -> dict[int, str]:
     if count is not None and count != str(len(found)):
         raise DatasetError(f"{file} says that there are {count} classes and names {len(found)}.")
     return found
-
-
-def _number(pair: tuple[Any, Any]) -> int:
-    return int(pair[0])
 
 
 def _keypoints(file: Path, content: dict[str, Any]) -> int:
@@ -206,7 +196,7 @@ def _keypoints(file: Path, content: dict[str, Any]) -> int:
 def _undescribed(folder: Path) -> _Description:
     """A folder without a description: the names of its folders are all that there is."""
     files = list(files_below(folder))
-    named = {tuple(_lines(file)): file for file in files if file.name in CLASS_FILES}
+    named = {tuple(read_lines(file)): file for file in files if file.name in CLASS_FILES}
     if not named:
         raise DatasetError(
             f"{folder} has YOLO's labels, but no names of the classes: write them to "
@@ -331,8 +321,6 @@ def _objects(
                 "picture's width and height, from 0 to 1."
             )
         seen["extra"] += len(words) > 5 and len(words) % 2 == 0
-        seen["polygons"] += outline
-        seen["objects"] += 1
         polygons = []
         if outline:
             polygons = [[x * side for x, side in zip(values, size * len(values), strict=False)]]
