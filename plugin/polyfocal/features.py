@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyfocal.data.files import written_whole
 from polyfocal.errors import UserError
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -115,16 +116,8 @@ class FeatureStore:
         return flat
 
     def _write(self, key: str, flat: np.ndarray) -> None:
-        file = self._file(key)
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(self._file(key)) as part:
             part.write_bytes(flat.tobytes() + _checksum(flat))
-            os.replace(part, file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise UserError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def _count(shapes: Sequence[Sequence[int]]) -> int:

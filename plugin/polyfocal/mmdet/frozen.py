@@ -18,7 +18,6 @@ from mmdet.datasets.transforms import PackDetInputs
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS as ALL_HOOKS
 from mmengine.registry import TRANSFORMS as ALL_TRANSFORMS
 from torch import Tensor
@@ -28,6 +27,7 @@ from polyfocal.efficientnet import CHANNELS, EfficientNetLite0
 from polyfocal.errors import UserError
 from polyfocal.features import FeatureStore
 from polyfocal.mmengine.configs import is_a, leaf_datasets, walk
+from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS, TRANSFORMS
 
 FOLDER = "work_dirs/features"
@@ -151,8 +151,8 @@ class FrozenFeaturesHook(Hook):
     def _reader(self, runner: Any, split: str) -> "_Reader | None":
         if split not in self._readers:
             loop = runner.train_loop if split == "train" else runner.val_loop
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            self._readers[split] = _Reader(self.store, model, loop.dataloader.dataset)
+            dataset = loop.dataloader.dataset
+            self._readers[split] = _Reader(self.store, unwrapped(runner.model), dataset)
             self._readers[split].fill()
         reader = self._readers[split]
         return reader if reader.samples else None
@@ -174,7 +174,7 @@ class _Reader:
             raise UserError("FrozenFeaturesHook needs the backbone polyfocal.EfficientNetLite0.")
         self.samples: dict[str, tuple[dict[str, Any], list[Any]]] = {}
         self.directions: dict[str | None, None] = {None: None}
-        for leaf in _leaves(dataset):
+        for leaf in leaves(dataset):
             steps = leaf.pipeline.transforms
             if not any(isinstance(step, BlankPicture) for step in steps):
                 continue
@@ -328,17 +328,8 @@ class _Reader:
             except OSError as error:
                 raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
             self._pictures[path] = hashlib.sha256(content).digest()
-        settings = repr((self._padded(size), size, direction, self._how(path)))
+        # How a picture is read and resized, as the transforms write themselves.
+        how = [repr(step) for step in self.samples[path][1]]
+        settings = repr((self._padded(size), size, direction, how))
         whole = self._state + self._pictures[path] + settings.encode()
         return hashlib.sha256(whole).hexdigest()
-
-    def _how(self, path: str) -> list[str]:
-        """How a picture is read and resized, as the transforms write themselves."""
-        return [repr(step) for step in self.samples[path][1]]
-
-
-def _leaves(dataset: Any) -> list[Any]:
-    """The data sets inside wrappers that repeat, concatenate or balance them."""
-    inner = getattr(dataset, "dataset", None)
-    others = getattr(dataset, "datasets", None) or ([inner] if inner is not None else [])
-    return [leaf for other in others for leaf in _leaves(other)] or [dataset]

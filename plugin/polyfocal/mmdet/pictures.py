@@ -5,11 +5,11 @@ from pathlib import Path
 import mmcv
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from polyfocal.data.files import free_name
+from polyfocal.mmengine.objects import unwrapped
 
 _NUM_PICTURES = 12
 _SCORE_THRESHOLD = 0.3  # of the drawn detections
@@ -23,7 +23,7 @@ def draw_predictions(runner: Runner) -> Path:
     folder = Path(runner.work_dir) / "predictions"
     folder.mkdir(exist_ok=True)
     runner.visualizer.dataset_meta = dataset.metainfo
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     model.eval()
     taken: set[str] = set()  # pictures in two folders may have one name
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):

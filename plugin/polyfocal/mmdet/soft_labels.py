@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, RetinaHead
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
-from polyfocal.mmengine.objects import leaves
+from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS
 
 HEADS = (RetinaHead, FCOSHead, ATSSHead)
@@ -44,8 +43,8 @@ class SoftLabelsHook(Hook):
                 f"SoftLabelsHook found {len(found)} training data sets of soft labels: expected "
                 "one, type='polyfocal.CocoDataset', soft_labels=True."
             )
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        use_soft_labels(getattr(model, "bbox_head", None), torch.from_numpy(found[0].class_scores))
+        head = getattr(unwrapped(runner.model), "bbox_head", None)
+        use_soft_labels(head, torch.from_numpy(found[0].class_scores))
 
 
 def use_soft_labels(head: Any, class_scores: Tensor) -> None:

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from mmdet3d.structures import Det3DDataSample
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from numpy.typing import NDArray
 from torch import Tensor
 
 from polyfocal.data.files import free_name
+from polyfocal.mmengine.objects import unwrapped
 from polyfocal.mmengine.registry import HOOKS
 
 _NUM_PICTURES = 12
@@ -73,7 +73,7 @@ def draw_predictions(runner: Runner) -> Path:
     dataset = runner.val_dataloader.dataset
     folder = Path(runner.work_dir) / "predictions"
     folder.mkdir(exist_ok=True)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     model.eval()
     taken: set[str] = set()
     for index in range(0, len(dataset), -(-len(dataset) // _NUM_PICTURES)):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from rich.table import Table
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from polyfocal import curvature
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
+from polyfocal.mmengine.objects import unwrapped
 from polyfocal.mmengine.registry import HOOKS
 from polyfocal.tables import table
 
@@ -209,7 +209,7 @@ def measure_curvature(
         UserError: See these functions and :class:`polyfocal.curvature.Hessian`.
     """
     start = time.perf_counter()
-    model = _unwrapped(model)
+    model = unwrapped(model)
     with curvature.frozen(model, parameters) as chosen:
         losses = batch_losses(model, batches, kind)
         hessian = curvature.Hessian(losses, chosen.values(), seed=seed)
@@ -281,7 +281,7 @@ class CurvatureHook(Hook):
         Raises:
             UserError: A setting does not fit the model.
         """
-        curvature.select_parameters(_unwrapped(runner.model), self.settings["parameters"])
+        curvature.select_parameters(unwrapped(runner.model), self.settings["parameters"])
         self._loaded = fixed_batches(runner.train_dataloader, self.batches, self.seed)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -366,7 +366,7 @@ class TracePenaltyHook(Hook):
                 "TracePenaltyHook differentiates three times, for which half precision is too"
                 " coarse: train without AMP (OptimWrapper instead of AmpOptimWrapper)."
             )
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         self._chosen = list(curvature.select_parameters(model, self.parameters).values())
         self._handle = model.register_forward_hook(self._add)
 
@@ -391,8 +391,3 @@ class TracePenaltyHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         self._handle.remove()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    inner: Any = model.module if is_model_wrapper(model) else model
-    return inner

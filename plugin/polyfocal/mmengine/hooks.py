@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from polyfocal.errors import UserError
 from polyfocal.losses import AdaFocalLoss, NoisedTopKLoss, StoredScores
 from polyfocal.losses.bias import write_scores
+from polyfocal.mmengine.objects import unwrapped
 from polyfocal.mmengine.registry import HOOKS
 
 
@@ -100,7 +101,7 @@ class StoreScoresHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         rows: dict[Hashable, Tensor] = {}
-        model = getattr(runner.model, "module", runner.model)
+        model = unwrapped(runner.model)
         for batch in _in_eval_mode(model, runner.build_dataloader(self.dataloader)):
             ids = _sample_ids(batch, self.key)
             logits = model(**model.data_preprocessor(batch, False), mode="tensor")
@@ -177,7 +178,7 @@ class AdaFocalHook(Hook):
             loss.register_forward_hook(_recorder(seen.setdefault(name, []), loss))
             for name, loss in _of_type(runner.model, AdaFocalLoss)
         ]
-        model = getattr(runner.model, "module", runner.model)
+        model = unwrapped(runner.model)
         try:
             for batch in _in_eval_mode(model, self._loader):
                 model(**model.data_preprocessor(batch, False), mode="loss")

@@ -1,4 +1,4 @@
-"""What a built data set will train on: its objects, counted class by class."""
+"""What a Runner has built: the objects of a data set, by class, and what is inside of wrappers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, DefaultScope
 
 from polyfocal.errors import UserError
@@ -121,6 +122,11 @@ def leaves(dataset: Any) -> Iterator[Any]:
             yield from leaves(one)
     else:
         yield dataset
+
+
+def unwrapped(model: Any) -> Any:
+    """A model without the wrapper of a distributed training."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def _labels(info: dict[str, Any]) -> list[int] | None:
