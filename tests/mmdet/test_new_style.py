@@ -16,6 +16,7 @@ from prepared import prepare_experiment
 
 import polyfocal.mmengine
 from polyfocal.errors import UserError
+from polyfocal.mmengine import runs
 from polyfocal.mmengine.configs import class_of, evaluators, type_name, walk
 
 STOCK = {
@@ -123,7 +124,7 @@ def test_train_test_and_tune(folder, data, tmp_path, capsys):
     }
     experiment = prepare_experiment(path, tiny=True, options=options)
     assert experiment.config.model.bbox_head.loss_cls.type == "polyfocal.Poly1FocalLoss"
-    measured = experiment.train()
+    measured = runs.train(experiment)
     shown = capsys.readouterr().out
     assert "training on 18 objects in 6 samples: RBC (6), WBC (6), Platelets (6)" in shown
     assert "COCO metrics" in shown and shown.count("Epoch(val)") == 1
@@ -134,7 +135,7 @@ def test_train_test_and_tune(folder, data, tmp_path, capsys):
     (kept,) = (tmp_path / "run").glob("*/vis_data/config.py")
     again = prepare_experiment(kept, options=options, train=False)
     again.keep_detections(str(tmp_path / "found.json"))
-    tested = again.test(str(tmp_path / "run" / "epoch_1.pth"))
+    tested = runs.test(again, str(tmp_path / "run" / "epoch_1.pth"))
     assert tested == pytest.approx({k: v for k, v in measured.items() if k in tested}, abs=1e-6)
     assert (tmp_path / "found.bbox.json").is_file()
     # What a search would write is a config as well.

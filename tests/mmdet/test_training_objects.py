@@ -11,6 +11,7 @@ from prepared import prepare_experiment
 
 from polyfocal.errors import UserError
 from polyfocal.mmengine.objects import training_objects
+from polyfocal.mmengine.runs import train
 
 RETINANET = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
 
@@ -86,7 +87,7 @@ def test_nothing_to_train_on_is_refused(tmp_path, alter, filter_empty_gt):
     )
     experiment = prepare_experiment(tmp_path / "mine.py", tiny=True)
     with pytest.raises(UserError) as caught:
-        experiment.train()
+        train(experiment)
     assert str(caught.value).startswith(
         f"there is nothing to train on in {root}/annotations/train.json: the data set leaves out "
         "every picture or every object"

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from polyfocal.adapters import prepare
 from polyfocal.experiments import command_line
-from polyfocal.mmengine.runs import curvature
+from polyfocal.mmengine import runs
 
 EXAMPLES = """\
 examples:
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
     command_line.check_file("--out", args.out, (".json",))
     command_line.check_file("--plot", args.plot, (".png", ".svg"))
     experiment = command_line.request_of(args, prepare).prepare()
-    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
+    runs.set_up(experiment.config, args.work_dir, args.launcher, args.local_rank)
     names = ("batches", "seed", "parameters", "kind", "top_k", "steps", "probes", "method")
     settings = {name: getattr(args, name) for name in names}
-    found = curvature(experiment, args.checkpoint, density=args.plot is not None, **settings)
+    found = runs.curvature(experiment, args.checkpoint, density=args.plot is not None, **settings)
     Console().print(found.table())
     ends = dict.fromkeys((found.parameters[0], found.parameters[-1]))
     print(f"parameters  {' ... '.join(ends)}")

@@ -34,8 +34,10 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate with the options of the command line."""
+    from polyfocal.mmengine import runs
+
     experiment = request_of(args, prepare, train=False).prepare()
-    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
+    runs.set_up(experiment.config, args.work_dir, args.launcher, args.local_rank)
     more_metrics = [] if args.out is None else experiment.keep_detections(args.out)
     if args.show_dir is not None:
         experiment.draw_all(args.show_dir)
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         experiment.use_thresholds(args.thresholds)
     if args.tta:
         experiment.use_tta()
-    experiment.test(args.checkpoint, more_metrics=more_metrics)
+    runs.test(experiment, args.checkpoint, more_metrics=more_metrics)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> None:
     """Train with the options of the command line."""
     if args.resume and args.load_from:
         raise UserError("--resume and --load-from both name weights to start from: give one.")
+    from polyfocal.mmengine import runs
+
     experiment = request_of(args, prepare).prepare()
-    experiment.set_up(args.work_dir, args.launcher, args.local_rank)
+    runs.set_up(experiment.config, args.work_dir, args.launcher, args.local_rank)
     experiment.use_seed(args.seed)
     if args.amp:
         experiment.use_mixed_precision()
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         experiment.scale_learning_rate()
     if args.log:
         experiment.log_to(args.log)
-    experiment.train(resume=args.resume, load_from=args.load_from)
+    runs.train(experiment, resume=args.resume, load_from=args.load_from)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -122,18 +122,6 @@ class Experiment:
         hooks = [search.WatcherHook(watcher) for watcher in watchers]
         return runs.train_into(place, self, hooks=hooks, resume=resume)
 
-    def set_up(self, work_dir: str | None, launcher: str = "none", local_rank: int = 0) -> None:
-        """See :func:`polyfocal.mmengine.runs.set_up`."""
-        runs.set_up(self.config, work_dir=work_dir, launcher=launcher, local_rank=local_rank)
-
-    def train(self, **settings: Any) -> dict[str, float]:
-        """See :func:`polyfocal.mmengine.runs.train`."""
-        return runs.train(self, **settings)
-
-    def test(self, checkpoint: str, **settings: Any) -> dict[str, float]:
-        """See :func:`polyfocal.mmengine.runs.test`."""
-        return runs.test(self, checkpoint, **settings)
-
     def write_variant(
         self, file: Path, values: Mapping[str, float], comment: Sequence[str]
     ) -> None:

@@ -218,7 +218,7 @@ def console_of(place: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def set_up(cfg: Config, *, work_dir: str | None, launcher: str, local_rank: int = 0) -> None:
+def set_up(cfg: Config, work_dir: str | None, launcher: str, local_rank: int) -> None:
     """Set where a config runs, and in how many processes.
 
     Args:
