@@ -496,21 +496,9 @@ def _align(
     )
 
 
-def _deformed(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    deform_groups: int = 1,
-    *_: Any,
-) -> Tensor:
+def _deformed(input: Tensor, offset: Tensor, weight: Tensor, *settings: Any) -> Tensor:
     """``deform_conv2d`` as an operation of torch."""
-    return _modulated(
-        input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups
-    )
+    return _modulated(input, offset, None, weight, None, *settings[:5])  # no bias, no im2col_step
 
 
 def _modulated(
@@ -571,16 +559,7 @@ def _aligned(
 
 
 @_aligned.register_fake
-def _(
-    feat: Tensor,
-    rois: Tensor,
-    chosen: Tensor,
-    height: int,
-    width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def _(feat: Tensor, rois: Tensor, chosen: Tensor, height: int, width: int, *_: Any) -> Tensor:
     return feat.new_empty(rois.shape[0], feat.shape[1], height, width)
 
 
@@ -605,18 +584,8 @@ def _deformable(
 
 
 @_deformable.register_fake
-def _(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    deform_groups: int,
-) -> Tensor:
+def _(input: Tensor, offset: Tensor, mask: Any, weight: Tensor, *settings: Any) -> Tensor:
+    stride, padding, dilation, groups = settings[1:5]  # after the bias
     return nn.functional.conv2d(input, weight, None, stride, padding, dilation, groups)
 
 
