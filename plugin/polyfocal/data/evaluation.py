@@ -76,6 +76,14 @@ def detection_limit(truth: Annotations) -> int:
     return max(USUAL_LIMIT, -(-truth.max_instances // 100) * 100)
 
 
+def remark_on_more(truth: Annotations, limit: int) -> str:
+    """What to say where a model keeps more detections per picture than is customary."""
+    return (
+        f"a picture of the val split holds up to {truth.max_instances} objects: up to {limit} "
+        f"detections per picture are kept and evaluated, not the customary {USUAL_LIMIT}."
+    )
+
+
 def remark_on_limit(truth: Annotations, results: Detections, max_dets: int) -> str:
     """What to say about detections that do not count, or count against custom; else empty."""
     if max_dets > USUAL_LIMIT:

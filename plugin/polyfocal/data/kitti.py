@@ -53,6 +53,11 @@ DONT_CARE = "DontCare"
 IMAGE_SIZE = (375, 1242)
 """Height and width in pixels of a frame without a picture: KITTI's usual size."""
 
+# By difficulty (easy, moderate, hard): least height in pixels, most occlusion and most truncation.
+MIN_HEIGHT = (40, 25, 25)
+MAX_OCCLUSION = (0, 1, 2)
+MAX_TRUNCATION = (0.15, 0.3, 0.5)
+
 _FARTHEST = 1e6  # metres or pixels, of any measured value; computations with it stay finite
 _NAME_DIGITS = 18  # of a frame's name: longer numbers do not fit into 64 bits
 _POINT_BYTES = 16  # x, y, z, intensity, each float32
@@ -71,10 +76,6 @@ _FIELDS = (
     "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, "
     "rotation_y"
 )
-# By difficulty (easy, moderate, hard): least height, most occlusion and most truncation of a box.
-_MIN_HEIGHT = (40, 25, 25)
-_MAX_OCCLUSION = (0, 1, 2)
-_MAX_TRUNCATION = (0.15, 0.3, 0.5)
 _THREADS = 4
 # Real labels have a few boxes without a point, of objects that are far away.
 _FEW_EMPTY = 0.1
@@ -139,12 +140,11 @@ def load_split(root: str | Path, split: str) -> KittiSplit:
     root = Path(root)
     names = _names(root, split)
     folder = _folder(root, split)
-    places = (("velodyne", ".bin"), ("calib", ".txt"), ("label_2", ".txt"))
+    endings = {"velodyne": ".bin", "calib": ".txt"}
+    if split != "test":
+        endings["label_2"] = ".txt"
     files = [
-        folder / place / f"{name}{ending}"
-        for name in names
-        for place, ending in places
-        if place != "label_2" or split != "test"
+        folder / place / f"{name}{ending}" for name in names for place, ending in endings.items()
     ]
     listed = root / "ImageSets" / f"{split}.txt"
     return _kept.get(
@@ -689,9 +689,9 @@ def _difficulty(found: _Object) -> int:
     height = found.box[3] - found.box[1]
     for level in range(3):
         if (
-            height > _MIN_HEIGHT[level]
-            and found.occluded <= _MAX_OCCLUSION[level]
-            and found.truncated <= _MAX_TRUNCATION[level]
+            height > MIN_HEIGHT[level]
+            and found.occluded <= MAX_OCCLUSION[level]
+            and found.truncated <= MAX_TRUNCATION[level]
         ):
             return level
     return -1

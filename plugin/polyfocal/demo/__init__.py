@@ -1,5 +1,5 @@
 """Built-in data: generated in seconds, so that everything can be tried without a download."""
 
-from polyfocal.demo.digit_scenes import DigitScenes, write_digit_scenes
+from polyfocal.demo.digit_scenes import DEMO_FOLDER, DigitScenes, write_digit_scenes
 
-__all__ = ["DigitScenes", "write_digit_scenes"]
+__all__ = ["DEMO_FOLDER", "DigitScenes", "write_digit_scenes"]

@@ -25,6 +25,9 @@ from polyfocal.demo.folder import Scenes, whole, whole_pair
 VERSION = 1
 """Raised whenever the same settings would give other pictures or annotations."""
 
+DEMO_FOLDER = Path("data/digit_scenes")
+"""Where ``--demo`` keeps the digit scenes, below the current directory."""
+
 CLASSES = tuple(str(digit) for digit in range(10))
 
 # A digit that is hidden more than this can no longer be read, however its box overlaps others.
@@ -305,8 +308,8 @@ def _enlarge(source: int, rng: np.random.Generator, scenes: DigitScenes) -> NDAr
     )
     # Steepen the edge to about three pixels, whatever the scale.
     opacity = np.clip(0.5 + (np.asarray(enlarged) - 0.45) * (scale / 2), 0, 1).astype(np.float32)
-    rows, columns = np.flatnonzero(opacity.any(1)), np.flatnonzero(opacity.any(0))
-    return opacity[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top, left, bottom, right = _box(opacity > 0)
+    return opacity[top:bottom, left:right]
 
 
 def _place(
@@ -318,17 +321,12 @@ def _place(
 ) -> tuple[int, int, NDArray[np.bool_], list[NDArray[np.bool_]]] | None:
     """Find a place: top, left, the digit's mask and what stays visible of the earlier digits."""
     height, width = shape.shape
-    rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+    own = _box(shape)
     boxes = [_box(mask) for mask in full]
     for _ in range(_PLACEMENT_TRIES):
         top = int(rng.integers(0, scenes.size - height + 1))
         left = int(rng.integers(0, scenes.size - width + 1))
-        box = (
-            top + int(rows[0]),
-            left + int(columns[0]),
-            top + int(rows[-1]) + 1,
-            left + int(columns[-1]) + 1,
-        )
+        box = (top + own[0], left + own[1], top + own[2], left + own[3])
         if any(_share(box, other) > scenes.overlap for other in boxes):
             continue
         mask = np.zeros((scenes.size, scenes.size), dtype=bool)
@@ -343,6 +341,7 @@ def _place(
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what is True; the last two are beside it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 

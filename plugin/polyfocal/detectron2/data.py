@@ -5,7 +5,7 @@ import json
 from collections import Counter, OrderedDict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -28,6 +28,7 @@ from polyfocal.calibration.detection import measure
 from polyfocal.calibration.diagram import save_diagrams
 from polyfocal.coco import CocoResult, CocoSplit, evaluate
 from polyfocal.data.annotations import read_annotations
+from polyfocal.data.detections import Kind
 from polyfocal.data.pictures import PictureError
 from polyfocal.errors import UserError
 
@@ -167,7 +168,7 @@ class CocoEvaluator(DatasetEvaluator):
         ]
         has_masks = any("segmentation" in detection for detection in detections)
         numbers: dict[str, dict[str, float]] = OrderedDict()
-        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if has_masks else ("bbox",)
+        kinds: tuple[Kind, ...] = ("bbox", "segm") if has_masks else ("bbox",)
         for kind in kinds:
             truth = Path(metadata.json_file)
             result = self.measure(truth, detections, kind)
@@ -178,9 +179,7 @@ class CocoEvaluator(DatasetEvaluator):
             }
         return numbers
 
-    def measure(
-        self, truth: Path, detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]
-    ) -> CocoResult:
+    def measure(self, truth: Path, detections: list[dict[str, Any]], kind: Kind) -> CocoResult:
         """The numbers of one kind, from COCO's ground truth and results."""
         return evaluate(truth, detections, kind, self.max_dets)
 
@@ -217,9 +216,7 @@ class CalibrationEvaluator(CocoEvaluator):
         self.output_dir = output_dir
         self.calibration: dict[str, DetectionResult] = {}
 
-    def measure(
-        self, truth: Path, detections: list[dict[str, Any]], kind: Literal["bbox", "segm"]
-    ) -> CocoResult:
+    def measure(self, truth: Path, detections: list[dict[str, Any]], kind: Kind) -> CocoResult:
         """Average precision and recall, and calibration."""
         result, calibration = measure(truth, detections, kind, self.max_dets, iou=self.iou)
         self.calibration[kind] = calibration

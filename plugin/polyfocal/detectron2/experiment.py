@@ -15,7 +15,6 @@ from polyfocal.errors import UserError
 from polyfocal.losses import Loss
 
 TINY_BATCH = 4
-USUAL_MAX_DETS = 100
 KEYPOINTS = "the keypoints of objects"
 PIXELS = "the class of every pixel"
 

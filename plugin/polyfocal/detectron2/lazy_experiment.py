@@ -19,12 +19,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from polyfocal import efficientnet
+from polyfocal.data.evaluation import USUAL_LIMIT
 from polyfocal.detectron2.data import CocoEvaluator
 from polyfocal.detectron2.experiment import (
     KEYPOINTS,
     PIXELS,
     TINY_BATCH,
-    USUAL_MAX_DETS,
     Data,
     Evaluations,
     Experiment,
@@ -165,7 +165,7 @@ class LazyExperiment(Experiment):
             node.dataset_name = data.val
             for key in ("max_dets", "max_dets_per_image"):
                 if key in _parameters(node):
-                    node[key] = max(node.get(key) or USUAL_MAX_DETS, data.max_dets)
+                    node[key] = max(node.get(key) or USUAL_LIMIT, data.max_dets)
         for node in _walk(cfg.model):
             if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
                 node.num_classes = data.num_classes
@@ -280,7 +280,7 @@ class LazyExperiment(Experiment):
         kept = {"_target_", "dataset_name", "max_dets_per_image"}
         if _class(node) is COCOEvaluator and kept.issuperset(node):
             # The same numbers, and those of each class.
-            max_dets = node.get("max_dets_per_image") or USUAL_MAX_DETS
+            max_dets = node.get("max_dets_per_image") or USUAL_LIMIT
             evaluator: DatasetEvaluator = CocoEvaluator(node.dataset_name, max_dets)
         else:
             evaluator = instantiate(node)

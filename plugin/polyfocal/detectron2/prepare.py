@@ -9,18 +9,16 @@ from statistics import median
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from polyfocal.coco import CocoSplit, load_split
-from polyfocal.demo import write_digit_scenes
+from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit, remark_on_more
+from polyfocal.demo import DEMO_FOLDER, write_digit_scenes
 from polyfocal.detectron2.data import count_objects, load_picture, register_split
-from polyfocal.detectron2.experiment import USUAL_MAX_DETS, Data, Experiment
+from polyfocal.detectron2.experiment import Data, Experiment
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
 from polyfocal.losses.class_weights import use_counts, weighing
 from polyfocal.losses.settings import FROM_DATA, Numbers
-
-DEMO_FOLDER = Path("data/digit_scenes")
-"""Where the built-in pictures are kept, below the current directory."""
 
 _MOST_LISTED = 10  # classes
 _MAX_SIDE = 320  # pixels, in the profiles where the pictures are larger
@@ -131,13 +129,9 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
                 f" categories, got {_categories(split)} and {_categories(val)}."
             )
     names = {split: register_split(found) for split, found in splits.items()}
-    max_dets = USUAL_MAX_DETS
-    if val.max_instances > max_dets:
-        max_dets = -(-val.max_instances // 100) * 100
-        experiment.notes.append(
-            f"a picture of the val split holds up to {val.max_instances} objects: up to {max_dets} "
-            f"detections per picture are kept and evaluated, not the customary {USUAL_MAX_DETS}."
-        )
+    max_dets = detection_limit(val.annotations)
+    if max_dets > USUAL_LIMIT:
+        experiment.notes.append(remark_on_more(val.annotations, max_dets))
     num_train, counts = 0, Counter[str]()
     if train:
         num_train, counts = count_objects(names["train"])

@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from polyfocal.data.detections import Kind
 
 KEPT_RESULTS = "val"
 """The last evaluation's detections are ``val.bbox.json`` (and ``val.segm.json``) in the folder."""
@@ -60,9 +62,9 @@ class TrainedRun:
         return self._place((self.dataset.get("data_prefix") or {}).get("img", ""))
 
     @property
-    def results(self) -> dict[Literal["bbox", "segm"], Path]:
+    def results(self) -> dict[Kind, Path]:
         """The existing files with the last evaluation's detections, by kind."""
-        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm")
+        kinds: tuple[Kind, ...] = ("bbox", "segm")
         files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in kinds}
         return {kind: file for kind, file in files.items() if file.is_file()}
 

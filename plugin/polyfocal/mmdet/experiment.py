@@ -21,9 +21,9 @@ from mmengine.runner import Runner
 
 from polyfocal.calibration.thresholds import Thresholds
 from polyfocal.coco import CocoSplit, hold_out, load_split
-from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit
+from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit, remark_on_more
 from polyfocal.data.pictures import Loader
-from polyfocal.demo import write_digit_scenes
+from polyfocal.demo import DEMO_FOLDER, write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
 from polyfocal.mmdet.datasets import CocoDataset, picture_loader
@@ -50,9 +50,6 @@ from polyfocal.mmengine.configs import (
     type_name,
     walk,
 )
-
-DEMO_FOLDER = Path("data/digit_scenes")
-"""Where ``--demo`` keeps the digit scenes, below the current directory."""
 
 # They write what a model predicts, and compare it with nothing.
 _DUMPS = (DumpDetResults, DumpODVGResults, DumpProposals)
@@ -257,10 +254,7 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
     limit = detection_limit(val.annotations)
     if limit > USUAL_LIMIT:
         _raise_max_detections(cfg.model.test_cfg, limit)
-        notes[
-            f"a picture of the val split holds up to {val.max_instances} objects: up to {limit} "
-            f"detections per picture are kept and evaluated, not the customary {USUAL_LIMIT}."
-        ] = None
+        notes[remark_on_more(val.annotations, limit)] = None
     for name in ("val", "test"):
         _evaluate_on(cfg, name, val, metrics, limit, notes)
     experiment.notes += notes

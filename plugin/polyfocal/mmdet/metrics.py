@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.config import Config
@@ -26,6 +26,7 @@ from polyfocal.calibration.detection import measure
 from polyfocal.calibration.diagram import DIAGRAMS, pixels
 from polyfocal.calibration.thresholds import Point, Thresholds, mean_point, points, points_table
 from polyfocal.coco import CocoResult, evaluate, format_table
+from polyfocal.data.detections import Kind
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 from polyfocal.mmdet.datasets import load_coco
@@ -163,9 +164,7 @@ class CocoMetric(MMDetCocoMetric):
             for name in self._named(kind, probe._measured(nothing, [], kind))
         ]
 
-    def measure(
-        self, coco: COCO, found: list[dict[str, Any]], kind: Literal["bbox", "segm"]
-    ) -> CocoResult:
+    def measure(self, coco: COCO, found: list[dict[str, Any]], kind: Kind) -> CocoResult:
         """The numbers of one kind.
 
         Args:
@@ -175,7 +174,7 @@ class CocoMetric(MMDetCocoMetric):
         """
         return evaluate(coco, found, kind, self.max_dets, list(self.cat_ids))
 
-    def _measured(self, coco: COCO, found: Any, kind: Literal["bbox", "segm"]) -> CocoResult:
+    def _measured(self, coco: COCO, found: Any, kind: Kind) -> CocoResult:
         """:meth:`measure`, and what the thresholds do where there are some."""
         result = self.measure(coco, found, kind)
         if self.thresholds is None:
@@ -252,9 +251,7 @@ class CalibrationMetric(CocoMetric):
             self._draw(kind, calibration)
         return metrics
 
-    def measure(
-        self, coco: COCO, found: list[dict[str, Any]], kind: Literal["bbox", "segm"]
-    ) -> CocoResult:
+    def measure(self, coco: COCO, found: list[dict[str, Any]], kind: Kind) -> CocoResult:
         """Average precision and recall, and calibration."""
         categories = list(self.cat_ids)
         result, found_out = measure(coco, found, kind, self.max_dets, categories, iou=self.iou)

@@ -23,6 +23,8 @@ import torch
 from mmcv.ops import box_iou_rotated
 from numpy.typing import NDArray
 
+from polyfocal.data.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT
+
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -30,9 +32,6 @@ DIFFICULTIES = ("easy", "moderate", "hard")
 KINDS = ("2D", "BEV", "3D")
 STRICTNESS = ("strict", "loose")
 
-_LEAST_HEIGHT = (40, 25, 25)  # pixels
-_MOST_OCCLUDED = (0, 1, 2)
-_MOST_TRUNCATED = (0.15, 0.3, 0.5)
 _LOOKS_LIKE = {"car": "van", "pedestrian": "person_sitting"}
 # Least overlap: strict, and loose from above and in 3D.
 _CARS = ("car", "van")
@@ -176,8 +175,8 @@ def _frame(truth: Objects, found: Objects, name: str) -> _Frame:
     heights = image_boxes[:, 3] - image_boxes[:, 1]
     found_heights = np.abs(found.image_boxes[:, 3] - found.image_boxes[:, 1])
     of_class = np.char.lower(found.names.astype(str)) == name
-    small = np.stack([found_heights < least for least in _LEAST_HEIGHT])
-    limits = zip(_MOST_OCCLUDED, _MOST_TRUNCATED, _LEAST_HEIGHT, strict=True)
+    small = np.stack([found_heights < least for least in MIN_HEIGHT])
+    limits = zip(MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, strict=True)
     valid = np.stack(
         [
             (names[kept] == name)
