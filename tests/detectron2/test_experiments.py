@@ -244,6 +244,18 @@ def perfect(evaluator, file):
     return evaluator.evaluate()["bbox"]["AP"]
 
 
+@pytest.mark.parametrize("first", [-2, -20])
+def test_annotation_ids_below_0(tmp_path, first):
+    objects = [{**one, "id": first + number} for number, one in enumerate(boxes())]
+    file = write(tmp_path, objects, "val")
+    name = register_split(load_split(tmp_path, "val"))
+    count_objects(name)
+    assert perfect(CocoEvaluator(name), file) == pytest.approx(100)
+    stock = COCOEvaluator(name, ("bbox",))
+    number_from_1(stock)
+    assert perfect(stock, file) == pytest.approx(100)
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_annotation_ids_from_0(tmp_path, count):
     file = write(tmp_path, boxes(count), "val", count)
@@ -379,6 +391,16 @@ def test_class_weights_of_a_box_head_have_a_background(tmp_path):
     weights = list(found.cfg.model.roi_heads.box_predictor.cls_loss.class_weight)
     assert weights == pytest.approx([2 / 2.75, 2 * 1.75 / 2.75, 1.0], abs=1e-5)
     assert "0.727273" in found.dump()
+
+
+@pytest.mark.parametrize("flat", [dict(area=0), dict(bbox=[5, 5, 0.5, 0.5])], ids=str)
+def test_what_detectron2_trains_on_and_mmdetection_does_not(tmp_path, flat):
+    write(tmp_path, boxes(**flat))
+    write(tmp_path, boxes(), "val")
+    with pytest.raises(UserError, match="nothing to learn"):
+        load_split(tmp_path, "train")
+    notes = "\n".join(prepare_detectron2(CONFIGS / "retinanet_poly1.py", data=tmp_path).notes)
+    assert "4 objects are trained on: a 4, b 0." in notes and "no use" not in notes
 
 
 def test_class_weights_are_for_heads_of_classes(tmp_path):

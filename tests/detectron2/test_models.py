@@ -548,6 +548,10 @@ class Source(plugin.BiasSource):
             "bias has type 'BiasHead': expected ClassPriors",
         ),
         (
+            lambda: plugin.Poly1FocalLoss(epsilon=1.0, use_sigmoid=True, activated=True),
+            "activated=True, but Detectron2's heads hand logits",
+        ),
+        (
             lambda: plugin.GaussianPoly1FocalLoss(epsilon=1.0),
             "is a GaussianPoly1FocalLoss: exp",
         ),

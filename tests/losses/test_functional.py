@@ -483,8 +483,9 @@ def test_integers_of_the_logits_shape_are_soft_targets_unless_they_could_be_labe
         math.log1p(math.exp(-4))
     )
     for dtype in (torch.int64, torch.int32, torch.uint8):
-        with pytest.raises(ValueError, match=r"expected int64 labels \(N,\), or floating-point"):
-            L.focal_loss(logits, torch.zeros(1, 1, dtype=dtype), **focal)
+        for shape in ((1, 1), (1, 1, 6), (2, 1, 3, 4), (2, 3, 1)):  # a map's column is its second
+            with pytest.raises(ValueError, match=r"expected int64 labels \(N,\), or floating-poi"):
+                L.focal_loss(torch.full(shape, 4.0), torch.zeros(shape, dtype=dtype), **focal)
     negative = math.log1p(math.exp(4))
     for target in (torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)):
         assert L.focal_loss(logits, target, **focal).item() == pytest.approx(negative)
@@ -584,5 +585,9 @@ def test_numbers_of_numpy_are_numbers(use_sigmoid):
     expected = L.poly_n_loss(logits, labels, use_sigmoid=use_sigmoid, epsilons=(0, 0, -1 / 3))
     torch.testing.assert_close(poly, expected)
     L.focal_loss(logits, labels, use_sigmoid=use_sigmoid, alpha=np.float32(0.1) * 10)
+    form = np.bool_(use_sigmoid)
+    assert L.focal_loss(logits, labels, use_sigmoid=form) == L.focal_loss(
+        logits, labels, use_sigmoid=use_sigmoid
+    )
     with pytest.raises(ValueError, match="gamma=-1.0: expected a finite number >= 0"):
         L.focal_loss(logits, labels, use_sigmoid=use_sigmoid, gamma=np.float32(-1))

@@ -245,7 +245,7 @@ def _checked(content: Any, source: str) -> Annotations:
     if lowest < 1:
         notes.append(
             f"{source} numbers its annotations from {lowest}: polyfocal evaluates them rightly, but"
-            " stock CocoMetric and COCOEvaluator take objects of ids below 1 for never found."
+            " stock CocoMetric and COCOEvaluator need ids from 1: there 0 means never found."
         )
     return Annotations(source, content, tuple(notes))
 

@@ -74,7 +74,9 @@ class CocoSplit:
         return self.annotations.mask_problem
 
 
-def load_split(folder: str | Path, split: str, load: Loader | None = None) -> CocoSplit:
+def load_split(
+    folder: str | Path, split: str, load: Loader | None = None, *, least: float = 1.0
+) -> CocoSplit:
     """Find one split of a COCO-format folder and check its files.
 
     The annotations are ``annotations/{split}.json`` or
@@ -89,6 +91,8 @@ def load_split(folder: str | Path, split: str, load: Loader | None = None) -> Co
         split: Name of the split, such as ``"train"``.
         load: What the training will load pictures with. None for OpenCV as MMDetection uses it, or,
             without OpenCV, for Pillow as Detectron2 uses it.
+        least: Pixels. MMDetection trains on no object with a shorter side or with the area 0. 0 for
+            a training that does.
 
     Raises:
         DatasetError: Something is missing, contradicts itself or cannot be read; the sentence
@@ -99,7 +103,7 @@ def load_split(folder: str | Path, split: str, load: Loader | None = None) -> Co
     annotations = read_annotations(file)
     if not annotations.images:
         raise DatasetError(f"{file} lists no pictures; the {split} split needs at least one.")
-    notes = [*annotations.notes, *_check_something_to_learn(annotations)]
+    notes = [*annotations.notes, *_check_something_to_learn(annotations, least)]
     _check_no_corners(annotations)
     image_dir = _image_dir(folder, split, file, [one["file_name"] for one in annotations.images])
     notes += _check_pictures(file, image_dir, annotations.images, load or usual_loader())
@@ -203,7 +207,7 @@ def _what_is_there(folder: Path) -> str:
     return "there is no annotations/*.json"
 
 
-def _check_something_to_learn(found: Annotations) -> list[str]:
+def _check_something_to_learn(found: Annotations, least: float = 1.0) -> list[str]:
     """Remarks on objects that no training can use; a :class:`DatasetError` if none can be used."""
     if not found.annotations:
         raise DatasetError(
@@ -214,7 +218,8 @@ def _check_something_to_learn(found: Annotations) -> list[str]:
             f"all {len(found.annotations)} annotations of {found.source} are crowd regions "
             "(iscrowd 1): there is nothing to learn or to measure."
         )
-    reasons = Counter(filter(None, (_why_useless(one, found.sizes) for one in found.objects)))
+    every = (_why_useless(one, found.sizes, least) for one in found.objects)
+    reasons = Counter(filter(None, every))
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     useless = sum(reasons.values())
     if useless == len(found.objects):
@@ -230,11 +235,11 @@ def _check_something_to_learn(found: Annotations) -> list[str]:
     ]
 
 
-def _why_useless(one: dict[str, Any], sizes: dict[int, list[int]]) -> str:
+def _why_useless(one: dict[str, Any], sizes: dict[int, list[int]], least: float) -> str:
     if one.get("ignore"):
         return "with ignore 1"
     x, y, width, height = one["bbox"]
-    if one["area"] <= 0 or min(width, height) < 1:
+    if least and (one["area"] <= 0 or min(width, height) < least):
         return "without area or with a box of less than one pixel"
     high, wide = sizes[one["image_id"]]
     if x >= wide or y >= high or x + width <= 0 or y + height <= 0:

@@ -67,8 +67,11 @@ def _load(split: CocoSplit, name: str, image_dir: str) -> list[dict[str, Any]]:
 
 
 def number_from_1(evaluator: DatasetEvaluator) -> None:
-    """Number the objects anew for Detectron2's evaluator, where the id 0 means "no match"."""
-    if isinstance(evaluator, COCOEvaluator) and 0 in evaluator._coco_api.anns:
+    """Number the objects anew for Detectron2's evaluator.
+
+    There the id 0 means "no match", and its faster form takes no id below 0.
+    """
+    if isinstance(evaluator, COCOEvaluator) and min(evaluator._coco_api.anns, default=1) < 1:
         annotations = read_annotations(evaluator._metadata.json_file, pictures=False)
         evaluator._coco_api = annotations.coco()
 

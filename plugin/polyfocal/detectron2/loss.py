@@ -138,6 +138,8 @@ def _problem(loss: ClassificationLoss) -> str | None:
             "which learns the overlap of a box with its object, but Detectron2's heads hand labels"
             " only: take Poly1FocalLoss"
         )
+    if getattr(loss, "activated", False):
+        return "with activated=True, but Detectron2's heads hand logits: leave activated out"
     if isinstance(loss, losses.LDAMLoss) and loss.scale != 1:
         return f"whose scores need its scale {loss.scale}, but {_SCORES_ARE_SOFTMAX}: write scale=1"
     if isinstance(loss, losses.AdaFocalLoss):

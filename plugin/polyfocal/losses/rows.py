@@ -404,7 +404,7 @@ def _check_input(logits: Tensor, target: Tensor, use_sigmoid: bool) -> bool:
             _check_sums(target, use_sigmoid)
             return True
         # One column of integers is as likely meant as labels, where 0 is the class.
-        single = target.dim() < 2 or target.shape[-1] == 1
+        single = target.dim() < 2 or 1 in (target.shape[1], target.shape[-1])
         if (
             use_sigmoid
             and not target.dtype.is_complex

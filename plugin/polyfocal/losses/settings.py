@@ -1,8 +1,8 @@
 """The settings of losses: what they may be, where a search looks, and the keywords that all share.
 
 A setting is checked once, when it is set: by the constructor of a module, by an assignment to its
-attribute, or by a call of a function. Numbers may be Python's, NumPy's or tensors of one element.
-A number that is out of its range only by rounding is taken as the bound.
+attribute, or by a call of a function. Numbers may be Python's, NumPy's or tensors without a
+dimension. A number that is out of its range only by rounding is taken as the bound.
 """
 
 import functools
@@ -188,18 +188,19 @@ class Form(Setting):
     what: str = ""
 
     def checked(self, name: str, value: Any, owner: str) -> bool:
-        if not isinstance(value, bool):
+        form = as_number(value)  # NumPy's too
+        if not isinstance(form, bool):
             raise UserError(
                 f"{owner} has use_sigmoid={value}: write use_sigmoid=True (one binary problem per"
                 " class, as in dense heads) or use_sigmoid=False (softmax) beside its type, because"
                 " heads read that key"
             )
-        if self.only is not None and value is not self.only:
+        if self.only is not None and form is not self.only:
             what = self.what or owner
             raise UserError(
-                f"use_sigmoid={value}: the {what} is defined for use_sigmoid={self.only}"
+                f"use_sigmoid={form}: the {what} is defined for use_sigmoid={self.only}"
             )
-        return value
+        return form
 
 
 @dataclass(frozen=True)
