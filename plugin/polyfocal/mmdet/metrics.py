@@ -227,7 +227,7 @@ class CalibrationMetric(CocoMetric):
     Adds ``bbox_D-ECE``, ``bbox_D-ECE_box``, ``bbox_LaECE``, ``bbox_LaECE_0``, ``bbox_LaACE_0``,
     ``bbox_LRP`` and ``bbox_oLRP`` (-1 if there is nothing to measure), see
     :class:`polyfocal.calibration.DetectionResult`, and the same for ``segm``. After an evaluation
-    ``calibration`` holds everything by kind. Reliability diagrams go where the run's visualizer
+    ``calibration`` holds everything by kind. In a run, reliability diagrams go where its visualizer
     puts its pictures: ``vis_data/vis_image`` in the work directory, and TensorBoard if the config
     has it.
 
@@ -260,7 +260,10 @@ class CalibrationMetric(CocoMetric):
 
     @staticmethod
     def _draw(kind: str, calibration: DetectionResult) -> None:
-        visualizer = Visualizer.get_current_instance()
+        try:
+            visualizer = Visualizer.get_current_instance()
+        except RuntimeError:  # there is none outside of a run
+            return
         step = MessageHub.get_current_instance().get_info("iter", 0)
         for name, draw in DIAGRAMS.items():
             visualizer.add_image(f"{kind}_{name}", pixels(draw(calibration)), step)
