@@ -136,7 +136,9 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
     kind = swapping.name_of(model.type)
     for node in walk(model):
         for key, value in list(node.items()):
-            if key == "pretrained" or (key == "init_cfg" and "Pretrained" in str(value)):
+            if key in ("pretrained", "teacher_ckpt"):
+                node[key] = None
+            elif key == "init_cfg" and "Pretrained" in str(value):
                 node[key] = None
             elif key == "type" and value in ("SyncBN", "MMSyncBN", "NaiveSyncBN"):
                 node[key] = "BN"
@@ -166,7 +168,7 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
         zoo = Path(mmdet.__file__).parent / ".mim"
         teacher = small(Config.fromfile(zoo / model.teacher_config).model, size)
         teacher.pop("side")
-        model.update(teacher_config=ConfigDict(model=teacher), teacher_ckpt=None)
+        model.update(teacher_config=ConfigDict(model=teacher))
     if size != "whole":
         _replace_backbones(model)
     if size in ("narrow", "large"):
@@ -281,7 +283,9 @@ def build(model: ConfigDict, state: dict[str, Tensor] | None = None) -> nn.Modul
     seed(0)
     model = copy.deepcopy(model)
     model.pop("side")
-    built = MODELS.build(model).to(torch.get_default_dtype())
+    built = MODELS.build(model)
+    for network in (built, getattr(built, "teacher_model", nn.Module())):  # which is no part of it
+        nn.Module.to(network, torch.get_default_dtype())
     if state is None:
         built.init_weights()
     else:
