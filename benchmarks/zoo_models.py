@@ -136,9 +136,8 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
     kind = swapping.name_of(model.type)
     for node in walk(model):
         for key, value in list(node.items()):
-            if key in ("pretrained", "teacher_ckpt"):
-                node[key] = None
-            elif key == "init_cfg" and "Pretrained" in str(value):
+            pretrained = key == "init_cfg" and "Pretrained" in str(value)
+            if pretrained or key in ("pretrained", "teacher_ckpt"):
                 node[key] = None
             elif key == "type" and value in ("SyncBN", "MMSyncBN", "NaiveSyncBN"):
                 node[key] = "BN"
