@@ -12,7 +12,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling.meta_arch import PanopticFPN
 from detectron2.structures import Boxes, Instances
 from detectron2_models import CONFIGS
@@ -21,6 +21,7 @@ from prepared import prepare_detectron2
 
 from polyfocal.coco import load_split
 from polyfocal.detectron2.data import (
+    CalibrationEvaluator,
     CocoEvaluator,
     count_objects,
     load_picture,
@@ -180,13 +181,57 @@ def test_evaluators_of_a_config_are_kept(folder):
     assert evaluator._tasks == ("bbox",)
 
 
-def evaluator_on(experiment, folder):
+def test_several_evaluators_of_a_config_are_kept(folder):
+    stock = L(COCOEvaluator)(dataset_name="x", tasks=("bbox",))
+    ours = L(CalibrationEvaluator)(dataset_name="x", iou=0.7, max_dets=50)
+    experiment = LazyExperiment(CONFIGS / "retinanet_poly1.py")
+    experiment.cfg.dataloader.evaluator = [ours, stock, L(COCOEvaluator)(dataset_name="x")]
+    first, second, third = evaluators_on(experiment, folder)
+    assert (type(first), first.iou, first.max_dets) == (CalibrationEvaluator, 0.7, 50)
+    assert (type(second), type(third)) == (COCOEvaluator, CocoEvaluator)
+    assert first.dataset_name == second._metadata.name == str(folder / "annotations/val.json")
+
+    experiment = LazyExperiment(CONFIGS / "retinanet_poly1.py")
+    experiment.cfg.dataloader.evaluator = L(DatasetEvaluators)(evaluators=[stock])
+    wrapper = evaluator_on(experiment, folder)
+    number_from_1(wrapper)
+    (inner,) = wrapper._evaluators
+    assert min(inner._coco_api.anns) == 1
+
+
+@pytest.mark.parametrize(("objects", "limit"), [(4, 37), (150, 200)])
+def test_the_limit_of_detections_is_raised_only(tmp_path, objects, limit):
+    """37 stays, unless a picture holds more than COCO's 100 objects."""
+    for split in ("train", "val"):
+        write(tmp_path, [{**one, "image_id": 0} for one in boxes(objects)], split)
+    option = ["TEST.DETECTIONS_PER_IMAGE", "37"]
+    file = tmp_path / "mine.yaml"
+    base = CONFIGS / "retinanet_poly1.yaml"
+    file.write_text(f"_BASE_: {base}\nTEST: {{DETECTIONS_PER_IMAGE: 37}}\n")
+    experiment = prepare_detectron2(file, data=tmp_path)
+    assert experiment.cfg.TEST.DETECTIONS_PER_IMAGE == limit
+    ((_, (evaluator,)),) = experiment.build_evaluations().values()
+    assert evaluator.max_dets == max(limit, 100)
+    given = prepare_detectron2(base, data=tmp_path, options=option)
+    assert given.cfg.TEST.DETECTIONS_PER_IMAGE == 37
+    lazy = LazyExperiment(CONFIGS / "retinanet_poly1.py")
+    lazy.cfg.model.max_detections_per_image = 37
+    evaluators_on(lazy, tmp_path, max_dets=max(limit, 100))
+    assert lazy.cfg.model.max_detections_per_image == limit
+
+
+def evaluators_on(experiment, folder, max_dets=100):
     names = {split: register_split(load_split(folder, split)) for split in ("train", "val")}
     from polyfocal.detectron2.experiment import Data
 
-    experiment.use_data(Data(**names, num_train=4, num_classes=2, max_dets=100))
-    ((name, (_, (evaluator,))),) = experiment.build_evaluations().items()
+    experiment.use_data(Data(**names, num_train=4, num_classes=2, max_dets=max_dets))
+    ((name, (_, evaluators)),) = experiment.build_evaluations().items()
     assert name == names["val"]
+    return evaluators
+
+
+def evaluator_on(experiment, folder):
+    (evaluator,) = evaluators_on(experiment, folder)
     return evaluator
 
 

@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import (
     read_image,
     transform_instance_annotations,
 )
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from numpy.typing import NDArray
@@ -71,6 +71,9 @@ def number_from_1(evaluator: DatasetEvaluator) -> None:
 
     There the id 0 means "no match", and its faster form takes no id below 0.
     """
+    if isinstance(evaluator, DatasetEvaluators):
+        for one in evaluator._evaluators:
+            number_from_1(one)
     if isinstance(evaluator, COCOEvaluator) and min(evaluator._coco_api.anns, default=1) < 1:
         annotations = read_annotations(evaluator._metadata.json_file, pictures=False)
         evaluator._coco_api = annotations.coco()

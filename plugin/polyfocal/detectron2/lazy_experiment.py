@@ -161,14 +161,17 @@ class LazyExperiment(Experiment):
         if not evaluators:
             cfg.dataloader.evaluator = L(CocoEvaluator)(dataset_name=data.val)
             evaluators = [cfg.dataloader.evaluator]
+        more = data.max_dets > USUAL_LIMIT
         for node in evaluators:
             node.dataset_name = data.val
             for key in ("max_dets", "max_dets_per_image"):
-                if key in _parameters(node):
+                if more and key in _parameters(node):
                     node[key] = max(node.get(key) or USUAL_LIMIT, data.max_dets)
         for node in _walk(cfg.model):
             if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
                 node.num_classes = data.num_classes
+            if not more:
+                continue
             for key in ("max_detections_per_image", "test_topk_per_image"):
                 if key in _parameters(node):
                     node[key] = max(node.get(key, 0), data.max_dets)
@@ -276,17 +279,20 @@ class LazyExperiment(Experiment):
         return instantiate(self.cfg.dataloader.train)
 
     def build_evaluations(self) -> Evaluations:
-        node = self.cfg.dataloader.evaluator
+        found = self.cfg.dataloader.evaluator
+        _, (name, *_) = self.datasets()
+        evaluators = [
+            self._evaluator(node) for node in (found if isinstance(found, ListConfig) else [found])
+        ]
+        return {name: (instantiate(self.cfg.dataloader.test), evaluators)}
+
+    @staticmethod
+    def _evaluator(node: DictConfig) -> DatasetEvaluator:
         kept = {"_target_", "dataset_name", "max_dets_per_image"}
         if _class(node) is COCOEvaluator and kept.issuperset(node):
             # The same numbers, and those of each class.
-            max_dets = node.get("max_dets_per_image") or USUAL_LIMIT
-            evaluator: DatasetEvaluator = CocoEvaluator(node.dataset_name, max_dets)
-        else:
-            evaluator = instantiate(node)
-        _, (name, *_) = self.datasets()
-        evaluators = evaluator if isinstance(evaluator, list) else [evaluator]
-        return {name: (instantiate(self.cfg.dataloader.test), evaluators)}
+            return CocoEvaluator(node.dataset_name, node.get("max_dets_per_image") or USUAL_LIMIT)
+        return instantiate(node)
 
     def _check_key(self, key: str, option: str) -> None:
         """Refuse a misspelt key, which would be added and change nothing."""

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from polyfocal import efficientnet
+from polyfocal.data.evaluation import USUAL_LIMIT
 from polyfocal.detectron2.config import (
     LOSS_PARTS,
     add_polyfocal_config,
@@ -160,8 +161,9 @@ class YamlExperiment(Experiment):
         cfg.INPUT.MASK_FORMAT = "bitmask"
         cfg.DATASETS.TEST = (data.val,)
         cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = data.num_classes
-        cfg.TEST.DETECTIONS_PER_IMAGE = max(cfg.TEST.DETECTIONS_PER_IMAGE, data.max_dets)
-        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = max(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, data.max_dets)
+        if data.max_dets > USUAL_LIMIT:
+            cfg.TEST.DETECTIONS_PER_IMAGE = max(cfg.TEST.DETECTIONS_PER_IMAGE, data.max_dets)
+            cfg.MODEL.RPN.POST_NMS_TOPK_TEST = max(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, data.max_dets)
 
     def no_flip(self) -> None:
         self.cfg.INPUT.RANDOM_FLIP = "none"
@@ -308,7 +310,7 @@ class YamlExperiment(Experiment):
                 f"the data set {name!r} is evaluated as {kind}, which this tool does not do: train"
                 " with Detectron2's own tools/train_net.py, where the losses work too."
             )
-        evaluators: list[DatasetEvaluator] = [CocoEvaluator(name, most)]
+        evaluators: list[DatasetEvaluator] = [CocoEvaluator(name, max(most, USUAL_LIMIT))]
         if self.cfg.MODEL.KEYPOINT_ON:
             sigmas = self.cfg.TEST.KEYPOINT_OKS_SIGMAS
             evaluators.append(COCOEvaluator(name, ("keypoints",), kpt_oks_sigmas=sigmas))
