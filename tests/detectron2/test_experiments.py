@@ -209,7 +209,7 @@ def test_the_limit_of_detections_is_raised_only(tmp_path, objects, limit):
     base = CONFIGS / "retinanet_poly1.yaml"
     file.write_text(f"_BASE_: {base}\nTEST: {{DETECTIONS_PER_IMAGE: 37}}\n")
     experiment = prepare_detectron2(file, data=tmp_path)
-    assert experiment.cfg.TEST.DETECTIONS_PER_IMAGE == limit
+    assert limit == experiment.cfg.TEST.DETECTIONS_PER_IMAGE
     ((_, (evaluator,)),) = experiment.build_evaluations().values()
     assert evaluator.max_dets == max(limit, 100)
     given = prepare_detectron2(base, data=tmp_path, options=option)
