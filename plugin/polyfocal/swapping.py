@@ -86,29 +86,33 @@ def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **se
     Raises:
         UserError: nothing can be swapped, or a loss does not fit; the sentence says what does.
     """
-    loaded = load(cfg)
-    if _is_lazy(loaded):
-        return _detectron2().swap(loaded, loss, slots, settings)
-    swapped = copy.deepcopy(loaded)
-    for found, new, head in plan(swapped["model"], loss, slots, **settings):
+    swapped = copy.deepcopy(load(cfg))
+    for found, changes in plan(swapped["model"], loss, slots, **settings):
         node = _at(swapped["model"], found.path)
-        node[found.name] = new
-        if head is not None:
-            node["type"] = head
+        for key, value in changes.items():
+            node[key] = value
     return swapped
 
 
 def plan(
     model: dict[str, Any], loss: str = "poly1", slots: Sequence[str] | None = None, **settings: Any
-) -> list[tuple[Found, dict[str, Any], str | None]]:
-    """What :func:`swap` changes: the losses, their new configs, and new types of their heads."""
+) -> list[tuple[Any, dict[str, Any]]]:
+    """What :func:`swap` changes: the losses, and settings of their heads, which hold them."""
     found = find_losses(model)
-    chosen = [f for f in found if _is_chosen(f, slots, model)]
+    if slots is not None:
+        chosen = [f for f in found if any(part in f.where for part in slots)]
+    elif _is_lazy(model):
+        chosen = [f for f in found if f.decides]
+    else:
+        chosen = [f for f in found if _decides(f, model)]
     if not chosen:
         names = ", ".join(f.where for f in found) or "none"
         which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
         raise UserError(f"the model has no loss {which}: its classification losses are {names}")
-    return [(f, *_replacement(f, loss, settings)) for f in chosen]
+    if _is_lazy(model):
+        changes = _detectron2().changes
+        return [(f, changes(_at(model, f.path), f, loss, settings)) for f in chosen]
+    return [(f, _changes(f, loss, settings)) for f in chosen]
 
 
 def as_text(
@@ -132,10 +136,9 @@ def as_text(
         UserError: as :func:`swap`, or the file cannot name its base.
     """
     base = base if "::" in base else str(Path(base).resolve())
-    if _is_lazy(cfg):
-        lazy = _detectron2()
-        return lazy.as_text(base, cfg, lazy.plan(cfg["model"], loss, slots, settings))
     changes = plan(cfg["model"], loss, slots, **settings)
+    if _is_lazy(cfg):
+        return _lazy_text(base, cfg, changes)
     if getattr(cfg, "_imported_names", None):
         lines = ["from mmengine.config import read_base", "", "with read_base():"]
         folder = (out or Path("config.py")).resolve().parent
@@ -146,25 +149,37 @@ def as_text(
         lines = [f"_base_ = {base!r}", "", "model = _base_.model"]
         return "\n".join(lines + _assignments(changes)) + "\n"
     tree: dict[str, Any] = {}
-    for found, new, head in changes:
+    for found, changed in changes:
         node = tree
         for key in found.path:
             node = node.setdefault(str(key), {})
-        if head is not None:
-            node["type"] = head
-        node[found.name] = {"_delete_": True, **new}
+        for name, value in changed.items():
+            node[name] = {"_delete_": True, **value} if isinstance(value, dict) else value
     return f"_base_ = {base!r}\n\nmodel = {_shown(tree)}\n"
 
 
-def _assignments(changes: list[tuple[Found, dict[str, Any], str | None]]) -> list[str]:
+def _lazy_text(base: str, cfg: Any, changes: list[tuple[Any, dict[str, Any]]]) -> str:
+    _, in_zoo, name = base.rpartition("detectron2::")
+    classes = ", ".join(sorted({found.head for found, _ in changes}))
+    source = "from detectron2 import model_zoo" if in_zoo else (
+        "from detectron2.config import LazyConfig"
+    )  # fmt: skip
+    call = f"model_zoo.get_config({name!r})" if in_zoo else f"LazyConfig.load({base!r})"
+    keys = sorted(map(str, cfg))
+    lines = [
+        source, "", f"from polyfocal.detectron2 import {classes}", "", f"_base = {call}",
+        f"{', '.join(keys)} = ({', '.join(f'_base.{key}' for key in keys)})",
+    ]  # fmt: skip
+    return "\n".join(lines + _assignments(changes)) + "\n"
+
+
+def _assignments(changes: list[tuple[Any, dict[str, Any]]]) -> list[str]:
     lines = []
-    for found, new, head in changes:
+    for found, changed in changes:
         place = "model" + "".join(
             f"[{key}]" if isinstance(key, int) else f".{key}" for key in found.path
         )
-        if head is not None:
-            lines.append(f"{place}.type = {head!r}")
-        lines.append(f"{place}.{found.name} = {_shown(new)}")
+        lines += [f"{place}.{key} = {_shown(value)}" for key, value in changed.items()]
     return lines
 
 
@@ -200,6 +215,8 @@ def as_table(found: Sequence[Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, type):  # of this package, imported above
+        return value.__name__
     if isinstance(value, dict):
         return "dict(" + ", ".join(f"{k}={_shown(v)}" for k, v in value.items()) + ")"
     return repr(value)
@@ -355,31 +372,29 @@ def _slot(kind: Any, head: str, cls: type | None, name: str) -> heads.Slot | Non
     return None
 
 
-def _is_chosen(found: Found, slots: Sequence[str] | None, model: dict[str, Any]) -> bool:
-    if slots is not None:
-        return any(part in found.where for part in slots)
+def _decides(found: Found, model: dict[str, Any]) -> bool:
     proposals = "rpn_head" in found.path and "roi_head" in model
     return found.name in _MAIN and not proposals
 
 
-def _replacement(
-    found: Found, loss: str, settings: dict[str, Any]
-) -> tuple[dict[str, Any], str | None]:
-    """The new config of a loss, and the new type of its head."""
+def _changes(found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The new settings of a head: its type where that changes, and the config of its loss."""
     kind = "labels" if found.slot is None else found.slot.kind
     where = f"{found.head}.{found.name}"
     if kind in ("unused", "pictures", "overlap of masks", "several positives"):
         raise UserError(f"{where} gives {heads.KINDS[kind].gives}: take {heads.KINDS[kind].take}")
-    head = None
+    changes: dict[str, Any] = {}
     if kind == "name":
-        head, kind = f"polyfocal.{found.head}", "sigmoid labels"
+        changes["type"], kind = f"polyfocal.{found.head}", "sigmoid labels"
     new = _poly1(found, kind, where) if loss == "poly1" else _named(loss, found, kind)
     if loss == "poly1" and "epsilon" not in settings:
         settings = {"epsilon": 1.0, **settings}
     new = {"type": new.pop("type"), **settings, **{k: new[k] for k in new if k not in settings}}
     adapter = _adapter(kind, new)
     _check(found, kind, new)
-    return (new if adapter is None else dict(type=f"polyfocal.{adapter}", loss=new)), head
+    if adapter is not None:
+        new = dict(type=f"polyfocal.{adapter}", loss=new)
+    return {**changes, found.name: new}
 
 
 def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:

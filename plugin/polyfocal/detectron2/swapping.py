@@ -1,8 +1,7 @@
 """Swaps the classification losses of a LazyConfig; :mod:`polyfocal.swapping` calls it."""
 
-import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from detectron2.utils.registry import locate
@@ -48,64 +47,15 @@ class Found(NamedTuple):
         """The loss as an option names it: ``roi_heads.box_predictor.cls_loss``."""
         return ".".join(map(str, (*self.path, "cls_loss")))
 
+    @property
+    def decides(self) -> bool:
+        """Whether it decides on classes: it is no mask and no proposal."""
+        return self.head in _MAIN
+
 
 def find_losses(model: DictConfig) -> list[Found]:
     """What classifies in a model, in the order of its config."""
     return [found for path, node in _walk(model, ()) if (found := _found(path, node))]
-
-
-def plan(
-    model: DictConfig, loss: str, slots: Sequence[str] | None, settings: dict[str, Any]
-) -> list[tuple[Found, dict[str, Any]]]:
-    """What a swap changes: classes, and the settings that they get."""
-    found = find_losses(model)
-    if slots is None:
-        chosen = [f for f in found if f.head in _MAIN]
-    else:
-        chosen = [f for f in found if any(part in f.where for part in slots)]
-    if not chosen:
-        names = ", ".join(f.where for f in found) or "none"
-        which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
-        raise UserError(f"the model has no loss {which}: its classification losses are {names}")
-    return [(f, _changes(_at(model, f.path), f, loss, settings)) for f in chosen]
-
-
-def swap(
-    cfg: DictConfig, loss: str, slots: Sequence[str] | None, settings: dict[str, Any]
-) -> DictConfig:
-    """A copy of the config with its losses swapped."""
-    swapped = copy.deepcopy(cfg)
-    for found, changes in plan(swapped.model, loss, slots, settings):
-        node = _at(swapped.model, found.path)
-        for key, value in changes.items():
-            node[key] = value
-    return swapped
-
-
-def as_text(base: str, cfg: DictConfig, changes: list[tuple[Found, dict[str, Any]]]) -> str:
-    """The shortest LazyConfig that is ``base`` with these changes.
-
-    Args:
-        base: the path of a LazyConfig, or its name in the model zoo with ``detectron2::``.
-        cfg: the config.
-        changes: from :func:`plan`.
-    """
-    _, in_zoo, name = base.rpartition("detectron2::")
-    classes = ", ".join(sorted({found.head for found, _ in changes}))
-    source = "from detectron2 import model_zoo" if in_zoo else (
-        "from detectron2.config import LazyConfig"
-    )  # fmt: skip
-    call = f"model_zoo.get_config({name!r})" if in_zoo else f"LazyConfig.load({base!r})"
-    keys = sorted(map(str, cfg))
-    lines = [
-        source, "", f"from polyfocal.detectron2 import {classes}", "", f"_base = {call}",
-        f"{', '.join(keys)} = ({', '.join(f'_base.{key}' for key in keys)})",
-    ]  # fmt: skip
-    for found, changed in changes:
-        place = "model" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in found.path)
-        for key, value in changed.items():
-            lines.append(f"{place}.{key} = {found.head if key == '_target_' else repr(value)}")
-    return "\n".join(lines) + "\n"
 
 
 def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
@@ -118,12 +68,6 @@ def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], D
     elif isinstance(node, ListConfig):
         for index, value in enumerate(node):
             yield from _walk(value, (*path, index))
-
-
-def _at(node: Any, path: tuple[str | int, ...]) -> Any:
-    for key in path:
-        node = node[key]
-    return node
 
 
 def _found(path: tuple[Any, ...], node: DictConfig) -> Found | None:
@@ -140,7 +84,14 @@ def _found(path: tuple[Any, ...], node: DictConfig) -> Found | None:
     return Found(path, head, cls, {"type": kind.rpartition(".")[2]}, slot)
 
 
-def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any]:
+def changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a swap changes in the settings of a class.
+
+    Args:
+        node: the settings.
+        found: the class.
+        loss: as for :func:`polyfocal.swap`, and so are ``settings``.
+    """
     ours = _OURS.get(found.head)
     if ours is None:
         kind = heads.KINDS[found.slot.kind]
@@ -157,7 +108,7 @@ def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]
         )
     of_box = found.head == "FastRCNNOutputLayers"
     sigmoid = not of_box or bool(node.get("use_sigmoid_ce"))
-    changes: dict[str, Any] = {} if found.cls is ours else {"_target_": ours}
+    changed: dict[str, Any] = {} if found.cls is ours else {"_target_": ours}
     new: dict[str, Any] = {}
     if loss == "poly1":
         name = "Poly1FocalLoss" if found.head in ("RetinaNet", "FCOS") else "Poly1CrossEntropyLoss"
@@ -165,7 +116,7 @@ def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]
         if name == "Poly1FocalLoss":
             for own, (key, default) in _FOCAL.items():
                 if node.get(key, default) != default:
-                    new[own], changes[key] = node[key], default
+                    new[own], changed[key] = node[key], default
     elif loss in losses.LOSSES:
         name = loss
     else:
@@ -183,5 +134,5 @@ def _changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any]
             " with use_sigmoid=True, or set use_sigmoid_ce=False"
         )
     if of_box and built.use_sigmoid and found.cls is not ours and sigmoid:
-        changes["prior_prob"] = 0.5  # the classes start as they did
-    return changes | {"cls_loss": new}
+        changed["prior_prob"] = 0.5  # the classes start as they did
+    return changed | {"cls_loss": new}
