@@ -43,19 +43,12 @@ class RetinaNet(d2.RetinaNet):
         return {**super().from_config(cfg), "cls_loss": loss_settings(cfg, "RETINANET")}
 
     def losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        gt_boxes: list[Tensor],
+        self, anchors: list[Boxes], logits: list[Tensor], labels: list[Tensor], *of_boxes: Any
     ) -> dict[str, Tensor]:
         # The parent updates the normaliser and statistics, and computes the loss of the boxes. It
         # also computes its classification loss, from logits without a graph, which is dropped.
-        losses = super().losses(
-            anchors, _detached(pred_logits), gt_labels, pred_anchor_deltas, gt_boxes
-        )
-        losses["loss_cls"] = _summed(self.cls_loss, pred_logits, gt_labels) / self.loss_normalizer
+        losses = super().losses(anchors, _detached(logits), labels, *of_boxes)
+        losses["loss_cls"] = _summed(self.cls_loss, logits, labels) / self.loss_normalizer
         return losses
 
 
@@ -78,25 +71,10 @@ class FCOS(d2.FCOS):
         self.cls_loss = loss
 
     def losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        gt_boxes: list[Tensor],
-        pred_centerness: list[Tensor],
+        self, anchors: list[Boxes], logits: list[Tensor], labels: list[Tensor], *of_boxes: Any
     ) -> dict[str, Tensor]:
-        losses = super().losses(
-            anchors,
-            _detached(pred_logits),
-            gt_labels,
-            pred_anchor_deltas,
-            gt_boxes,
-            pred_centerness,
-        )
-        losses["loss_fcos_cls"] = (
-            _summed(self.cls_loss, pred_logits, gt_labels) / self.loss_normalizer
-        )
+        losses = super().losses(anchors, _detached(logits), labels, *of_boxes)
+        losses["loss_fcos_cls"] = _summed(self.cls_loss, logits, labels) / self.loss_normalizer
         return losses
 
 

@@ -280,24 +280,14 @@ class RPN(proposal_generator.RPN):
         return {**super().from_config(cfg, input_shape), "cls_loss": loss_settings(cfg, "RPN")}
 
     def losses(
-        self,
-        anchors: list[Boxes],
-        pred_objectness_logits: list[Tensor],
-        gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        gt_boxes: list[Tensor],
+        self, anchors: list[Boxes], levels: list[Tensor], gt_labels: list[Tensor], *of_boxes: Any
     ) -> dict[str, Tensor]:
         # The parent's statistics and loss of the boxes; its classification loss is dropped.
-        losses = super().losses(
-            anchors,
-            [logits.detach() for logits in pred_objectness_logits],
-            gt_labels,
-            pred_anchor_deltas,
-            gt_boxes,
-        )
+        detached = [logits.detach() for logits in levels]
+        losses = super().losses(anchors, detached, gt_labels, *of_boxes)
         labels = torch.stack(gt_labels)
         sampled = labels >= 0
-        logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
+        logits = torch.cat(levels, dim=1)[sampled]
         # In Detectron2 the object is 1. As the only class of a loss it is 0, and background is 1.
         loss = self.cls_loss(logits[:, None], 1 - labels[sampled].long(), reduction_override="sum")
         losses["loss_rpn_cls"] = (
