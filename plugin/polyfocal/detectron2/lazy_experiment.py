@@ -37,6 +37,7 @@ from polyfocal.detectron2.experiment import (
 )
 from polyfocal.detectron2.rcnn import RPN, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 from polyfocal.detectron2.small import Lite0, rate_factor
+from polyfocal.detectron2.swapping import walk
 from polyfocal.errors import UserError
 from polyfocal.losses import LOSSES, Loss
 
@@ -220,7 +221,7 @@ class LazyExperiment(Experiment):
             MaskRCNNConvUpsampleHead: "mask head",
             RPN: "proposal head",
         }
-        for place, node in _places(self.cfg.model, "model"):
+        for path, node in walk(self.cfg.model):
             if "cls_loss" not in node or OmegaConf.is_interpolation(node, "cls_loss"):
                 continue
             settings = node.cls_loss
@@ -233,7 +234,8 @@ class LazyExperiment(Experiment):
                 head = _class(node)
                 head = locate(head) if isinstance(head, str) else head
                 found = [heads[base] for base in getattr(head, "__mro__", ()) if base in heads]
-                yield PlacedLoss(f"{place}.cls_loss", settings, kind, (found or ["dense"])[0])
+                place = ".".join(map(str, ("model", *path, "cls_loss")))
+                yield PlacedLoss(place, settings, kind, (found or ["dense"])[0])
 
     def datasets(self) -> tuple[list[str], list[str]]:
         def names(loader: DictConfig) -> list[str]:
@@ -343,19 +345,7 @@ class LazyExperiment(Experiment):
 
 def _walk(node: Any) -> Iterator[DictConfig]:
     """Every dictionary in a config tree, the outermost first."""
-    return (found for _, found in _places(node, ""))
-
-
-def _places(node: Any, place: str) -> Iterator[tuple[str, DictConfig]]:
-    """Every dictionary in a config tree with its key, the outermost first."""
-    if isinstance(node, DictConfig):
-        yield place, node
-        for key in list(node):
-            if not OmegaConf.is_interpolation(node, key):
-                yield from _places(node[key], f"{place}.{key}")
-    elif isinstance(node, ListConfig):
-        for number, value in enumerate(node):
-            yield from _places(value, f"{place}.{number}")
+    return (found for _, found in walk(node))
 
 
 def _class(node: DictConfig) -> Any:

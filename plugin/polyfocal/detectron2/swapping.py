@@ -55,23 +55,24 @@ class Found(NamedTuple):
 
 def find_losses(model: DictConfig) -> list[Found]:
     """What classifies in a model, in the order of its config."""
-    return [found for path, node in _walk(model, ()) if (found := _found(path, node))]
+    return [found for path, node in walk(model) if (found := _found(path, node))]
 
 
-def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
+def walk(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
+    """Every dictionary in a config tree with the keys that lead to it, the outermost first."""
     if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield path, node
-        for key in node:
+        yield path, node
+        for key in list(node):
             if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
-                yield from _walk(node[key], (*path, key))
+                yield from walk(node[key], (*path, key))
     elif isinstance(node, ListConfig):
         for index, value in enumerate(node):
-            yield from _walk(value, (*path, index))
+            yield from walk(value, (*path, index))
 
 
 def _found(path: tuple[Any, ...], node: DictConfig) -> Found | None:
-    cls = locate(node._target_) if isinstance(node._target_, str) else node._target_
+    cls = node.get("_target_")
+    cls = locate(cls) if isinstance(cls, str) else cls
     head = next((k.__name__ for k in getattr(cls, "__mro__", ()) if k.__name__ in _SLOTS), None)
     if head is None:
         return None

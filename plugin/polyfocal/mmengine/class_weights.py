@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -13,7 +13,7 @@ from polyfocal.errors import UserError
 from polyfocal.losses import Loss
 from polyfocal.losses.class_weights import use_counts, weighing
 from polyfocal.losses.settings import BY_COUNTS, FROM_DATA, Numbers
-from polyfocal.mmengine.configs import class_of, type_name
+from polyfocal.mmengine.configs import class_of, places, type_name
 from polyfocal.mmengine.objects import is_empty, nothing_to_train_on, training_objects
 
 # Their losses are of one class, or of the pixels of an object whose class is known.
@@ -54,7 +54,7 @@ def use_class_weights(
     """
     scope = cfg.get("default_scope")
     sentences = []
-    for place, node in _nodes(cfg.model, "model"):
+    for place, node in places(cfg.model, "model"):
         kind = class_of(node, MODELS, scope)
         asked = [name for name in FROM_DATA if _asks(place, node, name, kind)]
         if not asked:
@@ -89,18 +89,6 @@ def _asks(place: str, node: ConfigDict, name: str, kind: type | None) -> bool:
             f" and {place} is a {type_name(node)}"
         )
     return False
-
-
-def _nodes(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Every dictionary in a config tree by its place, as ``--cfg-options`` write it."""
-    if isinstance(node, dict):
-        yield place, node
-        for key, value in node.items():
-            if key not in FROM_DATA:
-                yield from _nodes(value, f"{place}.{key}")
-    elif isinstance(node, list | tuple):
-        for number, value in enumerate(node):
-            yield from _nodes(value, f"{place}.{number}")
 
 
 def _use_sigmoid(node: ConfigDict, kind: Any) -> bool:

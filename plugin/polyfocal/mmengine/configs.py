@@ -54,13 +54,18 @@ def type_name(node: Mapping[str, Any]) -> str:
 
 def walk(node: Any) -> Iterator[ConfigDict]:
     """Every dictionary in a config tree, the outermost first."""
+    return (found for _, found in places(node, ""))
+
+
+def places(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
+    """:func:`walk` with the place of each dictionary, as ``--cfg-options`` write it."""
     if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from walk(value)
+        yield place, node
+        for key, value in list(node.items()):
+            yield from places(value, f"{place}.{key}")
     elif isinstance(node, list | tuple):
-        for value in node:
-            yield from walk(value)
+        for number, value in enumerate(node):
+            yield from places(value, f"{place}.{number}")
 
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
