@@ -202,12 +202,13 @@ def test_pictures_on_which_runs_differ(data, tmp_path):
     made = [write_run(tmp_path / n, data, f) for n, f in (("good", perfect), ("worse", worse))]
     comparison = comparing.compare(made, read_trained_run)
     found = comparison.detections["bbox"]
-    differing = comparing.differing_pictures(truth, data, found, 10)
+    whole = comparison.truth
+    differing = comparing.differing_pictures(whole, data, found, 10)
     assert [(one.id, one.f1) for one in differing] == [
         (7, {"good": 1.0, "worse": 0.0}),
         (4, {"good": 1.0, "worse": pytest.approx(2 / 3)}),
     ]
-    assert comparing.differing_pictures(truth, data, found, 1) == differing[:1]
+    assert comparing.differing_pictures(whole, data, found, 1) == differing[:1]
 
 
 def test_best_of_a_row():

@@ -335,25 +335,24 @@ class DifferingPicture:
 
 
 def differing_pictures(
-    content: dict[str, Any], image_dir: Path, found: dict[str, MeasuredDetections], number: int
+    truth: Annotations, image_dir: Path, found: dict[str, MeasuredDetections], number: int
 ) -> list[DifferingPicture]:
     """The pictures with the largest difference in F1 at each run's own best threshold.
 
     Args:
-        content: Content of the annotation file.
+        truth: The ground truth.
         image_dir: Folder of the pictures.
         found: By the runs' names.
         number: Most pictures to return; those on which the runs agree are left out.
     """
-    ids = np.array([image["id"] for image in content["images"]])
+    ids = np.array([image["id"] for image in truth.images])
     order = np.argsort(ids)
-    objects = [one["image_id"] for one in content["annotations"] if not one["iscrowd"]]
 
     def count(pictures: Any) -> NDArray[np.int64]:
         rows = order[np.searchsorted(ids[order], np.asarray(pictures, dtype=np.int64))]
         return np.bincount(rows, minlength=len(ids))
 
-    num_objects = count(objects)
+    num_objects = count([one["image_id"] for one in truth.objects])
     f1 = {}
     for name, one in found.items():
         shown = one.shown
@@ -366,22 +365,18 @@ def differing_pictures(
             image_dir / image["file_name"],
             {name: float(values[row]) for name, values in f1.items()},
         )
-        for row, image in enumerate(content["images"])
+        for row, image in enumerate(truth.images)
     ]
     pictures = [one for one in pictures if one.difference > 0]
     return sorted(pictures, key=lambda one: (-one.difference, one.id))[:number]
 
 
 def draw_picture(
-    picture: DifferingPicture, content: dict[str, Any], found: dict[str, MeasuredDetections]
+    picture: DifferingPicture, truth: Annotations, found: dict[str, MeasuredDetections]
 ) -> Figure:
     """The ground truth, then the detections of each run: right ones green, wrong ones orange."""
     image = np.asarray(Image.open(picture.file).convert("RGB"))
-    truth = [
-        one
-        for one in content["annotations"]
-        if one["image_id"] == picture.id and not one["iscrowd"]
-    ]
+    objects = [one for one in truth.objects if one["image_id"] == picture.id]
     columns = min(3, len(found) + 1)
     rows = -(-(len(found) + 1) // columns)
     height = 4.0 * image.shape[0] / image.shape[1] + 0.3
@@ -390,8 +385,8 @@ def draw_picture(
     for axis in axes:
         axis.axis("off")
     axes[0].imshow(image)
-    axes[0].set_title(f"{len(truth)} objects", fontsize=8)
-    _boxes(axes[0], [one["bbox"] for one in truth], "#0072B2")
+    axes[0].set_title(f"{len(objects)} objects", fontsize=8)
+    _boxes(axes[0], [one["bbox"] for one in objects], "#0072B2")
     for axis, (name, one) in zip(axes[1:], found.items(), strict=False):
         here = one.shown & (one.pictures == picture.id)
         right = one.right
@@ -492,10 +487,10 @@ def _pictures(comparison: Comparison, number: int) -> list[Part]:
     found = comparison.detections.get("bbox") or comparison.detections["segm"]
     if len(found) < 2:
         return ["Only one run keeps its detections."]
-    assert comparison.truth is not None
-    content = comparison.truth.content
+    truth = comparison.truth
+    assert truth is not None
     image_dir = comparison.runs[next(iter(found))].image_dir
-    pictures = differing_pictures(content, image_dir, found, number)
+    pictures = differing_pictures(truth, image_dir, found, number)
     thresholds = ", ".join(f"{name} {one.threshold:.2f}" for name, one in found.items())
     parts: list[Part] = [
         "Those with the largest difference in F1 between the best and the worst run. Every run "
@@ -510,7 +505,7 @@ def _pictures(comparison: Comparison, number: int) -> list[Part]:
             continue
         name = picture.file.name
         parts.append(Heading(f"{name}, difference {picture.difference:.2f}"))
-        parts.append(Picture.of(draw_picture(picture, content, found), name, "jpeg"))
+        parts.append(Picture.of(draw_picture(picture, truth, found), name, "jpeg"))
     return parts
 
 
