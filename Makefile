@@ -19,7 +19,7 @@ help:
 	@echo "             print its COCO table: about 5 minutes on 2 cores once it is set up"
 	@echo "make demo-3d set up, train configs/pointpillars_poly1_kitti.py on simulated LiDAR scans and"
 	@echo "             print its KITTI table: about 6 minutes on 2 cores once it is set up"
-	@echo "make test    set up, then lint, formatting, types and tests: about 20 minutes"
+	@echo "make test    set up, then lint, formatting, types and tests: about 22 minutes"
 	@echo "make test-core TORCH=2.1.2       the tests on another torch, without a framework"
 	@echo "make test-stack STACK=torch21    the tests on another stack: torch21, onedl or upstream"
 	@echo "make test-detectron2 PYTHON=...  the tests with the Detectron2 of that Python"
@@ -55,7 +55,7 @@ test:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	@echo "* tests (about 18 minutes on 2 cores)"
+	@echo "* tests (about 20 minutes on 2 cores)"
 	OMP_NUM_THREADS=1 .venv/bin/python $(PYTEST)
 
 test-core:
