@@ -74,7 +74,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def _draw(axes: Axes, bins: Bins) -> None:
-    share = bins.count / max(1, bins.count.max())
+    share = bins.count / max(1, int(bins.count.max()))
     for low, high, target, part in zip(
         bins.edges[:-1], bins.edges[1:], bins.target, share, strict=True
     ):

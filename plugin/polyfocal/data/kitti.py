@@ -257,10 +257,10 @@ def boxes_in_lidar(
         (N, 7): x, y, z of the middle, length, width, height, yaw; the yaw counts from x, towards
         y, in [-pi, pi).
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
-    middles = _transform(np.linalg.inv(lidar2cam), _middles(boxes))
-    yaw = (-boxes[:, 6] - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
-    return np.concatenate([middles, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1)
+    rows = np.asarray(boxes, np.float64).reshape(-1, 7)
+    middles = _transform(np.linalg.inv(lidar2cam), _middles(rows))
+    yaw = (-rows[:, 6] - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
+    return np.concatenate([middles, rows[:, [3, 5, 4]], yaw[:, None]], axis=1)
 
 
 def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
