@@ -194,15 +194,13 @@ def test_rt_detr(criterion, build):
 
 
 SHARDED = """
-import os, sys
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from polyfocal import Poly1FocalLoss
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+dist.init_process_group("gloo")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
 pictures, labels = torch.randn(8, 6), torch.randint(6, (8,))
@@ -212,7 +210,7 @@ expected = torch.autograd.grad(whole, list(model.parameters()))
 mesh = init_device_mesh("cpu", (2,))
 for layer in (model[0], model[2], model):
     fully_shard(layer, mesh=mesh)
-mine = slice(4 * rank, 4 * rank + 4)
+mine = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
 loss(model(pictures[mine]), labels[mine], avg_factor=2.0).backward()
 for parameter, gradient in zip(model.parameters(), expected):
     assert parameter.grad.to_local().shape != gradient.shape
@@ -227,8 +225,9 @@ def test_two_processes_of_fsdp_are_one_with_the_whole_batch(tmp_path):
     pytest.importorskip("torch.distributed.fsdp", reason=reason)
     if not hasattr(torch.distributed.fsdp, "fully_shard"):
         pytest.skip(reason)
-    both = [
-        subprocess.Popen([sys.executable, "-c", SHARDED, str(rank), str(tmp_path / "meeting")])
-        for rank in range(2)
-    ]
-    assert [one.wait(timeout=240) for one in both] == [0, 0]
+    file = tmp_path / "sharded.py"
+    file.write_text(SHARDED)
+    # It ends both processes where one fails.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

@@ -75,7 +75,7 @@ class CocoSplit:
 
 
 def load_split(
-    folder: str | Path, split: str, load: Loader | None = None, *, least: float = 1.0
+    folder: str | Path, split: str, load: Loader | None = None, *, smallest: bool = False
 ) -> CocoSplit:
     """Find one split of a COCO-format folder and check its files.
 
@@ -91,8 +91,8 @@ def load_split(
         split: Name of the split, such as ``"train"``.
         load: What the training will load pictures with. None for OpenCV as MMDetection uses it, or,
             without OpenCV, for Pillow as Detectron2 uses it.
-        least: Pixels. MMDetection trains on no object with a shorter side or with the area 0. 0 for
-            a training that does.
+        smallest: Whether the training uses objects without area and boxes below a pixel, as
+            Detectron2's does and MMDetection's does not.
 
     Raises:
         DatasetError: Something is missing, contradicts itself or cannot be read; the sentence
@@ -103,7 +103,7 @@ def load_split(
     annotations = read_annotations(file)
     if not annotations.images:
         raise DatasetError(f"{file} lists no pictures; the {split} split needs at least one.")
-    notes = [*annotations.notes, *_check_something_to_learn(annotations, least)]
+    notes = [*annotations.notes, *_check_something_to_learn(annotations, smallest)]
     _check_no_corners(annotations)
     image_dir = _image_dir(folder, split, file, [one["file_name"] for one in annotations.images])
     notes += _check_pictures(file, image_dir, annotations.images, load or usual_loader())
@@ -207,7 +207,7 @@ def _what_is_there(folder: Path) -> str:
     return "there is no annotations/*.json"
 
 
-def _check_something_to_learn(found: Annotations, least: float = 1.0) -> list[str]:
+def _check_something_to_learn(found: Annotations, smallest: bool = False) -> list[str]:
     """Remarks on objects that no training can use; a :class:`DatasetError` if none can be used."""
     if not found.annotations:
         raise DatasetError(
@@ -218,7 +218,7 @@ def _check_something_to_learn(found: Annotations, least: float = 1.0) -> list[st
             f"all {len(found.annotations)} annotations of {found.source} are crowd regions "
             "(iscrowd 1): there is nothing to learn or to measure."
         )
-    every = (_why_useless(one, found.sizes, least) for one in found.objects)
+    every = (_why_useless(one, found.sizes, smallest) for one in found.objects)
     reasons = Counter(filter(None, every))
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     useless = sum(reasons.values())
@@ -235,11 +235,11 @@ def _check_something_to_learn(found: Annotations, least: float = 1.0) -> list[st
     ]
 
 
-def _why_useless(one: dict[str, Any], sizes: dict[int, list[int]], least: float) -> str:
+def _why_useless(one: dict[str, Any], sizes: dict[int, list[int]], smallest: bool) -> str:
     if one.get("ignore"):
         return "with ignore 1"
     x, y, width, height = one["bbox"]
-    if least and (one["area"] <= 0 or min(width, height) < least):
+    if not smallest and (one["area"] <= 0 or min(width, height) < 1):
         return "without area or with a box of less than one pixel"
     high, wide = sizes[one["image_id"]]
     if x >= wide or y >= high or x + width <= 0 or y + height <= 0:

@@ -112,7 +112,7 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
             " tools/train_net.py, where the losses work too."
         )
     splits = {
-        name: load_split(folder, name, load_picture, least=0)
+        name: load_split(folder, name, load_picture, smallest=True)
         for name in (("train", "val") if train else ("val",))
     }
     val = splits["val"]
