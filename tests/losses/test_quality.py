@@ -137,7 +137,30 @@ def test_gradients_are_those_of_the_value(name, reduction, path):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_path_gives_the_same(name):
+def test_a_matrix_is_computed_as_labels_where_each_row_has_one_positive_at_most(name):
+    loss, settings, *_ = LOSSES[name]
+    torch.manual_seed(0)
+    x = torch.randn(30, 6).requires_grad_()
+    labels, scores, weight = torch.randint(0, 7, (30,)), torch.rand(30), torch.rand(30)
+    settings = {"epsilon": 0.5, "reduction": "sum", **settings}
+    found = []
+    for target in ((labels, scores), matrix(labels, scores, 6)):
+        value = loss(x, target, weight, **settings)
+        found.append((value.detach(), *torch.autograd.grad(value, x)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    several = torch.where(torch.rand(30, 6) < 0.4, torch.rand(30, 6), 0.0)
+    assert several.count_nonzero(dim=1).max() > 1
+    # Entry by entry: each as a row of one column, of which it is the only positive.
+    value = loss(x, several, weight, **settings)
+    single = loss(x.reshape(-1, 1), several.reshape(-1, 1), weight.repeat_interleave(6), **settings)
+    torch.testing.assert_close(value, single)
+    torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(single, x))
+
+
+@pytest.mark.parametrize("keep", [0, 2**20], ids=["again", "kept"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_path_gives_the_same(name, keep, monkeypatch):
+    monkeypatch.setattr(ops.cpu, "_KEEP", keep)
     loss, settings, *_ = LOSSES[name]
     torch.manual_seed(0)
     logits = 4 * torch.randn(500, 20)

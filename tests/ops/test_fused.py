@@ -55,6 +55,7 @@ def composed():
 def always_compiled(monkeypatch):
     """Small shapes are compiled too, in as many forms as the tests of this process ask for."""
     monkeypatch.setattr(cpu, "_COMPILE_FROM", 0)
+    monkeypatch.setattr(cpu, "_KEEP", 0)  # as of an input that is large enough to be compiled
     if not cpu.has_compiler():
         pytest.skip("needs a C++ compiler")
     with torch._dynamo.config.patch(cache_size_limit=64):
@@ -214,6 +215,24 @@ def test_softmax_in_blocks_equals_softmax_at_once(monkeypatch):
             loss = softmax_poly_focal(logits, target, poly, weight, reduce=True, scale=0.1)
             results.append((loss.detach(), torch.autograd.grad(loss, logits)[0]))
         torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("by", [None, "row", "entry"])
+def test_sigmoid_whose_gradient_is_kept_equals_sigmoid_computed_again(monkeypatch, by):
+    logits, target, weight, by_class = (x.float() for x in sigmoid_case(300, 21))
+    logits, target = logits.requires_grad_(), target.long()
+    weight = {None: None, "row": weight[:, :1], "entry": weight}[by]
+    monkeypatch.setattr(cpu, "_BLOCK", 1000)
+    monkeypatch.setattr(cpu, "_GRAIN", 100)
+    for poly in (PolyFocal(2.0), PolyFocal(0.5, (0.5, -0.2, 0.1), 0.3, 2.0), PolyFocal()):
+        for positive, negative in ((0.25, 0.75), (by_class, 1.0 - by_class)):
+            results = []
+            for keep in (2**20, 0):
+                monkeypatch.setattr(cpu, "_KEEP", keep)
+                arguments = (poly, positive, negative, weight)
+                loss = sigmoid_poly_focal(logits, target, *arguments, reduce=True, scale=0.1)
+                results.append((loss.detach(), torch.autograd.grad(3 * loss, logits)[0]))
+            torch.testing.assert_close(results[0], results[1])
 
 
 def test_rows_without_an_object_and_without_a_weight():
@@ -509,5 +528,9 @@ def test_fused_is_what_runs(monkeypatch):
     original = cpu.sigmoid
     monkeypatch.setattr(fused.cpu, "sigmoid", lambda *a, **k: called.append(1) or original(*a, **k))
     logits = torch.randn(5, 3).requires_grad_()
-    functional.focal_loss(logits, torch.zeros(5, dtype=torch.int64), use_sigmoid=True).backward()
-    assert len(called) == 2
+    labels = torch.zeros(5, dtype=torch.int64)
+    functional.focal_loss(logits, labels, use_sigmoid=True).backward()
+    assert len(called) == 1  # the gradient of a small input is computed with the loss
+    monkeypatch.setattr(cpu, "_KEEP", 14)
+    functional.focal_loss(logits, labels, use_sigmoid=True).backward()
+    assert len(called) == 3

@@ -9,7 +9,8 @@ box; y = 0 for a negative entry. The target is one of
 ``labels``
     ``(N,)`` integers: every positive has the quality 1.
 ``scores``
-    ``(N, C)`` in [0, 1]: an entry above 0 is a positive.
+    ``(N, C)`` in [0, 1]: an entry above 0 is a positive. On a CPU, a matrix with one positive per
+    row at most, such as VFNet's head makes, is computed as labels and scores.
 
 A score that leaves [0, 1] only by rounding is clamped. A score further out, or NaN, is refused on
 the CPU. Nothing of the target has a gradient.
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyfocal._torch import can_read
 from polyfocal.errors import UserError
 from polyfocal.losses.base import ClassificationLoss
 from polyfocal.losses.rows import in_unit, prepare
@@ -77,7 +79,7 @@ def weighed_quality(
     if activated:
         x = in_unit(x, "the probabilities range")
     if rows.soft:
-        scores, labels = labels, labels > 0
+        labels, scores = _by_row(labels)
     else:
         if rows.keep is not None:
             labels = torch.where(rows.keep, labels, logits.shape[1])
@@ -124,6 +126,18 @@ def _split(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
             " expected floating point of the same shape"
         )
     return labels, scores
+
+
+def _by_row(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and scores (N,) of a matrix with one positive per row at most, where that can be seen.
+
+    Else which entries of the matrix are positives, and the matrix.
+    """
+    if can_read(scores) and scores.numel():
+        best, column = scores.max(dim=1)
+        if torch.count_nonzero(best) == torch.count_nonzero(scores):
+            return torch.where(best > 0, column, scores.shape[1]), best
+    return scores > 0, scores
 
 
 class QualityLoss(ClassificationLoss, table=False):

@@ -41,7 +41,8 @@ _BLOCK = 65_536
 _GRAIN = 32_768
 # From this many logits on, a pass saves more than the compiled code's call costs.
 _COMPILE_FROM = 2**20
-# Up to this many logits the softmax is kept for backward; more are not worth the memory.
+# Up to this many logits the softmax form keeps the softmax for backward, and the sigmoid form the
+# gradient; more are not worth the memory.
 _KEEP = 2**20
 # Narrower rows than a vector register leave a compiled loop over them mostly idle.
 _COMPILE_COLUMNS = 8
@@ -54,6 +55,15 @@ _COMPILE_OPTIONS = {
 }
 
 Scale = Tensor | float
+
+
+def is_small(logits: Tensor) -> bool:
+    """Whether the sum of the sigmoid form's losses is worth computing together with its gradient.
+
+    The gradient is kept in the dtype of the logits. In half precision it would lose what a gradient
+    scaler keeps, because the scaler's factor comes later.
+    """
+    return logits.numel() <= _KEEP and logits.dtype == compute_dtype(logits)
 
 
 def sigmoid(
@@ -90,49 +100,62 @@ def sigmoid(
     factor = upstream.item() if upstream is not None and reduce else 1.0
     scales = [s for s in (weight, None if reduce else upstream) if s is not None]
 
-    done = False
-    if reduce and compiled and _is_worth_compiling(logits):
-        wanted = (sums if want_loss else None, gradient)
-        done = _run_compiled(wanted, poly, logits.contiguous(), negative, weight, factor)
-    if not done:
+    if (
+        reduce
+        and compiled
+        and _is_worth_compiling(logits)
+        and _run_compiled(
+            (sums if want_loss else None, gradient),
+            poly,
+            logits.contiguous(),
+            negative,
+            weight,
+            factor,
+        )
+    ):
+        for index, labels in _foreground(logits, target):
+            put, slope = margin_loss(poly, logits[index, labels].to(dtype))
+            at_positive = at_class(positive, labels)
+            if gradient is not None:
+                slope = slope * at_positive * factor
+                _scale(slope, *(_at(s, index, labels) for s in scales))
+                gradient[index, labels] = slope.to(gradient.dtype)
+            if want_loss:
+                sums[index] = _row_sums(
+                    logits[index].to(dtype),
+                    labels,
+                    put * at_positive,
+                    poly,
+                    negative,
+                    None if by_entry is None else by_entry[index],
+                )
+    else:
         as_negatives = PolyFocal(poly.gamma, poly.epsilons)
         by_class, number = (negative, 1.0) if isinstance(negative, Tensor) else (1.0, negative)
         for part in _blocks(logits):
-            q, ce, power = _terms(as_negatives, logits[part].to(dtype), want_loss)
+            x = logits[part].to(dtype)
+            q, ce, power = _terms(as_negatives, x, want_loss)
+            index = (target[part] < columns).nonzero().squeeze(1)
+            labels = target[part][index]
+            put, put_slope = margin_loss(poly, x[index, labels])
+            at_positive = at_class(positive, labels)
             if want_loss:
-                loss = loss_of(as_negatives, ce, q, power)
                 # If the loss is CE itself, the slope no longer needs it.
-                _scale(loss, by_class, None if by_entry is None else by_entry[part])
+                loss = _scale(loss_of(as_negatives, ce, q, power), by_class, number)
+                loss[index, labels] = put * at_positive
+                _scale(loss, None if by_entry is None else by_entry[part])
                 if reduce:
                     torch.sum(loss, dim=1, out=sums[part])
                 else:
-                    torch.mul(loss, number, out=each[part])
+                    each[part] = loss
             if gradient is not None:
                 out = gradient[part] if gradient.dtype == dtype else None
                 slope = slope_of(as_negatives, ce, q, power, factor=number * factor, out=out)
-                _scale(slope, by_class, *(s[part] for s in scales))
+                _scale(slope, by_class)
+                slope[index, labels] = put_slope * at_positive * factor
+                _scale(slope, *(s[part] for s in scales))
                 if slope is not out:
                     gradient[part] = slope
-        sums.mul_(number)
-
-    for index, labels in _foreground(logits, target):
-        put, slope = margin_loss(poly, logits[index, labels].to(dtype))
-        at_positive = at_class(positive, labels)
-        if gradient is not None:
-            slope = slope * at_positive * factor
-            _scale(slope, 1.0, *(_at(s, index, labels) for s in scales))
-            gradient[index, labels] = slope.to(gradient.dtype)
-        if want_loss and reduce:
-            sums[index] = _row_sums(
-                logits[index].to(dtype),
-                labels,
-                put * at_positive,
-                poly,
-                negative,
-                None if by_entry is None else by_entry[index],
-            )
-        elif want_loss:
-            each[index, labels] = _scale(put * at_positive, 1.0, _at(by_entry, index, labels))
     if not want_loss:
         return None, gradient
     if not reduce:
@@ -156,7 +179,7 @@ def _row_sums(
     q, ce, power = _terms(as_negatives, x, True)
     each = _scale(loss_of(as_negatives, ce, q, power), negative)
     each.scatter_(1, labels.unsqueeze(1), put.unsqueeze(1))
-    return _scale(each, 1.0, weight).sum(dim=1)
+    return _scale(each, weight).sum(dim=1)
 
 
 def softmax_loss(
@@ -258,13 +281,11 @@ def _at(scale: Tensor | None, index: Tensor, labels: Tensor) -> Tensor | None:
     return scale[index, 0] if scale.shape[1] == 1 else scale[index, labels]
 
 
-def _scale(value: Tensor, first: Scale, *others: Tensor | None) -> Tensor:
-    """Multiplies in place by every factor that is not None."""
-    if isinstance(first, Tensor) or first != 1.0:
-        value.mul_(first)
-    for other in others:
-        if other is not None:
-            value.mul_(other)
+def _scale(value: Tensor, *factors: Scale | None) -> Tensor:
+    """Multiplies in place by every factor that is neither None nor 1."""
+    for factor in factors:
+        if isinstance(factor, Tensor) or factor not in (None, 1.0):
+            value.mul_(factor)
     return value
 
 

@@ -1,8 +1,9 @@
 """Chooses how a loss is computed: by a fused pass if there is one, else by composed operations.
 
 A fused loss keeps one buffer of the logits' size for backward, the logits themselves. Backward
-reads them again and writes the gradient. On a CPU the softmax form keeps the softmax too while it
-is small. A second derivative goes through the composed operations.
+reads them again and writes the gradient. On a CPU a small input keeps a second buffer: the softmax
+form its softmax, the sum of the sigmoid form its gradient. A second derivative goes through the
+composed operations.
 """
 
 import functools
@@ -106,8 +107,9 @@ def sigmoid_poly_focal(
     if backend is None:
         loss = composed_sigmoid(logits, target, poly, positive, negative, weight)
         return loss.sum() * scale if reduce else loss
-    loss = _Sigmoid.apply(logits, target, weight, positive, negative, poly, reduce, backend)
-    return loss * scale if reduce else loss
+    return _Sigmoid.apply(
+        logits, target, weight, positive, negative, poly, scale if reduce else None, backend
+    )
 
 
 def softmax_poly_focal(
@@ -147,7 +149,19 @@ def _second_order(loss: Callable[[Tensor], Tensor], logits: Tensor, upstream: Te
     return torch.func.vjp(loss, logits)[1](upstream)[0]
 
 
+def one_pass(
+    ctx: Any, backend: ModuleType, arguments: tuple[Any, ...], reduce: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The fused sigmoid loss of the arguments, and its gradient if it is worth keeping."""
+    logits = arguments[0]
+    keep = reduce and ctx.needs_input_grad[0] and backend is cpu and cpu.is_small(logits)
+    upstream = logits.new_ones(()) if keep else None
+    return backend.sigmoid(*arguments, reduce, _path == "auto", upstream=upstream)
+
+
 class _Sigmoid(torch.autograd.Function):
+    """The sum times ``scale``, or, without one, the losses of the entries."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -157,20 +171,23 @@ class _Sigmoid(torch.autograd.Function):
         positive: Tensor | float,
         negative: Tensor | float,
         poly: PolyFocal,
-        reduce: bool,
+        scale: Tensor | float | None,
         backend: ModuleType,
     ) -> Tensor:
-        ctx.poly, ctx.reduce, ctx.backend = poly, reduce, backend
+        arguments = (logits, target, poly, positive, negative, weight)
+        loss, gradient = one_pass(ctx, backend, arguments, scale is not None)
+        ctx.poly, ctx.scale, ctx.backend = poly, scale, backend
         scales = (positive, negative)
         ctx.numbers = [None if isinstance(s, Tensor) else s for s in scales]
         tensors = [s if isinstance(s, Tensor) else None for s in scales]
-        ctx.save_for_backward(logits, target, weight, *tensors)
-        arguments = (logits, target, poly, positive, negative, weight, reduce)
-        return backend.sigmoid(*arguments, _path == "auto")[0]
+        ctx.save_for_backward(logits, target, weight, gradient, *tensors)
+        return loss if scale is None else loss.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, *tensors = ctx.saved_tensors
+        logits, target, weight, gradient, *tensors = ctx.saved_tensors
+        if ctx.scale is not None:
+            upstream = upstream * ctx.scale
         positive, negative = (
             n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)
         )
@@ -178,13 +195,19 @@ class _Sigmoid(torch.autograd.Function):
 
             def loss(x: Tensor) -> Tensor:
                 each = composed_sigmoid(x, target, ctx.poly, positive, negative, weight)
-                return each.sum() if ctx.reduce else each
+                return each if ctx.scale is None else each.sum()
 
             gradient = _second_order(loss, logits, upstream)
+        elif gradient is not None:
+            gradient = gradient * upstream
         else:
-            arguments = (logits, target, ctx.poly, positive, negative, weight, ctx.reduce)
+            arguments = (logits, target, ctx.poly, positive, negative, weight)
             _, gradient = ctx.backend.sigmoid(
-                *arguments, _path == "auto", want_loss=False, upstream=upstream
+                *arguments,
+                ctx.scale is not None,
+                _path == "auto",
+                want_loss=False,
+                upstream=upstream,
             )
         return gradient, None, None, None, None, None, None, None
 

@@ -134,10 +134,11 @@ def _plus(onto: Tensor | None, coefficients: Sequence[float], q: Tensor) -> Tens
 
 def margin_loss(poly: PolyFocal, z: Tensor) -> tuple[Tensor, Tensor]:
     """f(sigmoid(z)) and its derivative by z, elementwise."""
-    q, cross_entropy = torch.sigmoid(-z), softplus(-z)
+    below = -z
+    q, cross_entropy = torch.sigmoid(below), softplus(below)
     power = q.pow(poly.gamma) if poly.gamma > 0 else None
     loss = loss_of(poly, cross_entropy, q, power)
-    return loss, -slope_of(poly, cross_entropy, q, power)
+    return loss, slope_of(poly, cross_entropy, q, power, factor=-1.0)
 
 
 def _composed(

@@ -224,11 +224,14 @@ def quality_loss(
     if backend is None:
         loss = composed_quality(logits, labels, scores, quality, per_class, weight, activated)
         return loss.sum() * scale if reduce else loss
-    loss = _Quality.apply(logits, labels, scores, weight, per_class, quality, reduce, backend)
-    return loss * scale if reduce else loss
+    return _Quality.apply(
+        logits, labels, scores, weight, per_class, quality, scale if reduce else None, backend
+    )
 
 
 class _Quality(torch.autograd.Function):
+    """The sum times ``scale``, or, without one, the losses of the entries."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -238,52 +241,53 @@ class _Quality(torch.autograd.Function):
         weight: Tensor | None,
         per_class: Tensor | float,
         quality: Quality,
-        reduce: bool,
+        scale: Tensor | float | None,
         backend: Any,
     ) -> Tensor:
-        ctx.quality, ctx.reduce, ctx.backend = quality, reduce, backend
+        # The positives weigh nothing in the pass.
+        arguments = (logits, labels, quality.negatives, 0.0, per_class * quality.negative, weight)
+        loss, gradient = fused.one_pass(ctx, backend, arguments, scale is not None)
+        rows, columns, mask = _positives_of(logits, labels)
+        put, slope = _closed(logits[rows, columns].to(loss.dtype), scores[rows], quality)
+        each = _at(per_class, rows, columns) * _at(weight, rows, columns)
+        put = put * each
+        if gradient is not None:
+            _put(gradient, rows, columns, slope * each, mask)
+        ctx.quality, ctx.scale, ctx.backend = quality, scale, backend
         ctx.number = None if isinstance(per_class, Tensor) else per_class
         tensor = per_class if isinstance(per_class, Tensor) else None
-        ctx.save_for_backward(logits, labels, scores, weight, tensor)
-        # The positives weigh nothing in the pass.
-        common = (quality.negatives, 0.0, per_class * quality.negative, weight, reduce)
-        loss = backend.sigmoid(logits, labels, *common, fused._path == "auto")[0]
-        rows, columns, mask = _positives_of(logits, labels)
-        put, _ = _closed(logits[rows, columns].to(loss.dtype), scores[rows], quality)
-        put = put * _at(per_class, rows, columns) * _at(weight, rows, columns)
-        if not reduce:
+        ctx.save_for_backward(logits, labels, scores, weight, gradient, tensor)
+        if scale is None:
             _put(loss, rows, columns, put, mask)
             return loss
-        return loss + (put if mask is None else torch.where(mask, put, 0.0)).sum()
+        return (loss + (put if mask is None else torch.where(mask, put, 0.0)).sum()).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, scores, weight, tensor = ctx.saved_tensors
+        logits, labels, scores, weight, gradient, tensor = ctx.saved_tensors
         per_class = ctx.number if tensor is None else tensor
+        reduce = ctx.scale is not None
+        if reduce:
+            upstream = upstream * ctx.scale
         if torch.is_grad_enabled():
 
             def loss(x: Tensor) -> Tensor:
                 each = composed_quality(x, labels, scores, ctx.quality, per_class, weight)
-                return each.sum() if ctx.reduce else each
+                return each.sum() if reduce else each
 
             gradient = fused._second_order(loss, logits, upstream)
+        elif gradient is not None:
+            gradient = gradient * upstream
         else:
             negative = per_class * ctx.quality.negative
-            common = (
-                ctx.quality.negatives,
-                0.0,
-                negative,
-                weight,
-                ctx.reduce,
-                fused._path == "auto",
-            )
+            arguments = (logits, labels, ctx.quality.negatives, 0.0, negative, weight, reduce)
             _, gradient = ctx.backend.sigmoid(
-                logits, labels, *common, want_loss=False, upstream=upstream
+                *arguments, fused._path == "auto", want_loss=False, upstream=upstream
             )
             rows, columns, mask = _positives_of(logits, labels)
             x = logits[rows, columns].to(compute_dtype(logits))
             slope = _closed(x, scores[rows], ctx.quality)[1]
             slope = slope * _at(per_class, rows, columns) * _at(weight, rows, columns)
-            slope = slope * (upstream if ctx.reduce else upstream[rows, columns])
+            slope = slope * (upstream if reduce else upstream[rows, columns])
             _put(gradient, rows, columns, slope, mask)
         return gradient, None, None, None, None, None, None, None
