@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {"tiny": {"tiny": True}, "small": {"small": True}}
-    rows["small --freeze"] = {"small": True, "freeze": True}
+    rows: dict[str, dict[str, Any]] = {name: {"profile": name} for name in ("tiny", "small")}
+    rows["small --freeze"] = {"profile": "small", "freeze": True}
     with tempfile.TemporaryDirectory() as kept:
         requests = {
             name: Request(prepare, args.config, data=args.data, **settings)

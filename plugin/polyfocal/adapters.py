@@ -26,7 +26,7 @@ def prepare(request: Request) -> Any:
         from polyfocal.mmdet3d.experiment import prepare_experiment
     else:
         from polyfocal.mmdet.experiment import prepare_experiment
-    if request.small and framework != "mmdet":
+    if request.profile == "small" and framework != "mmdet":
         raise UserError(
             f"--profile small is for detectors in pictures, and {request.config} is for"
             f" {'LiDAR scans' if framework == 'mmdet3d' else 'a classifier'}: take --profile tiny."

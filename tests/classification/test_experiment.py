@@ -77,7 +77,7 @@ def test_full_recipe(tmp_path):
         "noised_topk",
         tmp_path,
         data=tmp_path,
-        tiny=True,
+        profile="tiny",
         options={"model.backbone.depth": 14, "topk": 3},
     ).config
     assert tiny.train_cfg.max_epochs == 12 and tiny.model.backbone.depth == 14
@@ -152,12 +152,14 @@ def test_refuses(settings, sentence, tmp_path, monkeypatch):
 @pytest.mark.skipif(not CIFAR_LT.is_dir(), reason="needs ../shared/data/cifar10_lt100")
 def test_real_pictures(tmp_path):
     options = {"variant": {"long_tail": 100.0}, "val_evaluator.shots": (200, 1000)}
-    cfg = prepare("ldam", tmp_path, data=CIFAR_LT, tiny=True, options=options).config
+    cfg = prepare("ldam", tmp_path, data=CIFAR_LT, profile="tiny", options=options).config
     counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert cfg.model.loss.class_counts == cfg.val_evaluator.class_counts == counts
     few = {"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1, "variant.num_samples": 1000}
     few["val_evaluator.shots"] = (5, 20)
-    measured = run_train(prepare("ldam", tmp_path, data=CIFAR_LT, tiny=True, options=options | few))
+    measured = run_train(
+        prepare("ldam", tmp_path, data=CIFAR_LT, profile="tiny", options=options | few)
+    )
     assert {"many", "medium", "few"} <= {name.split("/")[1] for name in measured}
     (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
     last = json.loads(scalars.read_text().splitlines()[-1])

@@ -71,7 +71,7 @@ def test_reads_well(path):
 
 @pytest.mark.parametrize("path", LAZY + YAML, ids=identifier)
 def test_tiny_profile_takes_a_step_and_predicts(path, scenes):
-    experiment = prepare_detectron2(path, data=scenes, tiny=True)
+    experiment = prepare_detectron2(path, data=scenes, profile="tiny")
     torch.manual_seed(0)
     model = experiment.build_model()
     kind = path.stem.rpartition("_")[2]
@@ -126,7 +126,7 @@ def test_yaml_is_the_zoos_config_with_another_loss(path):
 @pytest.mark.parametrize("path", YAML, ids=identifier)
 def test_yaml_and_lazy_config_are_one_experiment(path, scenes):
     lazy, yaml = (
-        prepare_detectron2(path.with_suffix(suffix), data=scenes, tiny=True)
+        prepare_detectron2(path.with_suffix(suffix), data=scenes, profile="tiny")
         for suffix in (".py", ".yaml")
     )
     models = [experiment.build_model() for experiment in (lazy, yaml)]
@@ -160,7 +160,7 @@ def test_every_registry_has_its_class():
 
 def test_a_yaml_config_of_the_model_zoo_is_read(scenes):
     path = model_zoo.get_config_file(ZOO["retinanet"])
-    experiment = prepare_detectron2(path, data=scenes, tiny=True, train=False)
+    experiment = prepare_detectron2(path, data=scenes, profile="tiny", train=False)
     assert type(experiment.build_model()).__name__ == "RetinaNet"
 
 

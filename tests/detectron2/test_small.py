@@ -37,7 +37,7 @@ def weights(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", [*NAMES, "fcos_poly1.py"])
 def test_takes_a_step_and_predicts(name, scenes, weights):
-    experiment = prepare_detectron2(CONFIGS / name, data=scenes, small=True)
+    experiment = prepare_detectron2(CONFIGS / name, data=scenes, profile="small")
     torch.manual_seed(0)
     model = experiment.build_model()
     net = model.backbone.bottom_up.net
@@ -72,7 +72,7 @@ def test_takes_a_step_and_predicts(name, scenes, weights):
 def test_the_rate_follows_an_override(scenes):
     option = ["optimizer.lr=0.002"]
     path = CONFIGS / "retinanet_poly1.py"
-    experiment = prepare_detectron2(path, data=scenes, small=True, options=option)
+    experiment = prepare_detectron2(path, data=scenes, profile="small", options=option)
     optimizer = experiment.build_optimizer(experiment.build_model())
     assert {group["lr"] for group in optimizer.param_groups} == {0.002, 0.0002}
 
@@ -97,4 +97,4 @@ def test_another_pyramid_is_refused(tmp_path, scenes):
     cfg.MODEL.BACKBONE.NAME = "build_my_resnet_fpn_backbone"
     config.write_text(cfg.dump())
     with pytest.raises(UserError, match="makes the backbone EfficientNet-Lite0 with FPN"):
-        prepare_detectron2(config, data=scenes, small=True)
+        prepare_detectron2(config, data=scenes, profile="small")

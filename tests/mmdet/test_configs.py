@@ -132,7 +132,7 @@ def test_large_vocabulary_builds_with_its_background_and_its_activation():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_tiny_profile_trains_and_predicts(path, scenes):
     torch.manual_seed(0)
-    cfg = prepare_experiment(path, data=scenes, tiny=True).config
+    cfg = prepare_experiment(path, data=scenes, profile="tiny").config
     hub = MessageHub.get_current_instance()
     hub.update_info_dict(dict(iter=0, max_iters=10, epoch=0, max_epochs=1))
     model = MODELS.build(cfg.model)

@@ -29,7 +29,7 @@ def scenes(tmp_path_factory):
 
 def detector(scenes, config):
     """A tiny detector with random weights and one batch of two pictures."""
-    cfg = prepare_experiment(CONFIGS / f"{config}.py", data=scenes, tiny=True).config
+    cfg = prepare_experiment(CONFIGS / f"{config}.py", data=scenes, profile="tiny").config
     cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):

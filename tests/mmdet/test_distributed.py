@@ -137,7 +137,7 @@ for kind in (CocoMetric, CalibrationMetric):
     result[kind.__name__] = measure({truth!r}, kind, indices)
 
 experiment = prepare_experiment(
-    {config!r}, data={scenes!r}, tiny=True, options={{"train_cfg.max_epochs": 1}}
+    {config!r}, data={scenes!r}, profile="tiny", options={{"train_cfg.max_epochs": 1}}
 )
 cfg = experiment.config
 cfg.update(launcher="pytorch", work_dir={work!r}, randomness=dict(seed=0))

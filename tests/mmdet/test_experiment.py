@@ -92,7 +92,7 @@ def test_masks_need_masks(tmp_path):
 
 def test_crowded_pictures_raise_the_limits(tmp_path):
     root = cells(tmp_path, objects=101, masks=True)
-    experiment = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, tiny=True)
+    experiment = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, profile="tiny")
     cfg = experiment.config
     assert cfg.model.test_cfg.rcnn.max_per_img == cfg.val_evaluator.max_dets == 200
     assert cfg.model.test_cfg.rpn.max_per_img >= 200
@@ -135,7 +135,7 @@ def test_a_test_needs_the_val_split_only(tmp_path):
 
 def test_tiny_is_small_and_downloads_nothing(tmp_path):
     root = cells(tmp_path, masks=True, size=(640, 480))
-    cfg = prepare_experiment(config(tmp_path, "cascade"), data=root, tiny=True).config
+    cfg = prepare_experiment(config(tmp_path, "cascade"), data=root, profile="tiny").config
     model = cfg.model
     assert (type_name(model.backbone), model.backbone.depth) == ("ResNet", 18)
     assert model.backbone.frozen_stages == -1 and not model.backbone.norm_eval
@@ -153,7 +153,9 @@ def test_tiny_is_small_and_downloads_nothing(tmp_path):
 
 
 def test_tiny_does_not_enlarge_small_pictures(tmp_path):
-    cfg = prepare_experiment(config(tmp_path, "retinanet"), data=cells(tmp_path), tiny=True).config
+    cfg = prepare_experiment(
+        config(tmp_path, "retinanet"), data=cells(tmp_path), profile="tiny"
+    ).config
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         scales = [step.scale for step in walk(loader) if type_name(step) == "Resize"]
         assert scales == [(64, 64)]
@@ -166,7 +168,7 @@ def test_options_win(tmp_path):
         "val_evaluator.classwise": True,
     }
     cfg = prepare_experiment(
-        config(tmp_path, "retinanet"), data=cells(tmp_path), tiny=True, options=options
+        config(tmp_path, "retinanet"), data=cells(tmp_path), profile="tiny", options=options
     ).config
     assert cfg.train_cfg.max_epochs == 3
     assert cfg.model.bbox_head.feat_channels == 16
@@ -175,9 +177,9 @@ def test_options_win(tmp_path):
 
 
 def test_no_data_set(tmp_path):
-    for tiny in (False, True):
+    for profile in (None, "tiny"):
         with pytest.raises(UserError) as error:
-            prepare_experiment(config(tmp_path, "retinanet"), tiny=tiny)
+            prepare_experiment(config(tmp_path, "retinanet"), profile=profile)
         assert str(error.value) == (
             f"there is no data set: {tmp_path}/retinanet.py wants "
             "data/coco/annotations/instances_train2017.json; give a COCO-format folder with "
@@ -213,7 +215,7 @@ def test_bad_configs(tmp_path):
 def test_tiny_needs_a_backbone_with_stages(tmp_path):
     path = config(tmp_path, "retinanet", "model = dict(backbone=dict(_delete_=True, type='Mine'))")
     with pytest.raises(UserError, match="'RetinaNet' has no backbone with out_indices"):
-        prepare_experiment(path, tiny=True)
+        prepare_experiment(path, profile="tiny")
 
 
 OPENED = []
@@ -226,7 +228,7 @@ def test_each_annotation_file_is_opened_once(tmp_path):
     for file in files:
         os.utime(file, ns=(10**18, 10**18))  # one that was just written may change unseen
     OPENED.clear()
-    cfg = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, tiny=True).config
+    cfg = prepare_experiment(config(tmp_path, "mask_rcnn"), data=root, profile="tiny").config
     with DefaultScope.overwrite_default_scope("mmdet"):
         for loader in ("train", "val", "test"):
             DATASETS.build(cfg[f"{loader}_dataloader"].dataset)

@@ -75,11 +75,11 @@ def settings(node):
     ("name", "scope"), [*((name, None) for name in STOCK), ("faster_rcnn", "mmdet")]
 )
 def test_prepared_as_in_the_old_style(folder, data, name, scope):
-    tiny = name != "rtmdet"  # whose backbone the profile refuses
+    profile = None if name == "rtmdet" else "tiny"  # its backbone is refused
     old = folder / f"{name}_old.py"
     old.write_text(f"_base_ = 'mmdet::{STOCK[name]}'")
-    mine = prepare_experiment(config(folder, name, default_scope=scope), data=data, tiny=tiny)
-    right = prepare_experiment(old, data=data, tiny=tiny)
+    mine = prepare_experiment(config(folder, name, default_scope=scope), data=data, profile=profile)
+    right = prepare_experiment(old, data=data, profile=profile)
     assert mine.notes == right.notes and mine.quality == right.quality
     for key in ("model", "train_dataloader", "val_dataloader", "test_dataloader", "val_evaluator"):
         assert settings(mine.config[key]) == settings(right.config[key]), key
@@ -122,7 +122,7 @@ def test_train_test_and_tune(folder, data, tmp_path, capsys):
         "val_dataloader.num_workers": 0,
         "test_dataloader.num_workers": 0,
     }
-    experiment = prepare_experiment(path, tiny=True, options=options)
+    experiment = prepare_experiment(path, profile="tiny", options=options)
     assert experiment.config.model.bbox_head.loss_cls.type == "polyfocal.Poly1FocalLoss"
     measured = runs.train(experiment)
     shown = capsys.readouterr().out
@@ -140,10 +140,10 @@ def test_train_test_and_tune(folder, data, tmp_path, capsys):
     assert (tmp_path / "found.bbox.json").is_file()
     # What a search would write is a config as well.
     assert again.settings()["epsilon"].value == 1.0
-    prepare_experiment(path, tiny=True).write_variant(
+    prepare_experiment(path, profile="tiny").write_variant(
         tmp_path / "best.py", {"epsilon": 0.25}, ["found"]
     )
-    best = prepare_experiment(tmp_path / "best.py", data=data, tiny=True).config
+    best = prepare_experiment(tmp_path / "best.py", data=data, profile="tiny").config
     assert best.model.bbox_head.loss_cls.epsilon == 0.25
     assert best.train_dataloader.dataset.ann_file == str(data / "annotations/train.json")
 

@@ -211,7 +211,7 @@ def test_the_tiny_profile_keeps_readers_and_what_is_packed(tmp_path, data):
         "default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3))\n"
         "log_processor = dict(by_epoch=False)"
     )
-    cfg = prepare(tmp_path, text, data, tiny=True).config
+    cfg = prepare(tmp_path, text, data, profile="tiny").config
     dataset = cfg.train_dataloader.dataset
     assert type_name(dataset) == "CocoDataset", "a mosaic is augmentation"
     assert [type_name(step) for step in dataset.pipeline] == [
@@ -230,7 +230,7 @@ def test_the_tiny_profile_keeps_readers_and_what_is_packed(tmp_path, data):
 def test_pretrained_weights_in_a_list(tmp_path, data):
     inits = "[dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='away')]"
     text = f"model = dict(neck=dict(init_cfg={inits}))"
-    neck = prepare(tmp_path, text, data, tiny=True).config.model.neck
+    neck = prepare(tmp_path, text, data, profile="tiny").config.model.neck
     assert [init.type for init in neck.init_cfg] == ["Kaiming"]
 
 

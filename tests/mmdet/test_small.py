@@ -58,7 +58,7 @@ def built(cfg):
     "name", ["retinanet_poly1", "mask_rcnn_poly1", "deformable_detr_poly1", "rtmdet_s_poly1"]
 )
 def test_small_profile_trains_and_predicts(name, scenes, weights):
-    cfg = prepare_experiment(CONFIGS / f"{name}.py", data=scenes, small=True).config
+    cfg = prepare_experiment(CONFIGS / f"{name}.py", data=scenes, profile="small").config
     model = built(cfg)
     assert isinstance(model.backbone, EfficientNetLite0)
     stem = torch.load(weights, weights_only=True)["_conv_stem.weight"]
@@ -86,11 +86,13 @@ def test_small_profile_trains_and_predicts(name, scenes, weights):
 @pytest.mark.parametrize("name", ["retinanet_poly1", "deformable_detr_poly1"])
 def test_kept_features_are_those_of_the_pictures(name, scenes, tmp_path):
     """Of a batch with the same draws of mirroring: the boxes, the padding, the losses."""
-    frozen = prepare_experiment(CONFIGS / f"{name}.py", data=scenes, small=True, freeze=True).config
+    frozen = prepare_experiment(
+        CONFIGS / f"{name}.py", data=scenes, profile="small", freeze=True
+    ).config
     plain = prepare_experiment(
         CONFIGS / f"{name}.py",
         data=scenes,
-        small=True,
+        profile="small",
         options={"model.backbone.frozen_stages": 4},
     ).config
     model = built(plain)
@@ -148,7 +150,7 @@ def test_pictures_of_several_sizes_are_padded_with_what_padding_gives(tmp_path):
     change(root, "train", narrow)
     Image.new("RGB", (64, 64), "gray").save(root / "images" / "train" / "cell_1.png")
     config = CONFIGS / "retinanet_poly1.py"
-    cfg = prepare_experiment(config, data=root, small=True, freeze=True).config
+    cfg = prepare_experiment(config, data=root, profile="small", freeze=True).config
     model = built(cfg)
     cfg.train_dataloader.batch_sampler = None
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -196,7 +198,7 @@ def test_a_frozen_training_leaves_a_detector_that_is_tested_on_pictures(
         read_weights(tmp_path / f"run_{n}" / "epoch_2.pth")["state_dict"] for n in (12, 0)
     )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    cfg = prepare_experiment(config, data=scenes, small=True, train=False).config
+    cfg = prepare_experiment(config, data=scenes, profile="small", train=False).config
     model = built(cfg)
     pretrained = copy.deepcopy(model.backbone.state_dict())
     model.load_state_dict(first)
@@ -214,7 +216,9 @@ def test_a_trial_is_judged_on_features_too(scenes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {"train_dataloader.num_workers": 0, "val_dataloader.num_workers": 0}
     config = CONFIGS / "retinanet_poly1.py"
-    request = Request(prepare, config, data=scenes, small=True, freeze=True, options={**options})
+    request = Request(
+        prepare, config, data=scenes, profile="small", freeze=True, options={**options}
+    )
     experiment = request.prepare()
     experiment.hold_out(tmp_path / "split")
     experiment.use_epochs(1)
@@ -243,7 +247,7 @@ def test_small_is_for_pictures_with_boxes(name, capsys):
 def test_a_picture_of_another_size_than_its_annotations_is_refused(tmp_path):
     root = cells(tmp_path / "cells", pictures=1)
     cfg = prepare_experiment(
-        CONFIGS / "retinanet_poly1.py", data=root, small=True, freeze=True
+        CONFIGS / "retinanet_poly1.py", data=root, profile="small", freeze=True
     ).config
     model = built(cfg)
     dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset

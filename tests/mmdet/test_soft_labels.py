@@ -166,7 +166,7 @@ def test_the_train_tool_takes_such_data(folder, tmp_path, capsys):
     arguments = [CONFIG, "--data", folder, "--profile", "tiny", "--work-dir", tmp_path / "run"]
     assert train.main([*map(str, arguments), "--cfg-options", *options]) == 0
     assert (tmp_path / "run" / "epoch_1.pth").is_file()
-    experiment = prepare_experiment(CONFIG, data=folder, tiny=True)
+    experiment = prepare_experiment(CONFIG, data=folder, profile="tiny")
     assert any("5 of 6 annotations" in note and "category_ids" in note for note in experiment.notes)
 
 

@@ -85,7 +85,7 @@ def test_nothing_to_train_on_is_refused(tmp_path, alter, filter_empty_gt):
         f"val_evaluator = dict(ann_file='{root}/annotations/val.json')\n"
         f"work_dir = '{tmp_path}/run'"
     )
-    experiment = prepare_experiment(tmp_path / "mine.py", tiny=True)
+    experiment = prepare_experiment(tmp_path / "mine.py", profile="tiny")
     with pytest.raises(UserError) as caught:
         train(experiment)
     assert str(caught.value).startswith(

@@ -39,6 +39,6 @@ def test_two_lines_train(name, pictures, tmp_path):
             f"{loader}_dataloader.{key}": value
             for key, value in (("num_workers", 0), ("persistent_workers", False))
         }
-    experiment = prepare_experiment(config, data=pictures, tiny=True, options=options)
+    experiment = prepare_experiment(config, data=pictures, profile="tiny", options=options)
     train(experiment)
     assert (tmp_path / "work" / "epoch_1.pth").is_file()

@@ -31,7 +31,7 @@ def tree(tmp_path_factory):
 
 
 def test_data_is_the_tree_and_no_info_file(tree):
-    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    cfg = prepare_experiment(POINTPILLARS, data=tree, profile="tiny").config
     for loader, split, length in (("train", "train", 2), ("val", "val", 1), ("test", "val", 1)):
         wanted = cfg[f"{loader}_dataloader"].dataset
         assert (wanted.type, wanted.split) == ("polyfocal.KittiDataset", split)
@@ -47,7 +47,7 @@ def test_data_is_the_tree_and_no_info_file(tree):
 
 
 def test_boxes_come_out_where_they_were_put(tree):
-    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    cfg = prepare_experiment(POINTPILLARS, data=tree, profile="tiny").config
     with DefaultScope.overwrite_default_scope("mmdet3d"):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     truth = dataset[0]["data_samples"].eval_ann_info
@@ -64,7 +64,7 @@ def test_boxes_come_out_where_they_were_put(tree):
 
 def test_a_scan_that_changes_while_it_is_trained_on(tmp_path):
     tree = lidar_frames.write_tree(tmp_path / "tree")
-    cfg = prepare_experiment(POINTPILLARS, data=tree, tiny=True).config
+    cfg = prepare_experiment(POINTPILLARS, data=tree, profile="tiny").config
     with DefaultScope.overwrite_default_scope("mmdet3d"):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     scan = tree / "training" / "velodyne" / f"{2:06}.bin"
@@ -92,7 +92,7 @@ def test_the_full_recipe_leaves_pasting_out_and_says_so(tree):
 
 def test_options_win(tree):
     cfg = prepare_experiment(
-        POINTPILLARS, data=tree, tiny=True, options={"model.bbox_head.loss_cls.epsilon": 0.5}
+        POINTPILLARS, data=tree, profile="tiny", options={"model.bbox_head.loss_cls.epsilon": 0.5}
     ).config
     assert cfg.model.bbox_head.loss_cls.epsilon == 0.5
     with pytest.raises(UserError, match="--cfg-options does not fit .*poly1_kitti.py"):
@@ -167,7 +167,7 @@ def test_a_config_of_3d_without_mmdet3d(monkeypatch):
 
 def test_a_part_of_the_train_split_held_out(tmp_path):
     tree = lidar_frames.write_tree(tmp_path / "tree", splits=(("train", 5), ("val", 1)))
-    experiment = prepare_experiment(POINTPILLARS, data=tree, tiny=True)
+    experiment = prepare_experiment(POINTPILLARS, data=tree, profile="tiny")
     experiment.hold_out(tmp_path / "part")
     frames = {}
     for loader in ("train", "val", "test"):
@@ -195,7 +195,8 @@ def test_a_config_of_the_new_style_is_prepared_as_one_of_the_old(tree, tmp_path)
         "model['bbox_head']['loss_cls'].update(type=Poly1FocalLoss, epsilon=1.0)\n"
     )
     mine, right = (
-        prepare_experiment(tmp_path / f"{name}.py", data=tree, tiny=True) for name in ("new", "old")
+        prepare_experiment(tmp_path / f"{name}.py", data=tree, profile="tiny")
+        for name in ("new", "old")
     )
     assert type(mine) is Experiment and mine.notes == right.notes
     for loader in ("train_dataloader", "val_dataloader"):
@@ -241,7 +242,7 @@ def test_settings_of_the_metrics_stay(tree, tmp_path):
 def test_class_weights_from_the_objects_in_range(tree):
     key = "model.bbox_head.loss_cls"
     options = {f"{key}.class_weight": "balanced", f"{key}.alpha": "balanced"}
-    experiment = prepare_experiment(POINTPILLARS, data=tree, tiny=True, options=options)
+    experiment = prepare_experiment(POINTPILLARS, data=tree, profile="tiny", options=options)
     with DefaultScope.overwrite_default_scope("mmdet3d"):
         dataset = DATASETS.build(experiment.config.train_dataloader.dataset)
     counts = np.array(dataset.num_ins_per_cat, dtype=float)

@@ -300,7 +300,7 @@ def test_what_is_not_proven_is_not_taken(best, own, reason):
 
 
 def test_trials_on_a_frozen_backbone_are_full_trainings(tmp_path):
-    request = Request(lambda request: Fake(None), "mine.py", small=True, freeze=True)
+    request = Request(lambda request: Fake(None), "mine.py", profile="small", freeze=True)
     assert tuning.Tuning(request, tmp_path).trial_epochs == 12
     assert tuning.Tuning(request, tmp_path, epochs=5).trial_epochs == 5
     assert tuning.Tuning(Request(request.adapter, "mine.py"), tmp_path).trial_epochs == 4

@@ -63,7 +63,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
             f"{cfg.filename} has default_scope = {scope!r} and model.type ="
             f" {type_name(cfg.model)!r}: expected polyfocal.Classifier, or another scope."
         )
-    if request.tiny or request.demo:
+    if request.profile == "tiny" or request.demo:
         use_tiny_classifier(cfg)
     if request.demo:
         cfg.data_root = None

@@ -52,8 +52,8 @@ def prepare_experiment(request: Request) -> Experiment:
     profiled = request.demo or request.profile is not None
     if profiled:
         side = _MAX_SIDE if adapted is None else min(_MAX_SIDE, _usual_side(adapted.val))
-        use_profile = experiment.use_small_profile if request.small else experiment.use_tiny_profile
-        use_profile(side)
+        small = request.profile == "small"
+        (experiment.use_small_profile if small else experiment.use_tiny_profile)(side)
     if adapted is not None:
         experiment.use_data(adapted)
     if request.demo:

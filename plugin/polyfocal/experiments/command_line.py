@@ -131,11 +131,10 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
         adapter,
         args.config,
         data=args.data,
-        tiny=args.profile == "tiny",
+        profile=args.profile,
         demo=args.demo,
         options={} if args.cfg_options is None else args.cfg_options,
         train=train,
-        small=args.profile == "small",
         freeze=freeze,
     )
 

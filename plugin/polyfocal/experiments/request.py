@@ -100,29 +100,23 @@ class Request:
         adapter: Prepares it.
         config: A config of the adapter's framework.
         data: A folder to use instead of the config's data set.
-        tiny: Use the CPU-sized version of the architecture.
+        profile: "tiny" or "small", the CPU-sized versions of the architecture, the second one on a
+            pretrained backbone; None for the config's own size.
         demo: Use the built-in data and the CPU-sized version.
         options: Overrides such as ``{"train_cfg.max_epochs": 10}``, or a list in Detectron2's way.
             They win over everything else.
         train: Whether the train split is needed too, or only the val split.
-        small: Use the CPU-sized version of the architecture on a pretrained backbone.
-        freeze: Keep that backbone as it is, and train on its features.
+        freeze: With the profile small, keep the backbone as it is, and train on its features.
     """
 
     adapter: Adapter = field(repr=False, compare=False)
     config: str | Path
     data: str | Path | None = None
-    tiny: bool = False
+    profile: str | None = None
     demo: bool = False
     options: Any = field(default_factory=dict)
     train: bool = True
-    small: bool = False
     freeze: bool = False
-
-    @property
-    def profile(self) -> str | None:
-        """Name of the profile, as on a command line; None for the config's own size."""
-        return "small" if self.small else "tiny" if self.tiny else None
 
     @cached_property
     def _prepared(self) -> Any:

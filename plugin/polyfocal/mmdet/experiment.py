@@ -207,7 +207,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
         }
     if request.demo or request.profile:
         side = min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE
-        (use_small_profile if request.small else use_tiny_profile)(cfg, side)
+        (use_small_profile if request.profile == "small" else use_tiny_profile)(cfg, side)
     _use_own_metric(cfg)
     if splits:
         _use_data(experiment, **splits)

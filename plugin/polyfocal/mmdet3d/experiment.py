@@ -115,7 +115,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     if request.data is not None or request.demo:
         _check_reads_kitti(cfg)
     data = lidar_scenes.write(DEMO_FOLDER) if request.demo else request.data
-    if request.demo or request.tiny:
+    if request.demo or request.profile == "tiny":
         use_tiny_profile(cfg)
     if data is None:
         data = _usual_tree(cfg)

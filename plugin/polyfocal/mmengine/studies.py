@@ -42,8 +42,7 @@ def measure_run(
     settings = run.filled(place)
     config = Path(config_file(settings["config"]))
     data, demo = settings["data"], settings["demo"]
-    small = settings["profile"] == "small"
-    tiny = not small and (demo or settings["profile"] == "tiny")
+    profile = settings["profile"] or ("tiny" if demo else None)
     if scenes := settings.get("scenes"):
         folder = place.parents[1] / "data" / place.name
         data, demo = write_digit_scenes(folder, DigitScenes(seed=run.seed, **scenes)), False
@@ -51,7 +50,7 @@ def measure_run(
 
     def prepared(more: Mapping[str, Any] | None = None, train: bool = True) -> Any:
         given = {**options, **(more or {})}
-        request = Request(adapter, config, data, tiny, demo, given, train, small)
+        request = Request(adapter, config, data, profile, demo, given, train)
         experiment = request.prepare()
         cfg = experiment.config
         hooks = [ConfigDict(hook) for hook in settings.get("hooks", ())]

@@ -100,62 +100,59 @@ def sigmoid(
     factor = upstream.item() if upstream is not None and reduce else 1.0
     scales = [s for s in (weight, None if reduce else upstream) if s is not None]
 
-    if (
-        reduce
-        and compiled
-        and _is_worth_compiling(logits)
-        and _run_compiled(
-            (sums if want_loss else None, gradient),
-            poly,
-            logits.contiguous(),
-            negative,
-            weight,
-            factor,
-        )
-    ):
-        for index, labels in _foreground(logits, target):
-            put, slope = margin_loss(poly, logits[index, labels].to(dtype))
-            at_positive = at_class(positive, labels)
-            if gradient is not None:
-                slope = slope * at_positive * factor
-                _scale(slope, *(_at(s, index, labels) for s in scales))
-                gradient[index, labels] = slope.to(gradient.dtype)
-            if want_loss:
-                sums[index] = _row_sums(
-                    logits[index].to(dtype),
-                    labels,
-                    put * at_positive,
-                    poly,
-                    negative,
-                    None if by_entry is None else by_entry[index],
-                )
-    else:
+    done = False
+    if reduce and compiled and _is_worth_compiling(logits):
+        wanted = (sums if want_loss else None, gradient)
+        done = _run_compiled(wanted, poly, logits.contiguous(), negative, weight, factor)
+    whole = None  # the losses of the entries before their sums are taken, where they are one block
+    if not done:
         as_negatives = PolyFocal(poly.gamma, poly.epsilons)
         by_class, number = (negative, 1.0) if isinstance(negative, Tensor) else (1.0, negative)
+        at_once = reduce and _block_rows(logits) >= rows
         for part in _blocks(logits):
-            x = logits[part].to(dtype)
-            q, ce, power = _terms(as_negatives, x, want_loss)
-            index = (target[part] < columns).nonzero().squeeze(1)
-            labels = target[part][index]
-            put, put_slope = margin_loss(poly, x[index, labels])
-            at_positive = at_class(positive, labels)
+            q, ce, power = _terms(as_negatives, logits[part].to(dtype), want_loss)
             if want_loss:
-                # If the loss is CE itself, the slope no longer needs it.
-                loss = _scale(loss_of(as_negatives, ce, q, power), by_class, number)
-                loss[index, labels] = put * at_positive
-                _scale(loss, None if by_entry is None else by_entry[part])
-                if reduce:
-                    torch.sum(loss, dim=1, out=sums[part])
+                # If the loss is CE itself, the slope does not need it.
+                loss = _scale(loss_of(as_negatives, ce, q, power), by_class)
+                if at_once:
+                    whole = _scale(loss, number)
                 else:
-                    each[part] = loss
+                    _scale(loss, None if by_entry is None else by_entry[part])
+                    if reduce:
+                        torch.sum(loss, dim=1, out=sums[part])
+                    else:
+                        torch.mul(loss, number, out=each[part])
             if gradient is not None:
                 out = gradient[part] if gradient.dtype == dtype else None
                 slope = slope_of(as_negatives, ce, q, power, factor=number * factor, out=out)
-                _scale(slope, by_class)
-                slope[index, labels] = put_slope * at_positive * factor
-                _scale(slope, *(s[part] for s in scales))
+                _scale(slope, by_class, *(s[part] for s in scales))
                 if slope is not out:
                     gradient[part] = slope
+        if not at_once:
+            sums.mul_(number)
+
+    for index, labels in _foreground(logits, target):
+        put, slope = margin_loss(poly, logits[index, labels].to(dtype))
+        at_positive = at_class(positive, labels)
+        if gradient is not None:
+            slope = slope * at_positive * factor
+            _scale(slope, *(_at(s, index, labels) for s in scales))
+            gradient[index, labels] = slope.to(gradient.dtype)
+        if want_loss and whole is not None:
+            whole[index, labels] = put * at_positive
+        elif want_loss and reduce:
+            sums[index] = _row_sums(
+                logits[index].to(dtype),
+                labels,
+                put * at_positive,
+                poly,
+                negative,
+                None if by_entry is None else by_entry[index],
+            )
+        elif want_loss:
+            each[index, labels] = _scale(put * at_positive, _at(by_entry, index, labels))
+    if whole is not None:
+        sums = _scale(whole, by_entry).sum(dim=1)
     if not want_loss:
         return None, gradient
     if not reduce:
@@ -292,8 +289,9 @@ def _scale(value: Tensor, *factors: Scale | None) -> Tensor:
 def _block_rows(logits: Tensor) -> int:
     """Rows of a block: if possible, its four buffers add a sixth to the memory of the logits."""
     threads = torch.get_num_threads()
-    elements = _BLOCK * threads
+    elements = 2 * _BLOCK * threads  # a little more than fits is not worth a second block
     if logits.numel() > elements:
+        elements = _BLOCK * threads
         elements = min(elements, max(_GRAIN * threads, logits.numel() // 24))
     return max(1, elements // max(logits.shape[1], 1))
 
