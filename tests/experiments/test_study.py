@@ -98,7 +98,7 @@ def test_reads_a_study_and_plans_it(tmp_path):
     assert (plain["config"], plain["splits"]) == ("a.py", ["ood"])
     assert "scores" not in plain and shallow["scores"] and "loss" not in shallow
     assert biased["loss"] == {"type": "B", "bias": {"file": "{shallow}"}}
-    assert biased["hooks"] == [{"type": "H"}] and runs[5].needs == {"shallow"}
+    assert biased["hooks"] == [{"type": "H"}] and runs[5].needs == {("shallow", 1)}
     # What stands for something is filled in for the run, and is not there for another seed.
     assert runs[3].filled(tmp_path / "plain" / "seed_1")["options"]["seed"] == 1
     file = tmp_path / "shallow" / "seed_1" / "scores.npz"

@@ -22,6 +22,7 @@ from mmengine.registry import DefaultScope
 from polyfocal.commands import reproduce as tool
 from polyfocal.experiments.batch import Slurm
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
+from polyfocal.mmengine import studies
 from polyfocal.mmengine.configs import merge_options, read_config, walk
 from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.search import losses_of
@@ -461,6 +462,68 @@ def test_losses_of_a_long_tail(tmp_path, capsys):
     # Other settings would make another table: they need another folder.
     assert run(*options, "--only", "focal") == 2
     assert "was measured with other settings (options)" in capsys.readouterr().err
+
+
+FAIR = """\
+title: A
+config: configs/classification/cross_entropy.py
+columns: {top1: top-1}
+fair: {rate: [1, 2], weight: [1, 0.5]}
+rows:
+  plain:
+  poly1: {loss: {type: polyfocal.Poly1CrossEntropyLoss, use_sigmoid: false, epsilon: 1.0}}
+"""
+
+
+def test_a_fair_study_tunes_each_row_and_trains_with_what_it_found(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.yml").write_text(FAIR)
+    options = [tmp_path / "mine.yml", "--demo", "--epochs", 1, "--seeds", 2]
+    options += ["--work-dir", tmp_path / "out"]
+    assert run(*options, "--dry-run") == 0
+    assert "2 tunings and 2 rows x 2 seeds = 6 runs, 0 done" in capsys.readouterr().out
+    assert run(*options, "--only", "plain/1") == 2
+    assert "plain.tuned is not done: name plain with --only, without a seed." in (
+        capsys.readouterr().err
+    )
+    # Stopped in a tuning, it goes on there.
+    train, stopped = studies.runs.train_into, []
+
+    def stop(place, *args, **keywords):
+        if place.parent.name == "rate_2_weight_1" and not stopped:
+            stopped.append(place)
+            raise KeyboardInterrupt
+        return train(place, *args, **keywords)
+
+    monkeypatch.setattr(studies.runs, "train_into", stop)
+    assert run(*options, "--only", "plain") == 130
+    first = "plain.tuned/seed_0/rate_1_weight_1/seed_0/result.json"
+    before = (tmp_path / "out" / first).stat().st_mtime_ns
+    assert run(*options, "--only", "plain") == 0 and run(*options) == 0
+    assert (tmp_path / "out" / first).stat().st_mtime_ns == before
+    out = capsys.readouterr().out
+    for row in ("plain", "poly1"):
+        found = measured(tmp_path / "out", f"{row}.tuned")
+        tried = {
+            tuple(map(float, re.findall(r"[\d.]+", place.name))): json.loads(
+                (place / "seed_0" / "result.json").read_text()
+            )["measured"]["top1"]
+            for place in (tmp_path / "out" / f"{row}.tuned" / "seed_0").glob("rate_*")
+        }
+        assert len(tried) == 3 and found["score"] == max(tried.values())
+        assert tried[found["rate"], found["weight"]] == found["score"]
+        for seed in (0, 1):
+            started = tmp_path / "out" / row / f"seed_{seed}" / "run" / "started.json"
+            cfg = json.loads(started.read_text())
+            own = read_config(ROOT / "configs" / "classification" / "cross_entropy.py")
+            rate = own.optim_wrapper.optimizer.lr * found["rate"]
+            assert cfg["optim_wrapper"]["optimizer"]["lr"] == pytest.approx(rate)
+            assert cfg["model"]["loss"]["loss_weight"] == found["weight"]
+            split = cfg["train_dataloader"]["dataset"]
+            assert split.get("held_out") is None, "the whole split is trained on"
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| top-1 against plain | difference | effect |" in text
+    assert "| tuned | learning rate x | loss weight x | on the held-out part |" in text
+    assert "poly1.tuned, seed 0" in out
 
 
 def test_gamma_calibration_and_curvature(tmp_path, monkeypatch, capsys):

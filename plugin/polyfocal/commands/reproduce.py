@@ -15,11 +15,18 @@ from mmengine.dist import get_rank
 
 from polyfocal.adapters import prepare
 from polyfocal.experiments.batch import Slurm, carry_out
-from polyfocal.experiments.command_line import add_common_options, parser_of, run_tool
+from polyfocal.experiments.command_line import (
+    add_common_options,
+    add_freeze_option,
+    check_freeze,
+    parser_of,
+    run_tool,
+)
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
 from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.runs import check_launcher, join_processes
 from polyfocal.mmengine.studies import measure_run
+from polyfocal.mmengine.work_dir import read_trained_run
 from polyfocal.shipped import CONFIGS, config_file
 
 EXAMPLES = """\
@@ -46,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="config for the rows, instead of the one that the study names",
     )
     add_common_options(parser)
+    add_freeze_option(parser)
     add(
         "--seeds",
         type=int,
@@ -78,7 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Do what the study of the command line still needs, and write its tables."""
     study = read_study(find_study(args.study, STUDIES), args.config)
-    given = {name: getattr(args, name) for name in ("data", "profile", "demo", "epochs")}
+    given = {name: getattr(args, name) for name in ("data", "profile", "demo", "freeze", "epochs")}
+    check_freeze(args)
     runs = study.runs(args.seeds, **given, options=args.cfg_options)
     wanted = chosen(runs, args.only)
     slurm = Slurm.of(args, ["-m", "polyfocal", "reproduce", *args.argv])
@@ -87,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.work_dir or Path("work_dirs") / "reproduce" / study.name)
     measure = partial(measure_run, adapter=prepare, launcher=args.launcher)
     how = {"slurm": slurm, "dry_run": args.dry_run, "main_process": get_rank() == 0}
-    carry_out(study, runs, wanted, folder, measure, latest_checkpoint, **how)
+    carry_out(study, runs, wanted, folder, measure, latest_checkpoint, read_trained_run, **how)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from polyfocal.errors import UserError
+from polyfocal.experiments.fair import fair_tables
 from polyfocal.experiments.report import remarks, study_tables, write_study
-from polyfocal.experiments.study import Run, Study, finished, run_study
+from polyfocal.experiments.study import FACTORS, Run, Study, finished, run_study
+from polyfocal.experiments.trained import TrainedRun
 
 if TYPE_CHECKING:
     import submitit
@@ -72,7 +74,7 @@ class Slurm:
     def submit(
         self, study: str, runs: Sequence[Run], folder: Path, say: Callable[[str], None]
     ) -> "list[submitit.Job[Any]]":
-        """Submit a job for each run; a run that needs the scores of another waits for that run.
+        """Submit a job for each run; a run that needs another one waits for it.
 
         If a run is submitted twice, the second job waits for the first, finds its result and ends.
 
@@ -90,7 +92,7 @@ class Slurm:
         on_a_machine = min(self.gpus, 8)
         jobs: dict[tuple[str, int], submitit.Job[Any]] = {}
         for run in runs:
-            needed = [jobs[key] for name in run.needs if (key := (name, run.seed)) in jobs]
+            needed = [jobs[key] for key in run.needs if key in jobs]
             after = ["singleton", *(f"afterok:{job.job_id}" for job in needed)]
             executor = submitit.AutoExecutor(run.folder(folder) / "job", cluster=self.cluster)
             executor.update_parameters(
@@ -149,6 +151,7 @@ def carry_out(
     folder: Path,
     measure: Callable[[Run, Path], dict[str, float]],
     latest_checkpoint: Callable[[Path], Path | None],
+    read: Callable[[Path], TrainedRun],
     *,
     slurm: Slurm | None = None,
     dry_run: bool = False,
@@ -163,6 +166,8 @@ def carry_out(
         folder: The folder of the results.
         measure: Does a run, see :func:`polyfocal.experiments.study.run_study`.
         latest_checkpoint: Finds the newest checkpoint of a work directory; None if there is none.
+        read: Reads the work directory of a run; see
+            :func:`polyfocal.experiments.comparing.compare`.
         slurm: Submit jobs instead.
         dry_run: Only say what there is to do.
         main_process: Whether this process prints and writes. Of several processes that train
@@ -178,9 +183,10 @@ def carry_out(
 
     done = {outcome.run.folder(folder) for outcome in finished(runs, folder)}
     missing = [run for run in wanted if run.folder(folder) not in done]
-    seeds = len({run.seed for run in runs})
+    seeds = len({run.seed for run in runs if not run.tunes})
+    tunings = f"{len(study.rows)} tunings and " if study.fair else ""
     say(
-        f"{study.name}: {len(study.rows)} rows x {seeds} seeds = {len(runs)} runs, "
+        f"{study.name}: {tunings}{len(study.rows)} rows x {seeds} seeds = {len(runs)} runs, "
         f"{len(done)} done, {len(missing)} to do now; in {folder}"
     )
     for run in missing:
@@ -196,13 +202,15 @@ def carry_out(
         return
     if missing:
         say(f"What a run says while it trains: {missing[0].folder(folder) / 'console.log'}")
-    run_study(wanted, measure, folder, say, shown=study.columns, writes=main_process)
+    shown = {*study.columns, *FACTORS}
+    run_study(wanted, measure, folder, say, shown=shown, writes=main_process)
     if not main_process:
         return
     outcomes = finished(runs, folder)
-    files = write_study(study, runs, outcomes, folder)
+    more = fair_tables(study, outcomes, folder, read)
+    files = write_study(study, runs, outcomes, folder, more)
     console = Console()
-    for table in study_tables(study, outcomes, grouped=True):
+    for table in [*study_tables(study, outcomes, grouped=True), *more]:
         console.print(table.console(study.title))
     for remark in remarks(study, runs, len(outcomes)):
         console.print(f"- {remark}", highlight=False, markup=False)

@@ -121,12 +121,7 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
     """
     if args.demo and args.data:
         raise UserError("--demo is the built-in data set and --data another one: give one of them.")
-    freeze = getattr(args, "freeze", False)
-    if freeze and args.profile != "small":
-        raise UserError(
-            "--freeze trains on the features of a pretrained backbone: give --profile small with"
-            " it."
-        )
+    check_freeze(args)
     return Request(
         adapter,
         args.config,
@@ -135,8 +130,21 @@ def request_of(args: argparse.Namespace, adapter: Adapter, *, train: bool = True
         demo=args.demo,
         options={} if args.cfg_options is None else args.cfg_options,
         train=train,
-        freeze=freeze,
+        freeze=getattr(args, "freeze", False),
     )
+
+
+def check_freeze(args: argparse.Namespace) -> None:
+    """Look at ``--freeze`` of a tool that has it.
+
+    Raises:
+        UserError: It is there without the small profile.
+    """
+    if getattr(args, "freeze", False) and args.profile != "small":
+        raise UserError(
+            "--freeze trains on the features of a pretrained backbone: give --profile small with"
+            " it."
+        )
 
 
 def check_file(option: str, name: str | None, endings: Sequence[str]) -> None:

@@ -286,7 +286,7 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
     elif settings["demo"]:
         data = "the built-in data"
     size = f"the {profile} profile{schedule}" if profile else "the configs' models and schedules"
-    count = len({run.seed for run in runs})
+    count = len({run.seed for run in runs if not run.tunes})
     seeds = "one seed" if count == 1 else f"{count} seeds"
     said = [f"Published: {study.source}."] if study.source else []
     said.append(f"Ours: {data}, {size}, {seeds}.")
@@ -307,6 +307,19 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
         )
     elif study.source:
         said.append("A gain is against the first row. One seed has no spread and no test.")
+    if study.fair:
+        trainings = sum(map(len, study.fair.values())) - 1
+        said.append(
+            "The learning rate and the weight of the loss were tuned for each row, by"
+            f" {trainings} trainings at most on four fifths of the training split and measured on"
+            " the fifth that was held out."
+        )
+    if study.fair and count > 1:
+        said.append(
+            "A difference is against the first row, seed by seed; its effect is the mean in units"
+            " of its deviation. The interval is of draws of the pictures and the seeds. p is that"
+            " of a two-sided paired t-test, and then corrected for the number of rows (Holm)."
+        )
     return said + study.notes
 
 
@@ -348,6 +361,7 @@ def rank_correlations(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome
     """
     from scipy.stats import spearmanr
 
+    outcomes = [one for one in outcomes if not one.run.tunes]
     columns = _measured_columns(study, outcomes)
     curvatures = [key for key in columns if is_curvature(key)]
     measured = {(one.run.name, one.run.seed): one.measured for one in outcomes}
@@ -406,9 +420,13 @@ def draw_series(study: Study, outcomes: Sequence[Outcome], folder: Path) -> list
 
 
 def write_study(
-    study: Study, runs: Sequence[Run], outcomes: Sequence[Outcome], folder: Path
+    study: Study,
+    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
+    folder: Path,
+    more: Sequence[Table] = (),
 ) -> list[Path]:
-    """Write the results of a study.
+    """Write the results of a study, and more tables below its own.
 
     ``table.md`` and ``table.html`` for people; ``table.csv`` with all digits and the gains;
     ``runs.csv`` with every run and all its numbers; a picture per measure if rows are in series.
@@ -416,7 +434,8 @@ def write_study(
     Returns:
         The files.
     """
-    tables, said = study_tables(study, outcomes), remarks(study, runs, len(outcomes))
+    tables = [*study_tables(study, outcomes), *more]
+    said = remarks(study, runs, len(outcomes))
     keys = dict.fromkeys(key for one in outcomes for key in one.measured)
     parts = [f"# {study.title}", *(table.markdown() for table in tables)]
     texts = {
@@ -452,6 +471,7 @@ def _measures(columns: Mapping[str, str]) -> list[str]:
 def _series(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
     """The rows of each series in the order of their values, if every seed has the whole series."""
     columns = _measured_columns(study, outcomes)
+    outcomes = [one for one in outcomes if not one.run.tunes]
     seeds = {one.run.seed for one in outcomes}
     done = {name: 0 for name in study.rows}
     for one in outcomes:

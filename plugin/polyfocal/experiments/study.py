@@ -21,6 +21,10 @@ from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
 
 RESULT_FILE = "result.json"
+FACTORS = ("rate", "weight")
+"""What a fair study tunes: factors of the learning rate and of the weight of the losses."""
+_TUNED = ".tuned"
+_TUNING_SEED = 0
 SCORES_FILE = "scores.npz"
 
 
@@ -77,6 +81,8 @@ class Study:
         scenes: Settings of digit scenes that are made anew for each seed, instead of a data set.
         splits: More splits to measure on, such as ``ood``.
         curvature: ``batches``, ``probes``, ``parameters`` and the like of the curvature to measure.
+        fair: The factors of the learning rate (``rate``) and of the loss weight (``weight``) that
+            are tried for each row before it is trained, see :mod:`polyfocal.experiments.fair`.
     """
 
     name: str
@@ -93,6 +99,7 @@ class Study:
     scenes: dict[str, Any] = field(default_factory=dict)
     splits: list[str] = field(default_factory=list)
     curvature: dict[str, Any] = field(default_factory=dict)
+    fair: dict[str, list[float]] = field(default_factory=dict)
 
     def scale_of(self, key: str) -> float:
         """The factor from a measured number to that of a table."""
@@ -105,14 +112,17 @@ class Study:
         data: str | None = None,
         profile: str | None = None,
         demo: bool = False,
+        freeze: bool = False,
         epochs: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> list["Run"]:
         """All runs, with the seeds in the outer loop, so that a stopped study has all rows.
 
+        The tunings of a fair study come first.
+
         Args:
             seeds: Seeds of each row; one number N stands for 0 to N-1.
-            data, profile, demo: As in the tools.
+            data, profile, demo, freeze: As in the tools.
             epochs: Epochs of every run, instead of those of the config and the demo.
             options: Overrides of all configs, which win over the study's.
 
@@ -156,6 +166,8 @@ class Study:
                 "scenes": self.scenes,
                 "splits": self.splits,
                 "curvature": self.curvature,
+                "freeze": freeze,
+                "fair": {**self.fair, "by": next(iter(self.columns))} if self.fair else {},
             }
             return {
                 "config": row.config,
@@ -167,7 +179,13 @@ class Study:
             }
 
         known = {name: settings(name, row) for name, row in self.rows.items()}
-        return [Run(name, seed, known[name]) for seed in seeds for name in known]
+        tunings = [Run(tuned_row(name), _TUNING_SEED, known[name]) for name in known if self.fair]
+        return [*tunings, *(Run(name, seed, known[name]) for seed in seeds for name in known)]
+
+
+def tuned_row(name: str) -> str:
+    """The name of the run that tunes a row of a fair study."""
+    return name + _TUNED
 
 
 def is_curvature(key: str) -> bool:
@@ -233,9 +251,30 @@ def read_study(file: Path, config: str | None = None) -> Study:
         raise UserError(f"{file} is not a study: a loss looks up {away.pop()}, which is no row.")
     if not rows or not all(isinstance(row.config, str) for row in rows.values()):
         raise UserError(f"{file} is not a study: it has no rows, or rows without a config.")
+    if study.fair:
+        _check_fair(study, file)
     if unknown:
         raise UserError(f"{file} publishes {unknown[0]}, which is none of its columns.")
     return study
+
+
+def _check_fair(study: Study, file: Path) -> None:
+    for name in FACTORS:
+        values: Any = study.fair.get(name)
+        numbers = isinstance(values, list) and all(isinstance(one, (int, float)) for one in values)
+        if not numbers or 1.0 not in values or not all(0 < one < math.inf for one in values):
+            raise UserError(
+                f"{file}: fair.{name} is {values}: expected a list of factors above 0, with 1 in"
+                " it."
+            )
+    if unknown := study.fair.keys() - set(FACTORS):
+        raise UserError(f"{file}: fair has {min(unknown)}: expected {' and '.join(FACTORS)}.")
+    for name, row in study.rows.items():
+        if row.needs:
+            raise UserError(
+                f"{file}: the loss of {name} looks up the scores of another row, which there are"
+                " not yet when a fair study tunes: leave fair or the row out."
+            )
 
 
 def _with_base(file: Path) -> dict[str, Any]:
@@ -281,14 +320,45 @@ class Run:
         return Path(study) / self.name / f"seed_{self.seed}"
 
     @property
-    def names(self) -> set[str]:
-        """The names by which ``--only`` knows the run."""
-        return {self.name, f"{self.name}/{self.seed}"}
+    def tunes(self) -> bool:
+        """Whether the run tunes a row of a fair study, and is no row itself."""
+        return self.name.endswith(_TUNED)
 
     @property
-    def needs(self) -> set[str]:
-        """The rows whose scores of the training pictures this run's loss looks up."""
-        return _names_in(self.settings.get("loss", {}))
+    def names(self) -> set[str]:
+        """The names by which ``--only`` knows the run; that of a row stands for its tuning too."""
+        return {self.name.removesuffix(_TUNED), self.name, f"{self.name}/{self.seed}"}
+
+    @property
+    def needs(self) -> set[tuple[str, int]]:
+        """Name and seed of the runs that this run needs.
+
+        They are those whose scores of the training pictures its loss looks up, and its tuning.
+        """
+        looked_up = {(name, self.seed) for name in _names_in(self.settings.get("loss", {}))}
+        if self.tunes or not self.settings.get("fair"):
+            return looked_up
+        return {*looked_up, (tuned_row(self.name), _TUNING_SEED)}
+
+    def factors(self, place: Path) -> dict[str, float]:
+        """What the tuning of a fair study found for this run; nothing in another study.
+
+        Args:
+            place: The run's folder.
+
+        Raises:
+            UserError: The row has not been tuned.
+        """
+        if self.tunes or not self.settings.get("fair"):
+            return {}
+        tuning = Run(tuned_row(self.name), _TUNING_SEED, self.settings)
+        found = _read(tuning, tuning.folder(place.parents[1]))
+        if found is None:
+            raise UserError(
+                f"{self.name} takes the learning rate and the loss weight that {tuning.name} finds,"
+                f" and {tuning.name} is not done: name {self.name} with --only, without a seed."
+            )
+        return {name: found.measured[name] for name in FACTORS}
 
     def filled(self, place: Path) -> dict[str, Any]:
         """The settings with the run's seed and files in them.

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 
 from polyfocal.data.coco import load_split
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
+from polyfocal.experiments.fair import tune_fairly
 from polyfocal.experiments.request import Adapter, Request
-from polyfocal.experiments.study import SCORES_FILE, Run
+from polyfocal.experiments.study import SCORES_FILE, Run, run_study
 from polyfocal.mmengine import runs
 from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.configs import read_config
@@ -48,9 +50,14 @@ def measure_run(
         data, demo = write_digit_scenes(folder, DigitScenes(seed=run.seed, **scenes)), False
     options = {**settings["options"], **loss_options(config, settings.get("loss", {}))}
 
-    def prepared(more: Mapping[str, Any] | None = None, train: bool = True) -> Any:
+    def prepared(
+        more: Mapping[str, Any] | None = None,
+        train: bool = True,
+        factors: Mapping[str, float] = run.factors(place),
+    ) -> Any:
         given = {**options, **(more or {})}
-        request = Request(adapter, config, data, profile, demo, given, train)
+        frozen = settings.get("freeze", False)
+        request = Request(adapter, config, data, profile, demo, given, train, frozen)
         experiment = request.prepare()
         cfg = experiment.config
         hooks = [ConfigDict(hook) for hook in settings.get("hooks", ())]
@@ -62,7 +69,25 @@ def measure_run(
         if hooks:
             cfg.custom_hooks = [*cfg.get("custom_hooks", []), *hooks]
         cfg.randomness = {"seed": run.seed}
+        use_factors(cfg, **factors)
         return experiment
+
+    def held_out(part: Run, folder: Path) -> dict[str, float]:
+        experiment = prepared(factors=part.settings)
+        experiment.hold_out(folder / "split")
+        return runs.train_into(folder, experiment, resume=True, launcher=launcher)
+
+    def score(factors: dict[str, float]) -> float:
+        name = "_".join(f"{key}_{value:g}" for key, value in factors.items())
+        part, writes = Run(name, run.seed, factors), is_main_process()
+        (found,) = run_study([part], held_out, place, lambda _: None, writes=writes)
+        if writes:
+            print(f"  {name}: {by} {found.measured[by]:.4g}  ({found.seconds:.0f} s)", flush=True)
+        return found.measured[by]
+
+    if run.tunes:
+        by = settings["fair"]["by"]
+        return tune_fairly(settings["fair"], score)
 
     measured = runs.train_into(place, prepared(), resume=True, launcher=launcher)
     checkpoint = str(latest_checkpoint(place / "run"))
@@ -84,6 +109,13 @@ def measure_run(
                 measured[f"eigenvalue{suffix}"] = found.eigenvalues.values[0].item()
                 measured[f"loss{suffix}"] = found.loss
     return measured
+
+
+def use_factors(cfg: Config, rate: float = 1.0, weight: float = 1.0) -> None:
+    """Multiply the learning rate, and the weight of each classification loss, of a config."""
+    cfg.optim_wrapper.optimizer.lr *= rate
+    for loss in losses_of(cfg.model).values():
+        loss.loss_weight = loss.get("loss_weight", 1.0) * weight
 
 
 def loss_options(config: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
