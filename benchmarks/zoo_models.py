@@ -40,6 +40,8 @@ SIDE, LARGE = 128, 384  # deformable convolutions want three cells of the coarse
 NOT_DECODED = "boxes not decoded: "
 TEXT = ("cat", "dog", "small bird", "fish", "horse")
 MONO = ("FCOSMono3D", "SMOKEMono3D")
+LIDAR = ("CenterPoint", "MVXFasterRCNN", "VoxelNet")
+POINTS = 2000
 VIDEO = ("QDTrack", "MaskTrackRCNN", "Mask2FormerVideo")
 SIZES = ("narrow", "large", "thin", "whole")
 _FEWER = {
@@ -78,6 +80,35 @@ class FeatureMaps(BaseModule):
             convolution(nn.functional.adaptive_avg_pool2d(pictures, side))
             for convolution, side in zip(self.convolutions, sides, strict=True)
         )
+
+
+@ROOT.register_module()
+class Grid(BaseModule):
+    """In the place of sparse convolutions: a linear map of each voxel, put where it lies.
+
+    Args:
+        in_channels, out_channels: of a voxel's features and of the map.
+        shape: height and width of the map.
+        stride: of its cells, in voxels.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, shape: tuple[int, int], stride: int
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels)
+        self.shape, self.stride = tuple(shape), stride
+
+    def forward(self, features: Tensor, places: Tensor, batch_size: int) -> Tensor:
+        """Map ``(B, out_channels, H, W)`` of voxels at (picture, z, y, x), ``(N, 4)``."""
+        height, width = self.shape
+        batch, _, y, x = places.long().T
+        row, column = (y // self.stride).clamp(max=height - 1), x // self.stride
+        cells = (batch * height + row) * width + column.clamp(max=width - 1)
+        values = self.linear(features)
+        empty = values.new_zeros(batch_size * height * width, values.shape[1])
+        filled = empty.index_add(0, cells, values)
+        return filled.view(batch_size, height, width, -1).permute(0, 3, 1, 2)
 
 
 class _Embedding(nn.Embedding):
@@ -137,7 +168,9 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
     for node in walk(model):
         for key, value in list(node.items()):
             pretrained = key == "init_cfg" and "Pretrained" in str(value)
-            if pretrained or key in ("pretrained", "teacher_ckpt"):
+            if key == "pretrained":  # which some models of today do not take
+                del node[key]
+            elif pretrained or key == "teacher_ckpt":
                 node[key] = None
             elif key == "type" and value in ("SyncBN", "MMSyncBN", "NaiveSyncBN"):
                 node[key] = "BN"
@@ -168,6 +201,8 @@ def small(model: ConfigDict, size: str = "narrow") -> ConfigDict:
         teacher = small(Config.fromfile(zoo / model.teacher_config).model, size)
         teacher.pop("side")
         model.update(teacher_config=ConfigDict(model=teacher))
+    if kind in LIDAR:
+        _coarsen(model)
     if size != "whole":
         _replace_backbones(model)
     if size in ("narrow", "large"):
@@ -188,6 +223,31 @@ def _narrow(model: ConfigDict) -> None:
                 node[key] = [(quarter(channels), stride) for channels, stride in value]
             elif _WIDTHS.search(key):
                 node[key] = quarter(value)
+
+
+def _coarsen(model: ConfigDict) -> None:
+    """Larger voxels, so that a scan has fewer cells; and a grid for sparse convolutions."""
+    prefix = "pts_" if "pts_backbone" in model else ""
+    middle, backbone = model[f"{prefix}middle_encoder"], model[f"{prefix}backbone"]
+    sparse = "sparse_shape" in middle
+    cells = list(middle.sparse_shape[1:] if sparse else middle.output_shape)
+    least = math.prod(backbone.get("layer_strides", (2, 2, 2, 2))) * (8 if sparse else 1)
+    if (model.get(f"{prefix}neck") or {}).get("type") in ("FPN", "mmdet.FPN"):  # takes any size
+        least = 1
+    factor = max(k for k in (1, 2, 4) if all(one % (k * least) == 0 for one in cells) or k == 1)
+    for node in walk(model):
+        for key, value in list(node.items()):
+            if key == "voxel_size":
+                node[key] = [value[0] * factor, value[1] * factor, *value[2:]]
+            elif key == "output_shape":
+                node[key] = [one // factor for one in value]
+            elif key == "grid_size":
+                node[key] = [value[0] // factor, value[1] // factor, *value[2:]]
+    if sparse:
+        model[f"{prefix}middle_encoder"] = ConfigDict(
+            type="Grid", in_channels=middle.in_channels, out_channels=backbone.in_channels,
+            shape=[one // (8 * factor) for one in cells], stride=8,
+        )  # fmt: skip
 
 
 def _replace_backbones(model: ConfigDict) -> None:
@@ -343,6 +403,10 @@ def _step(built: Any, model: ConfigDict, epoch: int) -> Step:
 
 
 def _floating(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _floating(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_floating(one) for one in value]
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to(torch.get_default_dtype())
     return value
@@ -357,6 +421,8 @@ def _data(built: nn.Module, model: ConfigDict) -> Any:
         return _people(side)
     if kind in MONO:
         return _mono(model, things, side)
+    if kind in LIDAR:
+        return _scans(model)
     if model.get("data_preprocessor", {}).get("type") == "Det3DDataPreprocessor":
         raise NotImplementedError(f"data for a {kind} is not generated here")
     if kind in VIDEO:
@@ -373,7 +439,8 @@ def _data(built: nn.Module, model: ConfigDict) -> Any:
         return video
     masks = any("mask" in name for name, _ in built.named_modules())
     data = demo_mm_inputs(
-        2, [[3, side, side]] * 2, num_classes=max(things, 2), num_items=[4, 2], with_mask=masks,
+        2, [[3, side, side]] * 2, num_classes=min(max(things, 2), 200), num_items=[4, 2],
+        with_mask=masks,
         with_semantic=masks,
     )  # fmt: skip
     proposals = demo_mm_proposals([(3, side, side)] * 2, 40) if kind == "FastRCNN" else None
@@ -431,6 +498,41 @@ def _mono(model: ConfigDict, classes: int, side: int) -> Any:
         samples.append(sample)
     pictures = [torch.rand(3, side, side) * 255 for _ in samples]
     return dict(inputs=dict(img=pictures), data_samples=samples)
+
+
+def _scans(model: ConfigDict) -> Any:
+    """Two LiDAR scans: boxes of the anchors' sizes and heights, and points over the whole range."""
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+
+    nodes = list(walk(model))
+    low, high = torch.tensor(
+        next(node["point_cloud_range"] for node in nodes if node.get("point_cloud_range"))
+    ).view(2, 3)
+    anchors: Any = next((n["anchor_generator"] for n in nodes if "anchor_generator" in n), {})
+    sizes = torch.tensor(anchors.get("sizes") or [[3.9, 1.6, 1.56]])
+    heights = torch.tensor([r[2] for r in anchors.get("ranges") or [[*low.tolist()]]])
+    tasks = next((node["tasks"] for node in nodes if "tasks" in node), None)
+    classes = sum(task["num_class"] for task in tasks) if tasks else _classes(model)[0]
+    encoder = model.get("voxel_encoder") or model.pts_voxel_encoder
+    moves = tasks is not None or any(node.get("code_size") in (9, 10) for node in nodes)
+    samples, scans = [], []
+    for count in (6, 3):
+        labels = torch.arange(count) % classes
+        place = low[:2] + (high - low)[:2] * (0.1 + 0.8 * torch.rand(count, 2))
+        height = heights[labels % len(heights)][:, None]
+        turns = torch.zeros(count, 3 if moves else 1)
+        boxes = torch.cat([place, height, sizes[labels % len(sizes)], turns], dim=1)
+        sample = Det3DDataSample()
+        sample.gt_instances_3d = InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes, boxes.shape[1]), labels_3d=labels
+        )
+        sample.set_metainfo(dict(box_type_3d=LiDARInstance3DBoxes))
+        samples.append(sample)
+        columns = encoder.get("in_channels") or encoder.get("num_features", 4)
+        points = torch.rand(POINTS, columns)
+        points[:, :3] = low + (high - low) * points[:, :3]
+        scans.append(points)
+    return dict(inputs=dict(points=scans), data_samples=samples)
 
 
 def _people(side: int) -> Any:

@@ -121,6 +121,10 @@ class Sweep:
             yield dict(config=name, slot="", status="not run", reason=reason)
             return
         for prefix, model in zoo_models.parts(cfg.model):
+            if "type" not in model:
+                reason = "the config: it says no type of a model"
+                yield dict(config=name, slot="", status="not run", reason=reason)
+                continue
             losses = swapping.find_losses(model)
             if not losses:
                 yield dict(config=name, slot="", status="none", reason="")
