@@ -496,6 +496,8 @@ def test_a_fair_study_tunes_each_row_and_trains_with_what_it_found(tmp_path, cap
 
     monkeypatch.setattr(studies.runs, "train_into", stop)
     assert run(*options, "--only", "plain") == 130
+    assert run(*options, "--only", "plain", "--epochs", 2) == 2
+    assert "was measured with other settings (options)" in capsys.readouterr().err
     first = "plain.tuned/seed_0/rate_1_weight_1/seed_0/result.json"
     before = (tmp_path / "out" / first).stat().st_mtime_ns
     assert run(*options, "--only", "plain") == 0 and run(*options) == 0

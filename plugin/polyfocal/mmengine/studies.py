@@ -73,13 +73,14 @@ def measure_run(
         return experiment
 
     def held_out(part: Run, folder: Path) -> dict[str, float]:
-        experiment = prepared(factors=part.settings)
+        experiment = prepared(factors=part.settings["factors"])
         experiment.hold_out(folder / "split")
         return runs.train_into(folder, experiment, resume=True, launcher=launcher)
 
     def score(factors: dict[str, float]) -> float:
         name = "_".join(f"{key}_{value:g}" for key, value in factors.items())
-        part, writes = Run(name, run.seed, factors), is_main_process()
+        part = Run(name, run.seed, {**run.settings, "factors": factors})
+        writes = is_main_process()
         (found,) = run_study([part], held_out, place, lambda _: None, writes=writes)
         if writes:
             print(f"  {name}: {by} {found.measured[by]:.4g}  ({found.seconds:.0f} s)", flush=True)
