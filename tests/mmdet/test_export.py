@@ -20,6 +20,7 @@ from mmdet.structures import DetDataSample
 from mmdet_models import tiny_model
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoOperation
 from torch.nn import functional as F
 
 from polyfocal.calibration.posthoc import Calibrator
@@ -78,7 +79,12 @@ def pictures(count, height, width):
 
 
 def run(file, images):
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except NoOperation as error:
+        if "DeformConv" in str(error):  # 1.23, the last for Python 3.10, has none
+            pytest.skip("this ONNX Runtime computes no deformable convolutions")
+        raise
     return session.run(None, {"images": images.numpy()})
 
 
