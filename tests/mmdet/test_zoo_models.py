@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("mmdet.models", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+import mmdet
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from zoo_heads import HEADS
@@ -116,6 +117,8 @@ def sweep(monkeypatch):
 def test_a_model_with_its_losses_swapped_at_epsilon_0_is_the_stock_one(name, sweep):
     if name.startswith("crowddet"):
         pytest.importorskip("torchvision", reason="its assigner needs torchvision")
+    if name.startswith("grounding_dino") and not mmdet.__version__.startswith("3.3."):
+        pytest.skip("the small language model fits the GroundingDINO of MMDetection 3.3 only")
     rows = list(sweep.Sweep([]).rows(name, get_config(f"mmdet::{name}")))
     wrong = [row for row in rows if row["status"] not in ("identical", "refused")]
     assert not wrong
