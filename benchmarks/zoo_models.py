@@ -515,6 +515,7 @@ def _scans(model: ConfigDict) -> Any:
     classes = sum(task["num_class"] for task in tasks) if tasks else _classes(model)[0]
     encoder = model.get("voxel_encoder") or model.pts_voxel_encoder
     moves = tasks is not None or any(node.get("code_size") in (9, 10) for node in nodes)
+    columns = encoder.get("in_channels") or encoder.get("num_features", 4)
     samples, scans = [], []
     for count in (6, 3):
         labels = torch.arange(count) % classes
@@ -528,7 +529,6 @@ def _scans(model: ConfigDict) -> Any:
         )
         sample.set_metainfo(dict(box_type_3d=LiDARInstance3DBoxes))
         samples.append(sample)
-        columns = encoder.get("in_channels") or encoder.get("num_features", 4)
         points = torch.rand(POINTS, columns)
         points[:, :3] = low + (high - low) * points[:, :3]
         scans.append(points)

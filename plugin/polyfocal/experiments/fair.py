@@ -15,7 +15,7 @@ from typing import Any
 
 from polyfocal.data.detections import Kind
 from polyfocal.experiments.intervals import Interval, ap_intervals
-from polyfocal.experiments.report import Table, mean_and_spread
+from polyfocal.experiments.report import Table, mean_and_spread, p_text
 from polyfocal.experiments.study import (
     FACTORS,
     Difference,
@@ -185,13 +185,9 @@ def comparison_table(study: Study, found: Sequence[Comparison]) -> Table:
                 mean_and_spread(scale * difference.mean, scale * difference.spread, sign="+"),
                 mean_and_spread(one.effect, sign="+"),
                 "" if math.isnan(ends[0]) else f"{scale * ends[0]:+.1f} to {scale * ends[1]:+.1f}",
-                *(_p(p) for p in (difference.p, one.p)),
+                *(p_text(p) for p in (difference.p, one.p)),
             ]
         )
     against = study.rows[next(iter(study.rows))].label
     header = (f"{title} against {against}", "difference", "effect", "95%", "p", "p of Holm")
     return Table(header, rows)
-
-
-def _p(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

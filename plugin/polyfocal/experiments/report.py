@@ -145,6 +145,11 @@ def mean_and_spread(mean: float, spread: float = math.nan, digits: int = 1, sign
     return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
+def p_text(p: float) -> str:
+    """A p for a table, with three digits; NaN is an empty text."""
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def summary_table(
     outcomes: Sequence[Outcome],
     columns: Mapping[str, str],
@@ -258,7 +263,7 @@ def published_table(found: Sequence[Line], *, grouped: bool = False) -> Table:
                 mean_and_spread(line.difference, sign="+"),
                 mean_and_spread(line.published_gain, sign="+"),
                 mean_and_spread(line.gain, line.gain_spread, sign="+"),
-                "" if math.isnan(line.p) else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+                p_text(line.p),
             ]
         )
     if not grouped:

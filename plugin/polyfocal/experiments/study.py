@@ -336,9 +336,15 @@ class Run:
         They are those whose scores of the training pictures its loss looks up, and its tuning.
         """
         looked_up = {(name, self.seed) for name in _names_in(self.settings.get("loss", {}))}
+        tuning = self._tuning
+        return looked_up if tuning is None else {*looked_up, (tuning.name, tuning.seed)}
+
+    @property
+    def _tuning(self) -> "Run | None":
+        """The run that tunes this one; None for such a run itself and in other studies."""
         if self.tunes or not self.settings.get("fair"):
-            return looked_up
-        return {*looked_up, (tuned_row(self.name), _TUNING_SEED)}
+            return None
+        return Run(tuned_row(self.name), _TUNING_SEED, self.settings)
 
     def factors(self, place: Path) -> dict[str, float]:
         """What the tuning of a fair study found for this run; nothing in another study.
@@ -349,9 +355,9 @@ class Run:
         Raises:
             UserError: The row has not been tuned.
         """
-        if self.tunes or not self.settings.get("fair"):
+        tuning = self._tuning
+        if tuning is None:
             return {}
-        tuning = Run(tuned_row(self.name), _TUNING_SEED, self.settings)
         found = _read(tuning, tuning.folder(place.parents[1]))
         if found is None:
             raise UserError(
