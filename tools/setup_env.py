@@ -38,6 +38,7 @@ PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that this file knows
 
 BUILD_TOOLS = ("setuptools", "wheel", "ninja", "packaging")
 ONLINE = "Look at the lines above; pip needs a network, or an index that it can reach."
+PIP_BROKE_OFF = 2
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,15 @@ os.execvp(command[0], command)
 
 
 class StepFailed(Exception):
-    """A command of a step ended with an error; the text says what the user can do."""
+    """A command of a step ended with an error; the text says what the user can do.
+
+    Attributes:
+        status: The command's exit status, where a command failed.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Refused(Exception):
@@ -247,6 +256,10 @@ class Environment:
                         "make PYTHON=..."
                     ) from error
         self.log.write_text("", encoding="utf-8")
+        if int(self.installed()["pip"].split(".")[0]) < 26:
+            # Only later ones go on with a download where it broke off.
+            with Step("pip", "some seconds"):
+                self.pip_install("--upgrade", "pip>=26")
         self.note(plan, {})
 
     def run(
@@ -291,7 +304,7 @@ class Environment:
             if status != 0:
                 log.seek(begin)
                 tail = "".join(f"    | {line}" for line in log.readlines()[-25:])
-                raise StepFailed(f"{tail.rstrip()}\n{advice}")
+                raise StepFailed(f"{tail.rstrip()}\n{advice}", status)
 
     def answer(self, code: str) -> str | None:
         """What a piece of Python prints in the environment, or None if it ends with an error."""
@@ -302,13 +315,24 @@ class Environment:
     def pip_install(
         self, *arguments: str, advice: str = ONLINE, env: Mapping[str, str] | None = None
     ) -> None:
-        """Runs `pip install`; what is in `constraints` stays or becomes what it says."""
+        """Runs `pip install`; what is in `constraints` stays or becomes what it says.
+
+        pip ends with status 2 where it met an error that it does not know, such as a connection
+        that broke off while torch came: then it is run once more.
+        """
         if self.constraints:
             lines = [f"{name}{pin}\n" for name, pin in sorted(self.constraints.items())]
             path = self.folder / "constraints.txt"
             path.write_text("".join(lines), encoding="utf-8")
             arguments = ("--constraint", str(path), *arguments)
-        self.run([self.python, "-m", "pip", "install", *arguments], advice, env)
+        command = [self.python, "-m", "pip", "install", *arguments]
+        try:
+            self.run(command, advice, env)
+        except StepFailed as error:
+            if error.status != PIP_BROKE_OFF:
+                raise
+            print("    pip broke off, see the log; once more", flush=True)
+            self.run(command, advice, env)
 
     def pip_install_missing(self, pins: Mapping[str, str], *options: str, expected: str) -> None:
         """Installs what is not there in its version (torch's local builds: 2.13.0+cpu)."""
@@ -345,7 +369,7 @@ class Environment:
             # setuptools 81 and later have no pkg_resources, before 77 they cannot read our licence.
             tools = ["setuptools>=77,<81", *BUILD_TOOLS[1:]]
             with Step("build tools", "some seconds"):
-                self.pip_install("--upgrade", "pip", *tools)
+                self.pip_install("--upgrade", *tools)
 
     def install_polyfocal(self, *extras: str) -> None:
         """This package, from its sources, with some of its extras."""
@@ -684,10 +708,10 @@ def set_up_core(environment: Environment, torch: str) -> None:
     advice = (
         f"torch {torch} could not be installed for Python {python}. Where the lines above list "
         "other versions, this one has no build for it: name another Python: make test-core "
-        f"TORCH={torch} PYTHON=..."
+        f"TORCH={torch} PYTHON=... If there is no such list: {ONLINE[0].lower()}{ONLINE[1:]}"
     )
     with Step(" ".join(wanted), "a minute or two"):
-        environment.pip_install("--upgrade", "pip", "setuptools>=77", *wanted, advice=advice)
+        environment.pip_install("--upgrade", "setuptools>=77", *wanted, advice=advice)
     if newest:  # the test tools must not change it
         pins["torch"] = "==" + environment.installed()["torch"].partition("+")[0]
     environment.install_polyfocal("test")

@@ -1,5 +1,6 @@
 """The set-up: which stack it chooses, what it refuses before it installs, and what it takes."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -103,6 +104,24 @@ def test_the_environments_own_programs_are_found(tmp_path):
     tool.chmod(0o755)
     code = "import subprocess; subprocess.run(['a-build-tool'], check=True)"
     environment.run([sys.executable, "-c", code], "it was not found")
+
+
+@pytest.mark.parametrize(("status", "runs"), [(2, 2), (1, 1)])
+def test_pip_runs_once_more_where_it_broke_off(status, runs, tmp_path, capsys):
+    """pip ends with 2 for an error that it does not know, with 1 for a version that is not there."""
+    environment = Held(tmp_path)
+    calls = tmp_path / "calls"
+    pip = environment.python
+    pip.parent.mkdir()
+    pip.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ntest -e {tmp_path}/again && exit 0\n')
+    with pip.open("a") as file:
+        file.write(f"touch {tmp_path}/again\nexit {status}\n")
+    pip.chmod(0o755)
+    expected = pytest.raises(setup_env.StepFailed) if status == 1 else contextlib.nullcontext()
+    with expected:
+        environment.pip_install("torch==2.1.2")
+    assert calls.read_text() == "-m pip install torch==2.1.2\n" * runs
+    assert ("once more" in capsys.readouterr().out) == (runs == 2)
 
 
 def test_an_environment_keeps_its_stack(tmp_path, monkeypatch):
