@@ -39,6 +39,7 @@ class Found(NamedTuple):
         name: attribute of the head that holds the loss.
         loss: its config; the default of the head if the config has none.
         slot: what the table of heads says; None if the head is not in the table.
+        decides: whether it decides on classes: it is no mask, no centreness and no proposal.
     """
 
     path: tuple[str | int, ...]
@@ -46,6 +47,7 @@ class Found(NamedTuple):
     name: str
     loss: dict[str, Any]
     slot: heads.Slot | None
+    decides: bool
 
     @property
     def where(self) -> str:
@@ -62,7 +64,11 @@ def find_losses(model: dict[str, Any]) -> list[Any]:
     """
     if _is_lazy(model):
         return _detectron2().find_losses(model)
-    return [found for path, node in _heads(model, ()) for found in _of_head(path, node)]
+    return [
+        found
+        for path, node in _heads(model, ())
+        for found in _of_head(path, node, _proposes(model, path))
+    ]
 
 
 def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **settings: Any) -> Any:
@@ -99,12 +105,9 @@ def plan(
 ) -> list[tuple[Any, dict[str, Any]]]:
     """What :func:`swap` changes: the losses, and settings of their heads, which hold them."""
     found = find_losses(model)
-    if slots is not None:
-        chosen = [f for f in found if any(part in f.where for part in slots)]
-    elif _is_lazy(model):
-        chosen = [f for f in found if f.decides]
-    else:
-        chosen = [f for f in found if _decides(f, model)]
+    chosen = [
+        f for f in found if (f.decides if slots is None else any(part in f.where for part in slots))
+    ]
     if not chosen:
         names = ", ".join(f.where for f in found) or "none"
         which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
@@ -312,7 +315,12 @@ def _heads(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[Any, 
             yield from _heads(value, (*path, index))
 
 
-def _of_head(path: tuple[str | int, ...], node: dict[str, Any]) -> Iterator[Found]:
+def _proposes(model: dict[str, Any], path: tuple[str | int, ...]) -> bool:
+    """Whether a head gives the proposals of a detector of two stages."""
+    return "rpn_head" in path and "roi_head" in _at(model, path[: path.index("rpn_head")])
+
+
+def _of_head(path: tuple[str | int, ...], node: dict[str, Any], proposes: bool) -> Iterator[Found]:
     kind, head = node["type"], name_of(node["type"])
     cls = _class_of(kind)
     defaults = _defaults(cls) if cls is not None else {}
@@ -323,7 +331,7 @@ def _of_head(path: tuple[str | int, ...], node: dict[str, Any]) -> Iterator[Foun
         slot = _slot(kind, head, cls, name)
         ours = name_of(loss["type"]) in (*heads.ADAPTERS, *losses.__all__)
         if slot is not None or name_of(loss["type"]) in _POLY1 or (ours and "loss" in name):
-            yield Found(path, head, name, dict(loss), slot)
+            yield Found(path, head, name, dict(loss), slot, name in _MAIN and not proposes)
 
 
 def _class_of(kind: Any) -> type | None:
@@ -370,11 +378,6 @@ def _slot(kind: Any, head: str, cls: type | None, name: str) -> heads.Slot | Non
         if (slot.head, slot.name) == (head, name) and scope in ("", slot.framework):
             return slot
     return None
-
-
-def _decides(found: Found, model: dict[str, Any]) -> bool:
-    proposals = "rpn_head" in found.path and "roi_head" in model
-    return found.name in _MAIN and not proposals
 
 
 def _changes(found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any]:

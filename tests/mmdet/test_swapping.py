@@ -55,6 +55,14 @@ def test_proposals_and_masks_are_swapped_when_they_are_named():
     )
 
 
+def test_the_proposals_of_a_student_and_its_teacher_stay():
+    """They are two stages inside of another model, so that the RPN stands deeper."""
+    name = "mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py"
+    detector = polyfocal.swap(name).model.detector
+    assert detector.roi_head.bbox_head.loss_cls.type == "polyfocal.Poly1CrossEntropyLoss"
+    assert detector.rpn_head.loss_cls.type == "CrossEntropyLoss"
+
+
 def test_another_loss_is_put_into_the_form_of_the_head():
     retina = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
     loss = polyfocal.swap(retina, "CyclicalFocalLoss", gamma_hc=2.0).model.bbox_head.loss_cls

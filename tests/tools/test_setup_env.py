@@ -108,7 +108,7 @@ def test_the_environments_own_programs_are_found(tmp_path):
 
 @pytest.mark.parametrize(("status", "runs"), [(2, 2), (1, 1)])
 def test_pip_runs_once_more_where_it_broke_off(status, runs, tmp_path, capsys):
-    """pip ends with 2 for an error that it does not know, with 1 for a version that is not there."""
+    """pip ends with 2 for an error that it does not know, with 1 for a version not there."""
     environment = Held(tmp_path)
     calls = tmp_path / "calls"
     pip = environment.python

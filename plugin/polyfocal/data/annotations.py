@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 from polyfocal.data.files import DatasetError, Kept, read_json
 from polyfocal.data.layouts import foreign_json
-from polyfocal.data.masks import FARTHEST, is_number, is_segmentation, mask_area
+from polyfocal.data.masks import FARTHEST, area_of, is_number, is_segmentation
 
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
@@ -327,9 +327,8 @@ def _complete(
     sizes = {image["id"]: [image["height"], image["width"]] for image in images} if bare else {}
     masks = 0
     for one in bare:
-        area = mask_area(one.get("segmentation"), sizes[one["image_id"]])
-        masks += area is not None
-        one["area"] = one["bbox"][2] * one["bbox"][3] if area is None else area
+        one["area"], of_mask = area_of(one, sizes[one["image_id"]])
+        masks += of_mask
     if bare:
         notes.append(
             f"{len(bare)} of {len(annotations)} annotations of {source} have no area: it is taken "

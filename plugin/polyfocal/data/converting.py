@@ -14,7 +14,7 @@ from polyfocal.data.coco import load_split
 from polyfocal.data.files import DatasetError, folder_written_whole, is_new, write_text
 from polyfocal.data.labelled import Labelled, Picture, agree, measured, split_of
 from polyfocal.data.layouts import ROBOFLOW, Layout, files_below, recognise
-from polyfocal.data.masks import mask_area
+from polyfocal.data.masks import area_of
 from polyfocal.data.splits import held_out
 from polyfocal.data.voc import read_voc
 from polyfocal.data.yolo import read_yolo
@@ -206,8 +206,7 @@ def _write(
         for one in picture.objects:
             annotation = {**one, "id": len(annotations) + 1, "image_id": number}
             if "area" not in one:
-                area = mask_area(one.get("segmentation"), [image["height"], image["width"]])
-                annotation["area"] = one["bbox"][2] * one["bbox"][3] if area is None else area
+                annotation["area"], _ = area_of(one, [image["height"], image["width"]])
             annotations.append(annotation)
         target = folder / "images" / split / name
         target.parent.mkdir(parents=True, exist_ok=True)

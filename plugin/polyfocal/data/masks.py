@@ -1,6 +1,7 @@
 """Segmentations of COCO's two kinds, checked before pycocotools' C code decodes them."""
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -72,11 +73,18 @@ def run_lengths(segmentation: Any, size: list[int]) -> Any:
     return segmentation
 
 
-def mask_area(segmentation: Any, size: list[int]) -> float | None:
-    """The area of a mask in pixels; None if :func:`is_segmentation` does not accept it."""
-    if not is_segmentation(segmentation, size):
-        return None
-    return float(coco_mask.area(run_lengths(segmentation, size)))
+def area_of(annotation: Mapping[str, Any], size: list[int]) -> tuple[float, bool]:
+    """The area of an annotation in pixels, and whether it is that of a mask, not of the box.
+
+    Args:
+        annotation: With a ``bbox``, and with or without a ``segmentation``: one that
+            :func:`is_segmentation` does not accept does not count.
+        size: Height and width of the picture.
+    """
+    segmentation = annotation.get("segmentation")
+    if is_segmentation(segmentation, size):
+        return float(coco_mask.area(run_lengths(segmentation, size))), True
+    return annotation["bbox"][2] * annotation["bbox"][3], False
 
 
 def _is_polygon(value: Any) -> bool:

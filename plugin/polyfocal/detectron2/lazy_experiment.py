@@ -35,9 +35,9 @@ from polyfocal.detectron2.experiment import (
     default_output_dir,
     periods,
 )
+from polyfocal.detectron2.lazy_tree import walk
 from polyfocal.detectron2.rcnn import RPN, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 from polyfocal.detectron2.small import Lite0, rate_factor
-from polyfocal.detectron2.swapping import walk
 from polyfocal.errors import UserError
 from polyfocal.losses import LOSSES, Loss
 

@@ -1,14 +1,14 @@
 """Swaps the classification losses of a LazyConfig; :mod:`polyfocal.swapping` calls it."""
 
 import inspect
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from polyfocal import heads, losses
 from polyfocal.detectron2 import dense, rcnn
+from polyfocal.detectron2.lazy_tree import walk
 from polyfocal.detectron2.loss import build_loss
 from polyfocal.errors import UserError
 
@@ -56,18 +56,6 @@ class Found(NamedTuple):
 def find_losses(model: DictConfig) -> list[Found]:
     """What classifies in a model, in the order of its config."""
     return [found for path, node in walk(model) if (found := _found(path, node))]
-
-
-def walk(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
-    """Every dictionary in a config tree with the keys that lead to it, the outermost first."""
-    if isinstance(node, DictConfig):
-        yield path, node
-        for key in list(node):
-            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
-                yield from walk(node[key], (*path, key))
-    elif isinstance(node, ListConfig):
-        for index, value in enumerate(node):
-            yield from walk(value, (*path, index))
 
 
 def _found(path: tuple[Any, ...], node: DictConfig) -> Found | None:

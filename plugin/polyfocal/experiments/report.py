@@ -341,9 +341,9 @@ def study_tables(
     if study.source:
         return [published_table(lines(study, outcomes), grouped=grouped)]
     labels = {name: row.label for name, row in study.rows.items()}
-    ordered = [one for name in study.rows for one in outcomes if one.run.name == name]
-    columns = _measured_columns(study, ordered)
-    table = summary_table(ordered, columns, scale=study.scale, labels=labels)
+    outcomes = _of_rows(study, outcomes)
+    columns = _measured_columns(study, outcomes)
+    table = summary_table(outcomes, columns, scale=study.scale, labels=labels)
     rhos = rank_correlations(study, outcomes)
     if not rhos:
         return [table]
@@ -366,7 +366,6 @@ def rank_correlations(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome
     """
     from scipy.stats import spearmanr
 
-    outcomes = [one for one in outcomes if not one.run.tunes]
     columns = _measured_columns(study, outcomes)
     curvatures = [key for key in columns if is_curvature(key)]
     measured = {(one.run.name, one.run.seed): one.measured for one in outcomes}
@@ -389,6 +388,7 @@ def rank_correlations(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome
 
 def draw_series(study: Study, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """One picture per measure: against curvature and the first column, a line per series."""
+    outcomes = _of_rows(study, outcomes)
     columns, summary = _measured_columns(study, outcomes), summarize(outcomes)
     series = _series(study, outcomes)
     curvatures = [key for key in columns if is_curvature(key)]
@@ -461,6 +461,11 @@ def write_study(
     return [*(folder / name for name in texts), *draw_series(study, outcomes, folder)]
 
 
+def _of_rows(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of the rows in their order, without those of the tunings."""
+    return [one for name in study.rows for one in outcomes if one.run.name == name]
+
+
 def _measured_columns(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
     """The columns in which some row has a number."""
     known = {key for row in summarize(outcomes).values() for key in row}
@@ -476,7 +481,6 @@ def _measures(columns: Mapping[str, str]) -> list[str]:
 def _series(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
     """The rows of each series in the order of their values, if every seed has the whole series."""
     columns = _measured_columns(study, outcomes)
-    outcomes = [one for one in outcomes if not one.run.tunes]
     seeds = {one.run.seed for one in outcomes}
     done = {name: 0 for name in study.rows}
     for one in outcomes:
