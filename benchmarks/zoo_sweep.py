@@ -308,22 +308,31 @@ def table(found: list[dict[str, Any]]) -> str:
         run = {r["config"] for r in found if r["config"].startswith(f"{framework}::")}
         of = sum(name.startswith(f"{framework}::") for name in files())
         lines.append(f"| {title} | {len(run)} | {of} |")
+    without = sum(r["status"] == "none" for r in found)
+    unread = [r for r in found if not r["slot"] and r["status"] == "not run"]
     lines += [
         "",
         f"{len(slots)} losses in them: {counts['identical']} identical, {counts['refused']} refused"
         f" with a sentence, {counts['failing']} failing, {counts['not run']} whose stock model did"
-        " not run.",
+        f" not run. {without} configs have no classification loss with a config of its own, and"
+        f" {len(unread)} cannot be read here.",
         "",
-        "| head and slot | stock loss | result |",
-        "|---|---|---|",
+        "| why a stock model or a config did not run | losses or configs |",
+        "|---|---|",
     ]
+    reasons = Counter(_short(r["reason"]) for r in found if r["status"] == "not run")
+    lines += [f"| {reason} | {count} |" for reason, count in reasons.most_common()]
+    lines += ["", "| head and slot | stock loss | result |", "|---|---|---|"]
     rows: dict[tuple[str, str], list[str]] = {}
     for r in slots:
-        note = _short(r["reason"]).replace("|", "\\|")
-        rows.setdefault((r["head"], r["stock"]), []).append(
-            f"{r['status']} ({note})" if note and r["status"] == "identical" else
-            f"{r['status']}: {note}" if note else r["status"]
-        )  # fmt: skip
+        state = r["status"]
+        if state == "refused":
+            state = f"refused: {_short(r['reason'])}"
+        elif state == "identical" and r["reason"].startswith("float64"):
+            state = "identical in float64"
+        elif state in ("identical", "failing") and r["reason"]:
+            state += f" ({_short(r['reason'])})"
+        rows.setdefault((r["head"], r["stock"]), []).append(state)
     for (head, stock), states in sorted(rows.items()):
         counted = [
             text if count == 1 else f"{count} {text}" for text, count in Counter(states).items()
@@ -334,8 +343,10 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def _short(reason: str) -> str:
     """A reason without what it repeats, and without paths of the machine."""
-    reason = re.sub(r"^\w+\.\w+ (gives|is) |^the stock model: |: take .*", "", reason)
-    return re.sub(r'"?/\S+', "...", reason.splitlines()[0] if reason else "")[:100].strip()
+    reason = re.sub(r"^\w+\.\w+ (gives|is) |^the (stock model|config): |: take .*", "", reason)
+    reason = re.sub(r"^\w+(Error|Exception): ?", "", reason).strip() or "an assertion"
+    reason = re.sub(r'"?/\S+', "...", reason.splitlines()[0])
+    return reason[:100].strip().replace("|", "\\|")
 
 
 def write_page(out: Path) -> None:
