@@ -1,5 +1,6 @@
 """The fused passes against the papers' formulas, finite differences and the composed operations."""
 
+import json
 import math
 import os
 import subprocess
@@ -521,6 +522,19 @@ def test_triton_kernels_by_its_interpreter():
         pytest.skip("the interpreter of this triton does not run beside NumPy 2.4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 cases" in done.stdout
+
+
+def test_the_gpu_check_runs_without_a_gpu(tmp_path):
+    """It is run where there is one, rarely: here it is only seen to reach the kernels."""
+    pytest.importorskip("triton", "3.0", reason="needs triton 3, which interprets on a CPU")
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+    command = [sys.executable, script, "--parts", "repeat", "--out", tmp_path / "found"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "only 0-dimensional arrays can be converted" in done.stdout + done.stderr:
+        pytest.skip("the interpreter of this triton does not run beside NumPy 2.4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "repeat" in json.loads((tmp_path / "found.json").read_text())["parts"]
 
 
 def test_fused_is_what_runs(monkeypatch):
