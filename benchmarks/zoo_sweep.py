@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def files() -> dict[str, Path]:
-    """The configs of the installed frameworks by name, without what only others are based on."""
+    """The configs of the installed frameworks by name, without what is no model's of its own."""
     found = {}
     for framework in FRAMEWORKS:
         spec = importlib.util.find_spec(framework)
@@ -71,7 +71,7 @@ def files() -> dict[str, Path]:
         root = Path(spec.origin).parent / ".mim" / "configs"
         for path in sorted(root.rglob("*.py")):
             name = path.relative_to(root).as_posix()
-            if not re.search(r"_base_|^common/|tta", name):
+            if not re.search(r"_base_|^common/|tta|override_category", name):
                 found[f"{framework}::{name}"] = path
     return found
 
