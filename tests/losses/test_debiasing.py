@@ -303,6 +303,11 @@ def test_bias_head_gives_its_rows_in_the_order_of_the_calls():
     torch.cat([first, second]).sum().backward()
     assert features[0].grad is None and head.layers[0].weight.grad.abs().sum() > 0
     torch.testing.assert_close(head.layers[2].bias.sigmoid(), torch.full((6,), 0.01))
+    # A loss that is called with some of the rows would get those of other places.
+    head.offer(logits)
+    head(torch.zeros(5, 2), True)
+    with pytest.raises(ValueError, match="BiasHead has 10 rows left from the step before"):
+        head.offer(logits)
     frozen = BiasHead(2, sees="colour", frozen=True)
     assert not any(p.requires_grad for p in frozen.parameters())
 

@@ -5,8 +5,11 @@ import pytest
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
 import torch
+from mmdet.registry import MODELS
 from mmdet_models import batch, tiny_model
+from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from polyfocal.losses import BiasHead
 from polyfocal.mmdet import BiasHeadHook, attach_bias_heads
@@ -192,3 +195,27 @@ def test_a_head_that_does_not_fit_is_one_sentence(detector, change, message):
 def test_a_model_without_a_bias_head_is_refused():
     with pytest.raises(ValueError, match="no loss of the model has a BiasHead"):
         attach_bias_heads(tiny_model("retina"))
+
+
+@pytest.mark.parametrize(
+    ("head", "config_name"),
+    [
+        ("YOLOXHead", "yolox/yolox_s_8xb8-300e_coco.py"),
+        ("PISARetinaHead", "pisa/retinanet-r50_fpn_pisa_1x_coco.py"),
+        ("PAAHead", "paa/paa_r50_fpn_1x_coco.py"),
+        ("LADHead", "lad/lad_r50-paa-r101_fpn_2xb8_coco_1x.py"),
+        ("YOLACTHead", "yolact/yolact_r50_1xb8-55e_coco.py"),
+        ("DeformableDETRHead", "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"),
+    ],
+)
+def test_heads_with_other_rows_or_another_order_are_refused(head, config_name):
+    settings = get_config(f"mmdet::{config_name}").model.bbox_head
+    settings.loss_cls = config("ProductOfExpertsLoss", "retina")
+    settings.loss_cls.use_sigmoid = head != "YOLACTHead"
+    if head == "DeformableDETRHead":
+        settings.update(num_pred_layer=2)
+    model = nn.Module()
+    model.bbox_head = MODELS.build(settings)
+    message = f"bbox_head is a {head} with a BiasHead: expected a head that gives one map of scores"
+    with pytest.raises(ValueError, match=message):
+        attach_bias_heads(model)

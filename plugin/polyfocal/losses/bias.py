@@ -72,12 +72,21 @@ class QueuedLogits(BiasSource):
         self._ready: list[Tensor] = []
 
     def offer(self, logits: Sequence[Tensor]) -> None:
-        """Replaces what is left of earlier logits.
+        """Makes logits ready for the next calls of the loss.
 
         Args:
             logits: tensors (N_i, C) in the order of the calls.
+
+        Raises:
+            UserError: the loss has not taken all rows that were offered before.
         """
-        self._ready = list(logits)
+        left, self._ready = sum(map(len, self._ready)), list(logits)
+        if left:
+            self._ready.clear()
+            raise UserError(
+                f"{type(self).__name__} has {left} rows left from the step before: expected a loss"
+                " that is called with every row that its head made, once and in that order"
+            )
 
     def forward(self, pred: Tensor, use_sigmoid: bool) -> Tensor:
         taken: list[Tensor] = []

@@ -20,6 +20,8 @@ from polyfocal.losses.settings import (
 )
 from polyfocal.ops import PolyFocal
 
+_BY_FORM: Any = ...  # a default that can be told from None, which is a value of alpha
+
 
 @loss_function(
     gamma_hc=GAMMA, gamma_lc=GAMMA, factor=FACTOR, alpha=ALPHA, label_smoothing=SMOOTHING
@@ -80,8 +82,9 @@ class CyclicalFocalLoss(ScheduledLoss):
         gamma_hc: exponent of the high-confidence term, >= 0.
         gamma_lc: exponent of the low-confidence (focal) term, >= 0.
         factor: >= 1; see :func:`polyfocal.losses.schedule.cyclical_weight`.
-        alpha: in [0, 1], one number or one per class. The default is 0.25 in the sigmoid form, as
-            in the focal loss of dense heads, and none in the softmax form, as in the paper.
+        alpha: in [0, 1], one number or one per class; None for no such weight. The default is 0.25
+            in the sigmoid form, as in the focal loss of dense heads, and None in the softmax form,
+            as in the paper.
         label_smoothing: in [0, 1), softmax form.
         use_sigmoid, reduction, loss_weight, class_weight, ignore_index: see
             :class:`~polyfocal.losses.base.ClassificationLoss`.
@@ -94,13 +97,13 @@ class CyclicalFocalLoss(ScheduledLoss):
         gamma_hc: float = 3.0,
         gamma_lc: float = 2.0,
         factor: float = 4.0,
-        alpha: PerClass | None = None,
+        alpha: PerClass | None = _BY_FORM,
         use_sigmoid: bool | None = None,
         label_smoothing: float = 0.0,
         **shared: Unpack[Shared],
     ) -> None:
-        if alpha is None and use_sigmoid:
-            alpha = 0.25
+        if alpha is _BY_FORM:
+            alpha = 0.25 if use_sigmoid else None
         super().__init__(
             use_sigmoid,
             gamma_hc=gamma_hc,

@@ -12,11 +12,20 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from polyfocal import heads
 from polyfocal.errors import UserError
 from polyfocal.losses import BiasHead
 from polyfocal.mmengine.registry import HOOKS
 
 _TINY = 1e-6
+# Of the heads in polyfocal.heads, those that hand all their places to the loss, one level after
+# the other, and call it for nothing else. Others hand the positives only or go picture by picture.
+_BY_LEVEL = {
+    "AnchorHead", "RetinaHead", "RetinaSepBNHead", "FSAFHead", "SABLRetinaHead",
+    "GuidedAnchorHead", "GARetinaHead", "GARPNHead", "RPNHead", "ATSSHead", "DDODHead", "YOLOFHead",
+    "FCOSHead", "NASFCOSHead", "CondInstBboxHead", "BoxInstBboxHead", "FoveaHead", "RepPointsHead",
+    "VFNetHead", "Anchor3DHead", "PartA2RPNHead", "FCOSMono3DHead", "PGDHead",
+}  # fmt: skip
 
 
 def attach_bias_heads(model: nn.Module) -> list[RemovableHandle]:
@@ -56,6 +65,7 @@ def attach_bias_heads(model: nn.Module) -> list[RemovableHandle]:
             handles.append(_watch_boxes(pools[head], seen, name))
             offer: Callable[..., None] = _offer_boxes(sources, seen, name)
         else:
+            _check_order(head, name)
             offer = _offer_cells(sources, seen, name)
         handles.append(head.register_forward_hook(offer))
     if not handles:
@@ -141,10 +151,7 @@ def _offer_cells(
             isinstance(score, Tensor) and score.dim() == 4 for score in scores
         )
         if not levels:
-            raise UserError(
-                f"{name} is a {type(head).__name__} with a BiasHead: expected a head that gives one"
-                " map of scores per level, such as RetinaHead, FCOSHead or ATSSHead"
-            )
+            raise UserError(_unfollowed(head, name))
         for source in sources:
             expected = source.num_anchors * source.columns
             if scores[0].shape[1] != expected:
@@ -164,6 +171,20 @@ def _offer_cells(
             source.offer(ready)
 
     return offer
+
+
+def _check_order(head: nn.Module, name: str) -> None:
+    slot = heads.slot_of(type(head), "loss_cls")
+    if slot is None or slot.head not in _BY_LEVEL:
+        raise UserError(_unfollowed(head, name))
+
+
+def _unfollowed(head: nn.Module, name: str) -> str:
+    return (
+        f"{name} is a {type(head).__name__} with a BiasHead: expected a head that gives one map of"
+        " scores per level and hands all of them to its loss in that order, such as RetinaHead,"
+        " FCOSHead or ATSSHead"
+    )
 
 
 def _of_cells(sees: str, pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
