@@ -102,6 +102,17 @@ def test_a_misspelt_keyword_is_answered_with_the_right_ones():
         polyfocal.FocalLoss(use_sigmoid=True, gama=2)
 
 
+def test_alpha_none_of_a_cyclical_loss_is_none_in_both_forms():
+    kind = polyfocal.CyclicalFocalLoss
+    found = {form: [kind(use_sigmoid=form, **a).alpha for a in ({}, dict(alpha=None))]
+             for form in (True, False)}  # fmt: skip
+    assert found == {True: [0.25, None], False: [None, None]}
+    assert "alpha=0.25" in repr(kind(use_sigmoid=True))
+    loss = kind(use_sigmoid=True, alpha=None, gamma_hc=0.0, gamma_lc=0.0)
+    loss.set_progress(0.25)  # xi is 0: the cross-entropy
+    assert loss(torch.zeros(1, 1), torch.zeros(1, 1)).item() == pytest.approx(math.log(2))
+
+
 def test_a_cyclical_loss_says_that_it_has_no_progress():
     loss = polyfocal.CyclicalFocalLoss(use_sigmoid=True)
     with pytest.raises(ValueError, match="does not know the training's progress"):
