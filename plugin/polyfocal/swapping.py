@@ -12,18 +12,26 @@ from typing import Any, NamedTuple
 
 from polyfocal import heads, losses
 from polyfocal.errors import UserError
+from polyfocal.losses.class_weights import from_data
+from polyfocal.losses.quality import QualityLoss
 
-# What a stock loss is in the family, its Poly-1 form, and the settings that mean the same.
+# What a stock loss is in the family, its Poly-1 form, and the settings that mean the same. Those of
+# the first two mean the same in every loss of labels.
 _POLY1 = {
-    "FocalLoss": ("Poly1FocalLoss", ("gamma", "alpha", "activated")),
+    "FocalLoss": ("Poly1FocalLoss", ("gamma", "alpha", "class_weight", "activated")),
+    "CrossEntropyLoss": ("Poly1CrossEntropyLoss", ("class_weight", "bg_cls_weight")),
     "QualityFocalLoss": ("Poly1QualityFocalLoss", ("beta", "activated")),
     "VarifocalLoss": ("Poly1VarifocalLoss", ("alpha", "gamma", "iou_weighted")),
     "GaussianFocalLoss": (
         "GaussianPoly1FocalLoss",
         ("alpha", "gamma", "pos_weight", "neg_weight"),
     ),
-    "CrossEntropyLoss": ("Poly1CrossEntropyLoss", ("class_weight", "bg_cls_weight")),
 }
+# The same of a Poly-1 form that stands in a config.
+_SHARED = {name: keys for stock, (ours, keys) in _POLY1.items() for name in (stock, ours)}
+_OF_LABELS = ("FocalLoss", "Poly1FocalLoss", "CrossEntropyLoss", "Poly1CrossEntropyLoss")
+# Settings of a loss's config that are not the loss's own: the head takes them, or an adapter.
+_BESIDE = {"bg_cls_weight", "pos_weight", "neg_weight"}
 # The slots that decide on classes; the others are swapped when they are named.
 _MAIN = {
     "cls_loss", "initial_loss_cls", "loss_center_heatmap", "loss_cls", "loss_heatmap",
@@ -389,7 +397,7 @@ def _changes(found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any
     changes: dict[str, Any] = {}
     if kind == "name":
         changes["type"], kind = f"polyfocal.{found.head}", "sigmoid labels"
-    new = _poly1(found, kind, where) if loss == "poly1" else _named(loss, found, kind)
+    new = _poly1(found, kind, where) if loss == "poly1" else _named(loss, found, kind, where)
     if loss == "poly1" and "epsilon" not in settings:
         settings = {"epsilon": 1.0, **settings}
     new = {"type": new.pop("type"), **settings, **{k: new[k] for k in new if k not in settings}}
@@ -406,12 +414,24 @@ def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where} is a {name}, a loss of this package already: set its epsilon")
     if name not in _POLY1:
         raise UserError(f"{where} is a {name}, which has no Poly-1 form in this package")
-    ours, shared = _POLY1[name]
-    new: dict[str, Any] = {"type": f"polyfocal.{ours}"}
+    new: dict[str, Any] = {"type": f"polyfocal.{_POLY1[name][0]}"}
     if name == "CrossEntropyLoss":
-        sigmoid = bool(stock.get("use_sigmoid") or stock.get("use_mask"))
-        new["use_sigmoid"] = sigmoid
-        if sigmoid and stock.get("class_weight") is not None:
+        new["use_sigmoid"] = _is_sigmoid(stock)
+    elif name != "GaussianFocalLoss":
+        new["use_sigmoid"] = True
+    new |= _kept(found, where)
+    if kind.startswith("probabilities"):
+        new["activated"] = True
+    elif new.get("activated") is False:
+        del new["activated"]
+    return new
+
+
+def _kept(found: Found, where: str) -> dict[str, Any]:
+    """The settings of what stands there that mean the same in its Poly-1 form."""
+    stock, name = found.loss, name_of(found.loss["type"])
+    if name == "CrossEntropyLoss":
+        if _is_sigmoid(stock) and stock.get("class_weight") is not None:
             raise UserError(
                 f"{where} is a sigmoid CrossEntropyLoss with class_weight, which there weighs"
                 " positives only and here the columns: take it out, or write the loss by hand"
@@ -422,19 +442,21 @@ def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
                 " mean is over all rows there and over those that count here: write the loss by"
                 " hand"
             )
-    elif name != "GaussianFocalLoss":
-        new["use_sigmoid"] = True
-    for key in (*shared, "reduction", "loss_weight"):
-        if stock.get(key) is not None:
-            new[key] = stock[key]
-    if kind.startswith("probabilities"):
-        new["activated"] = True
-    elif new.get("activated") is False:
-        del new["activated"]
-    return new
+    # None is a value of alpha, that of no such weight.
+    return {
+        key: stock[key]
+        for key in (*_SHARED.get(name, ()), "reduction", "loss_weight")
+        if key in stock and (stock[key] is not None or key == "alpha")
+    }
 
 
-def _named(loss: str, found: Found, kind: str) -> dict[str, Any]:
+def _is_sigmoid(stock: dict[str, Any]) -> bool:
+    """The form of a loss of MMDetection; only the cross-entropy is a softmax by default."""
+    softmax = name_of(stock["type"]) == "CrossEntropyLoss"
+    return bool(stock.get("use_sigmoid", not softmax) or stock.get("use_mask"))
+
+
+def _named(loss: str, found: Found, kind: str, where: str) -> dict[str, Any]:
     cls = losses.LOSSES.get(loss)
     if cls is None:
         known = ", ".join(sorted(losses.LOSSES))
@@ -443,16 +465,20 @@ def _named(loss: str, found: Found, kind: str) -> dict[str, Any]:
     takes = inspect.signature(cls).parameters
     if "use_sigmoid" in takes:
         fits = heads.KINDS[kind].fits
-        softmax = heads.SOFTMAX in fits and not found.loss.get("use_sigmoid", True)
-        new["use_sigmoid"] = not softmax
+        new["use_sigmoid"] = heads.SOFTMAX not in fits or _is_sigmoid(found.loss)
         if heads.SIGMOID not in fits and heads.SOFTMAX in fits:
             new["use_sigmoid"] = False
         default = takes["use_sigmoid"].default
         if default is False and loss != "Poly1CrossEntropyLoss":
             new["use_sigmoid"] = False
-    for key in ("reduction", "loss_weight"):
-        if key in found.loss:
-            new[key] = found.loss[key]
+    stock = name_of(found.loss["type"])
+    kept = _kept(found, where)
+    if loss != stock and _POLY1.get(stock, ("",))[0] != loss:
+        of_labels = stock in _OF_LABELS and not issubclass(cls, QualityLoss)
+        if not of_labels or new.get("use_sigmoid") != _is_sigmoid(found.loss):
+            kept = {key: kept[key] for key in ("reduction", "loss_weight") if key in kept}
+    kept.pop("activated", None)
+    new |= {key: value for key, value in kept.items() if key in takes or key in _BESIDE}
     if kind.startswith("probabilities") and "activated" in takes:
         new["activated"] = True
     return new
@@ -469,9 +495,10 @@ def _adapter(kind: str, new: dict[str, Any]) -> str | None:
 
 def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
     """Builds the loss, so that its settings are checked, and asks the table whether it fits."""
-    cls = getattr(losses, name_of(new["type"]))
+    # As a config builds it, with dictionaries and paths; without MMEngine the class itself.
+    cls: Any = _class_of(new["type"]) or losses.LOSSES[name_of(new["type"])]
     known = inspect.signature(cls).parameters
-    skipped = {"type", "bg_cls_weight", "pos_weight", "neg_weight"}
+    skipped = {"type", *_BESIDE, *from_data(cls, new)}
     if isinstance(new.get("class_weight"), float):
         skipped.add("class_weight")  # DETR's, of which the head makes a list
     try:

@@ -11,12 +11,13 @@ from detectron2 import model_zoo
 from detectron2.config import LazyConfig
 from detectron2.structures import Keypoints
 from detectron2_models import SIDE, build, pictures, training_step
+from fvcore.nn import sigmoid_focal_loss
 from omegaconf import DictConfig, OmegaConf
 
 import polyfocal
 from polyfocal import swapping
 from polyfocal.commands import swap_loss
-from polyfocal.detectron2 import FastRCNNOutputLayers, RetinaNet
+from polyfocal.detectron2 import FastRCNNOutputLayers, RetinaNet, build_loss
 from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.errors import UserError
 
@@ -128,6 +129,33 @@ def test_a_lazy_config_of_ones_own(tmp_path, capsys):
     assert swap_loss.main([str(own)]) == 0
     shown = capsys.readouterr().out
     assert "roi_heads.box_predictors.2.cls_loss" in shown and "proposal_generator" in shown
+
+
+@pytest.mark.parametrize("loss", ["FocalLoss", "poly1", "Poly1CrossEntropyLoss"])
+def test_the_focal_settings_of_a_model_go_to_its_loss(loss):
+    cfg = model_zoo.get_config(RETINANET.partition("::")[2])
+    cfg.model.focal_loss_gamma, cfg.model.focal_loss_alpha = 1.5, -1
+    more = {} if loss == "FocalLoss" else dict(epsilon=0.0)
+    model = polyfocal.swap(cfg, loss, **more).model
+    assert (model.focal_loss_gamma, model.focal_loss_alpha) == (2.0, 0.25)
+    if loss != "Poly1CrossEntropyLoss":
+        assert (model.cls_loss.gamma, model.cls_loss.alpha) == (1.5, None)
+        logits, labels = torch.randn(6, 80), torch.tensor([0, 5, 80, 80, 3, 79])
+        target = torch.nn.functional.one_hot(labels, 81)[:, :80].float()
+        ours = build_loss(OmegaConf.to_container(model.cls_loss), "RetinaNet")
+        expected = sigmoid_focal_loss(logits, target, alpha=-1, gamma=1.5, reduction="sum")
+        found = ours(logits, labels, reduction_override="sum")
+        torch.testing.assert_close(found, expected)
+    # A loss with another default keeps what Detectron2 computes.
+    stock = model_zoo.get_config(RETINANET.partition("::")[2])
+    assert polyfocal.swap(stock, "SampleDependentFocalLoss").model.cls_loss.alpha == 0.25
+
+
+def test_weights_from_the_data_are_taken():
+    model = polyfocal.swap(RETINANET, "FocalLoss", class_weight="balanced", alpha="sqrt").model
+    assert (model.cls_loss.class_weight, model.cls_loss.alpha) == ("balanced", "sqrt")
+    with pytest.raises(UserError, match="class_weight='balance': expected numbers, one per class"):
+        polyfocal.swap(RETINANET, class_weight="balance")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Configs with their losses swapped."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,67 @@ def test_another_loss_is_put_into_the_form_of_the_head():
     retina = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
     loss = polyfocal.swap(retina, "CyclicalFocalLoss", gamma_hc=2.0).model.bbox_head.loss_cls
     assert loss == dict(
-        type="polyfocal.CyclicalFocalLoss", gamma_hc=2.0, use_sigmoid=True, loss_weight=1.0
-    )
+        type="polyfocal.CyclicalFocalLoss", gamma_hc=2.0, use_sigmoid=True, alpha=0.25,
+        loss_weight=1.0,
+    )  # fmt: skip
     assert polyfocal.swap(MASK, "FocalLoss").model.roi_head.bbox_head.loss_cls.use_sigmoid is False
     topk = polyfocal.swap(MASK, "NoisedTopKLoss", k=3, epsilon=0.1).model.roi_head.bbox_head
     assert topk.loss_cls.type == "polyfocal.RoILoss"
     assert topk.loss_cls.loss.type == "polyfocal.NoisedTopKLoss"
+
+
+def test_another_loss_keeps_the_settings_that_mean_the_same():
+    cfg = get_config("mmdet::retinanet/retinanet_r50_fpn_1x_coco.py")
+    stock = cfg.model.bbox_head.loss_cls
+    stock.update(gamma=1.0, alpha=0.5)
+    of_labels = ("FocalLoss", "Poly1FocalLoss", "PolyNLoss", "DebiasedFocalLoss")
+    for name in of_labels:
+        more = dict(Poly1FocalLoss=dict(epsilon=1.0), PolyNLoss=dict(epsilons=[1.0]))
+        swapped = polyfocal.swap(cfg, name, **more.get(name, {}))
+        loss = swapped.model.bbox_head.loss_cls
+        assert (loss.gamma, loss.alpha) == (1.0, 0.5), name
+        back = polyfocal.swap(swapped, "FocalLoss", slots=["loss_cls"]).model.bbox_head.loss_cls
+        if name in ("FocalLoss", "Poly1FocalLoss"):
+            assert (back.gamma, back.alpha) == (1.0, 0.5), name
+    assert polyfocal.swap(cfg, "FocalLoss", gamma=3.0).model.bbox_head.loss_cls.gamma == 3.0
+    # Another form, or a loss in which the words mean something else.
+    assert "gamma" not in polyfocal.swap(cfg, "AdaFocalLoss").model.bbox_head.loss_cls
+    vfnet = get_config("mmdet::vfnet/vfnet_r50_fpn_1x_coco.py")
+    vfnet.model.bbox_head.loss_cls.gamma = 1.5
+    aware = polyfocal.swap(vfnet, "Poly1IoUAwareBCELoss", epsilon=1.0).model.bbox_head.loss_cls
+    assert "alpha" not in aware and "gamma" not in aware
+    same = polyfocal.swap(vfnet, "Poly1VarifocalLoss", epsilon=1.0).model.bbox_head.loss_cls
+    assert (same.alpha, same.gamma) == (0.75, 1.5)
+    for name in ("Poly1CrossEntropyLoss", "FocalLoss"):
+        detr = polyfocal.swap(DETR, name, **dict(epsilon=0.0) if "Poly" in name else {})
+        loss = detr.model.bbox_head.loss_cls
+        assert (loss.use_sigmoid, loss.bg_cls_weight, loss.class_weight) == (False, 0.1, 1.0)
+    name = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py"
+    loss = polyfocal.swap(name, "FocalLoss", slots=["loss_cls"]).model.panoptic_head.loss_cls
+    assert list(loss.class_weight) == [1.0] * 80 + [0.1]
+
+
+def test_values_that_only_a_config_may_have_are_taken(tmp_path):
+    retina = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+    loss = polyfocal.swap(retina, class_weight="balanced").model.bbox_head.loss_cls
+    assert loss.class_weight == "balanced"
+    effective = dict(method="effective", beta=0.9)
+    loss = polyfocal.swap(retina, "FocalLoss", alpha=effective).model.bbox_head.loss_cls
+    assert loss.alpha == effective
+    with pytest.raises(UserError, match="class_weight='balance': expected numbers, one per class"):
+        polyfocal.swap(retina, class_weight="balance")
+    priors = dict(type="polyfocal.ClassPriors", class_counts=[1] * 80)
+    loss = polyfocal.swap(retina, "DebiasedFocalLoss", bias=priors).model.bbox_head.loss_cls
+    assert loss.bias == priors
+    file = tmp_path / "counts.json"
+    images = [dict(id=1, width=9, height=9, file_name="a.png")]
+    boxes = [dict(id=k, image_id=1, category_id=k, bbox=[0, 0, 5, 5], area=25, iscrowd=0)
+             for k in (1, 2)]  # fmt: skip
+    classes = [dict(id=k, name=str(k)) for k in (1, 2)]
+    file.write_text(json.dumps(dict(images=images, annotations=boxes, categories=classes)))
+    ldam = dict(class_counts=str(file), scale=1.0)
+    head = polyfocal.swap(MASK, "LDAMLoss", **ldam).model.roi_head.bbox_head
+    assert head.loss_cls.class_counts == str(file)
 
 
 @pytest.mark.parametrize("config", [RTMDET, TOOD, CASCADE, MASK, POINTPILLARS])

@@ -17,8 +17,7 @@ from polyfocal.detectron2.lazy_experiment import LazyExperiment
 from polyfocal.detectron2.yaml_experiment import YamlExperiment
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
-from polyfocal.losses.class_weights import use_counts, weighing
-from polyfocal.losses.settings import FROM_DATA, Numbers
+from polyfocal.losses.class_weights import from_data, use_counts
 
 _MOST_LISTED = 10  # classes
 _MAX_SIDE = 320  # pixels, in the profiles where the pictures are larger
@@ -74,11 +73,7 @@ def _use_class_weights(experiment: Experiment, data: Data | None, train: bool) -
     """
     counts = None if data is None else data.counts
     for place, settings, kind, head in experiment.losses():
-        asked = [
-            name
-            for name in FROM_DATA
-            if isinstance(kind.settings.get(name), Numbers) and weighing(name, settings.get(name))
-        ]
+        asked = from_data(kind, settings)
         if not asked:
             continue
         if head not in ("dense", "box"):

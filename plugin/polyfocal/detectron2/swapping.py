@@ -11,6 +11,7 @@ from polyfocal.detectron2 import dense, rcnn
 from polyfocal.detectron2.lazy_tree import walk
 from polyfocal.detectron2.loss import build_loss
 from polyfocal.errors import UserError
+from polyfocal.losses.class_weights import from_data
 
 _OURS = {
     cls.__name__: cls
@@ -102,21 +103,27 @@ def changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any])
     if loss == "poly1":
         name = "Poly1FocalLoss" if found.head in ("RetinaNet", "FCOS") else "Poly1CrossEntropyLoss"
         settings = {"epsilon": 1.0, **settings}
-        if name == "Poly1FocalLoss":
-            for own, (key, default) in _FOCAL.items():
-                if node.get(key, default) != default:
-                    new[own], changed[key] = node[key], default
     elif loss in losses.LOSSES:
         name = loss
     else:
         known = ", ".join(sorted(losses.LOSSES))
         raise UserError(f"loss={loss!r}: expected poly1 or one of {known}")
     takes = inspect.signature(losses.LOSSES[name]).parameters
+    if found.loss["type"] == "sigmoid_focal_loss":
+        for own, (key, default) in _FOCAL.items():
+            value = node.get(key, default)
+            if value != default:
+                changed[key] = default  # beside a cls_loss it would have no effect
+            if own == "alpha" and value < 0:
+                value = None  # Detectron2's way to say it
+            if own in takes and value != takes[own].default:
+                new[own] = value
     if "use_sigmoid" in takes:
         softmax_only = takes["use_sigmoid"].default is False and name != "Poly1CrossEntropyLoss"
         new["use_sigmoid"] = sigmoid and not softmax_only
     new = {"type": f"polyfocal.{name}", **new, **settings}
-    built = build_loss(new, found.head, needs_sigmoid=not of_box)
+    numbers = {k: v for k, v in new.items() if k not in from_data(losses.LOSSES[name], new)}
+    built = build_loss(numbers, found.head, needs_sigmoid=not of_box)
     if of_box and sigmoid and not built.use_sigmoid:
         raise UserError(
             f"{found.where} has use_sigmoid_ce=True, but {name} is of softmax form: take a loss"

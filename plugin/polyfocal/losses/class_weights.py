@@ -130,6 +130,23 @@ def weighing(name: str, value: Any) -> Weighing | None:
     return Weighing(method, BETA if beta is None else beta)
 
 
+def from_data(loss: Any, settings: Mapping[str, Any]) -> list[str]:
+    """The settings of a config that are to be computed from the training data.
+
+    Args:
+        loss: class of the loss.
+        settings: its settings in the config.
+
+    Raises:
+        UserError: as :func:`weighing`.
+    """
+    return [
+        name
+        for name in FROM_DATA
+        if isinstance(loss.settings.get(name), Numbers) and weighing(name, settings.get(name))
+    ]
+
+
 def use_counts(
     settings: Any,
     place: str,
