@@ -88,6 +88,20 @@ def test_ignore_index_of_one_call():
         (lambda: polyfocal.FocalLoss(class_weight=[], use_sigmoid=True), "class_weight is empty"),
         (lambda: polyfocal.FocalLoss(loss_weight=-1, use_sigmoid=True), "loss_weight=-1: expected"),
         (lambda: polyfocal.FocalLoss(gamma="high", use_sigmoid=True), "gamma=high: expected"),
+        (lambda: polyfocal.FocalLoss(gamma=True, use_sigmoid=True), "gamma=True: expected"),
+        (lambda: polyfocal.FocalLoss(alpha=[True], use_sigmoid=True), "alpha holds True: expected"),
+        (
+            lambda: polyfocal.Poly1FocalLoss(1, activated="no", use_sigmoid=True),
+            "activated='no': expected True or False",
+        ),
+        (
+            lambda: polyfocal.Poly1VarifocalLoss(1, iou_weighted=0, use_sigmoid=True),
+            "iou_weighted=0: expected True or False",
+        ),
+        (
+            lambda: polyfocal.Poly1FocalLoss(1, alpha=[0.2, 0.5], activated=True, use_sigmoid=True),
+            r"alpha=\[0.2, 0.5\]: expected a number in \[0, 1\] or None, since the loss is of prob",
+        ),
         (lambda: polyfocal.FocalLoss(alpha="auto", use_sigmoid=True), "alpha='auto': expected"),
     ],
 )

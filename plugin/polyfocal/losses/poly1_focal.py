@@ -12,10 +12,10 @@ from polyfocal.losses.settings import (
     EPSILON,
     GAMMA,
     Common,
+    Flag,
     Form,
     Number,
     PerClass,
-    Setting,
     Shared,
     Unpack,
     loss_function,
@@ -24,6 +24,7 @@ from polyfocal.ops import PolyFocal
 from polyfocal.ops.quality import Quality
 
 OF_PROBABILITIES = Form(only=True, what="focal loss of probabilities")
+_ALPHA = Number(high=1.0, optional=True, why=" or None, since the loss is of probabilities")
 
 
 @loss_function(epsilon=EPSILON, gamma=GAMMA, alpha=ALPHA)
@@ -61,7 +62,7 @@ def poly1_focal_loss(
 @loss_function(
     epsilon=EPSILON,
     gamma=GAMMA,
-    alpha=Number(high=1.0, optional=True),
+    alpha=_ALPHA,
     use_sigmoid=OF_PROBABILITIES,
 )
 def poly1_focal_of_probabilities(
@@ -118,7 +119,7 @@ class Poly1FocalLoss(ClassificationLoss):
     """
 
     function = poly1_focal_loss
-    settings: ClassVar[dict[str, Any]] = {"activated": Setting()}
+    settings: ClassVar[dict[str, Any]] = {"activated": Flag()}
 
     def __init__(
         self,
@@ -132,8 +133,9 @@ class Poly1FocalLoss(ClassificationLoss):
         super().__init__(
             use_sigmoid, epsilon=epsilon, gamma=gamma, alpha=alpha, activated=activated, **shared
         )
-        if activated:
+        if self.activated:
             OF_PROBABILITIES.checked("use_sigmoid", use_sigmoid, type(self).__name__)
+            _ALPHA.checked("alpha", alpha, type(self).__name__)
 
     def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
         if not self.activated:

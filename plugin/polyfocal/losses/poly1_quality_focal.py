@@ -6,8 +6,8 @@ from polyfocal.losses.quality import FORM, QualityLoss, Target, check_beta, weig
 from polyfocal.losses.settings import (
     EPSILON,
     Common,
+    Flag,
     Number,
-    Setting,
     Shared,
     Unpack,
     loss_function,
@@ -16,7 +16,7 @@ from polyfocal.ops.poly_focal import PolyFocal
 from polyfocal.ops.quality import Quality
 
 
-@loss_function(epsilon=EPSILON, beta=Number(), activated=Setting(), use_sigmoid=FORM)
+@loss_function(epsilon=EPSILON, beta=Number(), activated=Flag(), use_sigmoid=FORM)
 def poly1_quality_focal_loss(
     logits: Tensor,
     target: Target,

@@ -6,8 +6,8 @@ from polyfocal.losses.quality import FORM, QualityLoss, Target, weighed_quality
 from polyfocal.losses.settings import (
     EPSILON,
     Common,
+    Flag,
     Number,
-    Setting,
     Shared,
     Unpack,
     loss_function,
@@ -17,7 +17,7 @@ from polyfocal.ops.quality import Quality
 
 
 @loss_function(
-    epsilon=EPSILON, alpha=Number(), gamma=Number(), iou_weighted=Setting(), use_sigmoid=FORM
+    epsilon=EPSILON, alpha=Number(), gamma=Number(), iou_weighted=Flag(), use_sigmoid=FORM
 )
 def poly1_varifocal_loss(
     logits: Tensor,

@@ -129,7 +129,7 @@ class Number(Setting):
         if value is None and self.missing:
             raise UserError(f"{owner} has no {name}: {self.missing}")
         number = as_number(value)
-        if number is not None and math.isfinite(number):
+        if number is not None and not isinstance(number, bool) and math.isfinite(number):
             inside = min(max(number, self.low), self.high)
             left_out = {"low": self.low, "high": self.high}.get(self.without)
             if abs(inside - number) <= _ROUNDING and inside != left_out:
@@ -161,6 +161,17 @@ class Whole(Setting):
             return number
         least = f" >= {self.low:g}" if self.low > -math.inf else ""
         raise UserError(f"{name}={value}: expected a whole number{least}{self.else_}")
+
+
+@dataclass(frozen=True)
+class Flag(Setting):
+    """True or False."""
+
+    def checked(self, name: str, value: Any, owner: str) -> bool:
+        flag = as_number(value)  # NumPy's too
+        if not isinstance(flag, bool):
+            raise UserError(f"{name}={value!r}: expected True or False")
+        return flag
 
 
 @dataclass(frozen=True)
@@ -247,7 +258,7 @@ class Numbers(Setting):
 
     def _entry(self, name: str, value: Any) -> float:
         number = as_number(value)
-        if number is not None and math.isfinite(number):
+        if number is not None and not isinstance(number, bool) and math.isfinite(number):
             inside = min(max(number, 0.0), self.high)
             if abs(inside - number) <= _ROUNDING:
                 return inside
@@ -415,6 +426,7 @@ __all__ = [
     "Coefficients",
     "Common",
     "ExactBuffers",
+    "Flag",
     "Form",
     "Number",
     "Numbers",
