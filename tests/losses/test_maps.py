@@ -74,6 +74,21 @@ def test_the_sigmoid_form_by_its_formula():
     torch.testing.assert_close(mean, expected.sum() / (kept.sum() * CLASSES))
 
 
+@pytest.mark.parametrize("name", ["class_weight", "alpha"])
+def test_a_number_per_class_is_refused_where_nothing_says_which_dimension_has_the_classes(name):
+    settings = {"alpha": None, name: [1.0, 0.0, 0.0, 0.0]}
+    soft = torch.zeros(1, 4, 4, 4)
+    with pytest.raises(UserError, match=name + r" has 4 values with soft targets \(1, 4, 4, 4\)"):
+        focal_loss(soft, soft, use_sigmoid=True, **settings)
+
+
+def test_soft_maps_in_the_softmax_form_are_refused_with_what_is_right():
+    soft = torch.full((2, 3, 4, 4), 1 / 3)
+    message = r"a map of integer labels \(2, 4, 4\), or rows \(N, C\) of both: the softmax form"
+    with pytest.raises(UserError, match=message):
+        focal_loss(soft, soft, use_sigmoid=False)
+
+
 def test_gradient():
     logits, labels = maps((3, 2))
     for use_sigmoid in (True, False):

@@ -133,6 +133,24 @@ def test_a_cyclical_loss_says_that_it_has_no_progress():
         loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
 
 
+class Squared(polyfocal.losses.ClassificationLoss, table=False):
+    """A softmax loss of somebody else."""
+
+    def unreduced(self, logits, target):
+        if target.dim() == 1:
+            target = torch.nn.functional.one_hot(target, logits.shape[1])
+        return ((logits.softmax(dim=1) - target) ** 2).sum(dim=1)
+
+
+def test_class_weights_of_soft_targets_in_a_loss_of_ones_own():
+    loss = Squared(use_sigmoid=False, class_weight=[1.0, 3.0], reduction="none")
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert loss(logits, torch.tensor([0, 1])).tolist() == [0.5, 1.5]
+    # Half of each class weighs 2, and misses by nothing; a quarter and three quarters 2.5.
+    soft = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    assert loss(logits, soft).tolist() == [0.0, 2.5 * 2 * 0.25**2]
+
+
 class Model(torch.nn.Module):
     """A model as detectors are: the loss is called while it is trained only."""
 

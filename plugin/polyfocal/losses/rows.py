@@ -19,7 +19,7 @@ reduction    without ``avg_factor``       with ``avg_factor`` a
                     softmax: ``(N,)``
 ``class_weight``    sigmoid: ``(C,)``, weighs column c, its positives and its negatives;
                     softmax: one per column, weighs a row by its class (by sum_k y_k w_k for
-                    soft targets)
+                    soft targets); soft targets of more than two dimensions have none
 ``ignore_index``    rows with this integer label are exactly 0, gradient included, whatever else
                     they hold
 ==================  ===========================================================================
@@ -264,8 +264,11 @@ def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) 
         loss: (N, C) or (N,), finite in the rows that are ignored too.
         reduced_by: instead of the scale of ``rows``.
     """
-    if isinstance(rows.class_weight, Tensor):
-        loss = loss * (rows.class_weight if loss.dim() > 1 else rows.class_weight[rows.target])
+    cw, target = rows.class_weight, rows.target
+    if isinstance(cw, Tensor) and not rows.use_sigmoid:
+        cw = target @ cw if rows.soft else cw[target]
+    if cw is not None:
+        loss = loss * cw
     if rows.weight is not None:
         loss = loss * rows.weight
     if rows.reduction == "none":
@@ -358,10 +361,20 @@ def mean_scale(
 def per_class(
     name: str, value: PerClass | None, logits: Tensor, columns: int, dtype: torch.dtype
 ) -> Tensor | float | None:
-    """The value as None, a float, or a tensor (columns,) beside the logits."""
+    """The value as None, a float, or a tensor (columns,) beside the logits.
+
+    Raises:
+        UserError: there are more or fewer numbers than columns, or logits of more dimensions, in
+            which nothing says where the classes are.
+    """
     if value is None or isinstance(value, (int, float)):
         return value
     value = torch.as_tensor(value, dtype=dtype, device=logits.device)
+    if logits.dim() > 2 and value.numel() > 1:
+        raise UserError(
+            f"{name} has {value.numel()} values with soft targets {tuple(logits.shape)}: expected"
+            " rows (N, C) for a number per class, or a map of integer labels (N, ...)"
+        )
     if value.dim() and value.shape != (columns,):
         raise UserError(
             f"{name} has {value.numel()} values: expected {columns}, one for each column of logits"
@@ -427,6 +440,11 @@ def _misfit(logits: Tensor, target: Tensor, soft: bool) -> str:
         return f"{got} floating-point logits"
     if soft:
         return f"{got} int64 labels (N,), or floating-point targets of the logits' shape"
+    if target.shape == logits.shape and logits.dim() > 2:
+        return (
+            f"{got} a map of integer labels {(logits.shape[0], *logits.shape[2:])}, or rows (N, C)"
+            " of both: the softmax form takes soft targets of two dimensions only"
+        )
     if logits.dim() != 2 or target.shape != logits.shape[:1]:
         return (
             f"{got} logits (N, C) with integer labels (N,), or (N, C, ...) with a map of labels"
