@@ -130,6 +130,20 @@ def test_adafocal_switches_to_the_inverse_and_back_and_stays_in_bounds():
     assert loss.state_dict() == {}
 
 
+@pytest.mark.parametrize("low", [0.0, 0.1, -0.1])
+def test_adafocal_that_may_not_be_inverse_stays_focal_and_comes_back(low):
+    loss = polyfocal.AdaFocalLoss(num_bins=1, rate=1.0, gamma=0.25, low=low)
+    modest = (torch.full((4,), 0.5), torch.ones(4))
+    sure = (torch.full((4,), 0.5), torch.zeros(4))
+    loss.update(*modest)
+    assert loss.gammas.item() == pytest.approx(0.25 * math.exp(-0.5))
+    loss.update(*modest)
+    least = max(low, 0.25 * math.exp(-1.0))
+    assert loss.gammas.item() == pytest.approx(least)
+    loss.update(*sure)
+    assert loss.gammas.item() == pytest.approx(least * math.exp(0.5))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

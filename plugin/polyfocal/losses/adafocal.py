@@ -23,9 +23,9 @@ class AdaFocalLoss(ClassificationLoss):
 
     .. math:: \gamma_b \leftarrow \gamma_b\, e^{\pm\lambda (conf_b - acc_b)}
 
-    the sign being that of gamma_b. A gamma within (-0.2, 0.2) jumps to the other side of zero: from
-    focal to inverse focal if the model is not confident enough, and back. In a Runner
-    ``polyfocal.AdaFocalHook`` calls :meth:`update`.
+    the sign being that of gamma_b. A gamma within (-0.2, 0.2) jumps to the other side of zero, if
+    ``low`` and ``high`` have that: from focal to inverse focal if the model is not confident
+    enough, and back. In a Runner ``polyfocal.AdaFocalHook`` calls :meth:`update`.
 
     Args:
         num_bins: number of bins, each with the same number of samples.
@@ -101,6 +101,8 @@ class AdaFocalLoss(ClassificationLoss):
         gap = gap.to(self.gammas)
         sign = torch.sign(self.gammas)
         moved = self.gammas * torch.exp(sign * self.rate * gap)
-        moved = torch.where(moved.abs() < self._SWITCH, -sign * self._SWITCH, moved)
+        other = -sign * self._SWITCH
+        jumps = (moved.abs() < self._SWITCH) & (other >= self.low) & (other <= self.high)
+        moved = torch.where(jumps, other, moved)
         self.gammas.copy_(moved.clamp(self.low, self.high))
         self.edges.copy_(edges)
