@@ -291,6 +291,14 @@ def test_class_priors_in_the_sigmoid_form_are_probabilities():
     torch.testing.assert_close(scores.sigmoid(), torch.tensor([[0.25, 0.75]] * 2))
 
 
+@pytest.mark.parametrize("use_sigmoid", [False, True])
+def test_class_priors_of_a_map_are_those_of_its_pixels(use_sigmoid):
+    loss = polyfocal.ProductOfExpertsLoss(use_sigmoid=use_sigmoid, bias=ClassPriors([1, 2, 3]))
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    rows = loss(logits.movedim(1, -1).reshape(-1, 3), labels.reshape(-1))
+    torch.testing.assert_close(loss(logits, labels), rows)
+
+
 def test_bias_head_gives_its_rows_in_the_order_of_the_calls():
     torch.manual_seed(0)
     head = BiasHead(2, sees="geometry", num_anchors=3)

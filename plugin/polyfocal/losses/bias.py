@@ -21,7 +21,7 @@ class BiasSource(ExactBuffers, ABC):
         """The bias model's logits for the rows of ``pred``, in its shape.
 
         Args:
-            pred: (N, C), the main model's logits.
+            pred: (N, C), or (N, C, ...) with a map of labels: the main model's logits.
             use_sigmoid: the form of the loss.
 
         Raises:
@@ -51,13 +51,15 @@ class ClassPriors(BiasSource):
         self.register_buffer("probabilities", (counts / counts.sum()).float(), persistent=False)
 
     def forward(self, pred: Tensor, use_sigmoid: bool) -> Tensor:
-        if pred.shape[1:] != self.probabilities.shape:
+        if pred.dim() < 2 or pred.shape[1] != len(self.probabilities):
+            columns = pred.shape[1] if pred.dim() > 1 else 1
             raise UserError(
-                f"ClassPriors has {len(self.probabilities)} classes for logits of"
-                f" {pred.shape[1]} columns: expected a number per column"
+                f"ClassPriors has {len(self.probabilities)} classes for logits of {columns}"
+                " columns: expected a number per column"
             )
         p = self.probabilities.to(pred.device)
-        return (torch.logit(p) if use_sigmoid else torch.log(p)).expand(pred.shape)
+        scores = torch.logit(p) if use_sigmoid else torch.log(p)
+        return scores.expand(pred.movedim(1, -1).shape).movedim(-1, 1)
 
 
 class QueuedLogits(BiasSource):
