@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyfocal.errors import UserError
-from polyfocal.losses import LDAMLoss
+from polyfocal.losses import ImbalancedNoisedTopKLoss, LDAMLoss
 
 COUNTS = [16, 1]  # margins 0.25 and 0.5: the fourth root of 16 is 2
 
@@ -24,6 +24,18 @@ def test_formula():
     assert loss.activation(scores)[0].tolist() == pytest.approx(
         [math.e / (math.e + 1), 1 / (math.e + 1)]
     )
+
+
+def test_margins_follow_an_assigned_max_margin():
+    loss = LDAMLoss(COUNTS, max_margin=0.25, scale=2.0, reduction="none")
+    loss.max_margin = 0.5
+    assert loss.margins.tolist() == pytest.approx([0.25, 0.5])
+    scores, label = torch.tensor([[0.5, 0.0]]), torch.tensor([1])
+    assert loss(scores, label).item() == pytest.approx(math.log(1 + math.exp(2.0)))
+    topk = ImbalancedNoisedTopKLoss(1, 0.0, COUNTS, max_margin=0.25, scale=1.0)
+    topk.max_margin = 0.5
+    assert (topk.margins.tolist(), topk.margin) == (pytest.approx([0.25, 0.5]), 0.5)
+    assert topk(scores, label).item() == pytest.approx(0.5)  # the label's score is the second one
 
 
 def test_gradient():

@@ -97,6 +97,11 @@ def topk_margins(class_counts: PerClass, max_margin: float) -> Tensor:
     return (max_margin * (rarest / counts.clamp_min(rarest)) ** 0.25).float()
 
 
+def rescaled(margins: Tensor, max_margin: float) -> Tensor:
+    """Margins of :func:`topk_margins` for another ``max_margin``."""
+    return margins * (max_margin / margins.max())
+
+
 class ImbalancedNoisedTopKLoss(NoisedTopKLoss):
     """Noised top-K hinge loss with margins by class frequency, for long tails.
 
@@ -137,4 +142,10 @@ class ImbalancedNoisedTopKLoss(NoisedTopKLoss):
         self.scale = scale
         self.max_margin = max_margin
         self.margins = topk_margins(class_counts, self.max_margin)
-        self.margin = float(self.max_margin)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "max_margin":
+            self.margin = float(self.max_margin)
+            if "margins" in self._buffers:
+                self.margins = rescaled(self.margins, self.max_margin)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses.base import ClassificationLoss
-from polyfocal.losses.imbalanced_noised_topk import topk_margins
+from polyfocal.losses.imbalanced_noised_topk import rescaled, topk_margins
 from polyfocal.losses.poly1_cross_entropy import poly1_cross_entropy
 from polyfocal.losses.rows import positives
 from polyfocal.losses.settings import (
@@ -62,6 +62,11 @@ class LDAMLoss(ClassificationLoss):
     ) -> None:
         super().__init__(use_sigmoid, max_margin=max_margin, scale=scale, **shared)
         self.margins = topk_margins(class_counts, self.max_margin)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "max_margin" and "margins" in self._buffers:
+            self.margins = rescaled(self.margins, self.max_margin)
 
     def activation(self, pred: Tensor) -> Tensor:
         """Scores (N, C): the softmax that the loss trains, without margins."""
