@@ -15,7 +15,8 @@ target
     them ``(N, ...)``; or
     soft targets of the logits' shape in [0, 1], in the softmax form with rows that sum to 1, which
     have no gradient. The range is checked on the CPU; on other devices, where a check would stop
-    the device, an integer label out of range fails in the kernel that uses it.
+    the device, an integer label out of range makes the loss NaN in the fused kernels, and fails in
+    plain operations.
 weight, class_weight, ignore_index, reduction, avg_factor
     See :mod:`polyfocal.losses.rows`.
 
