@@ -137,6 +137,16 @@ def test_tiny_profile_cuts_everything_to_one_range():
             assert step.point_cloud_range == pytest.approx(limits)
 
 
+def test_tiny_profile_never_reaches_farther_than_the_config():
+    cfg = Config.fromfile(CONFIGS["pointpillars_poly1_kitti"])
+    # 40.3 m are not whole cells of eight voxels of 0.16 m; 31 of them are 39.68 m.
+    cfg.model.data_preprocessor.voxel_layer.point_cloud_range = [0.0, -10.24, -3, 40.3, 10.24, 1]
+    use_tiny_profile(cfg)
+    limits = [0.0, -10.24, -3, 39.68, 10.24, 1]
+    assert cfg.model.voxel_encoder.point_cloud_range == pytest.approx(limits)
+    assert cfg.model.middle_encoder.output_shape == [128, 248]
+
+
 def test_tiny_profile_needs_pillars():
     cfg = Config.fromfile(CONFIGS["second_poly1_kitti"])
     with pytest.raises(UserError, match=r"on pillars .* 'VoxelNet' has no PointPillarsScatter"):

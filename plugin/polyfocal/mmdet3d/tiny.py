@@ -60,12 +60,17 @@ def _shrink_model(model: ConfigDict, scope: str | None) -> list[float]:
     encoder = model.get("voxel_encoder") or model.get("pts_voxel_encoder")
     x, y = RANGE
     old = list(voxels.point_cloud_range)
-    limits = [-x if old[0] < 0 else 0.0, -y, old[2], x, y, old[5]]
+    low = [max(old[0], -x if old[0] < 0 else 0.0), max(old[1], -y)]
+    limits = [*low, old[2], min(old[3], x), min(old[4], y), old[5]]
     width, height = (
-        round((limits[axis + 3] - limits[axis]) / voxels.voxel_size[axis] / 8) * 8
+        8
+        * min(
+            round((limits[axis + 3] - limits[axis]) / voxels.voxel_size[axis] / 8),
+            int((old[axis + 3] - limits[axis]) / voxels.voxel_size[axis] / 8 + 1e-6),
+        )
         for axis in (0, 1)
     )
-    # Whole cells at every stride: the range shrinks by less than one of the coarsest cells.
+    # Whole cells at every stride, within the old range.
     limits[3] = limits[0] + width * voxels.voxel_size[0]
     limits[4] = limits[1] + height * voxels.voxel_size[1]
     for node in walk(model):
