@@ -255,6 +255,12 @@ def test_hutchinson_trace_is_differentiable():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_hutchinson_trace_needs_a_probe():
+    w = torch.ones(1, requires_grad=True)
+    with pytest.raises(UserError, match="probes=0: the trace needs 1 or more"):
+        curvature.hutchinson_trace((w**4).sum(), [w], probes=0)
+
+
 @pytest.mark.parametrize("kind", ["focal", "poly1, sigmoid"])
 def test_the_gradient_of_the_penalty_of_a_loss(kind):
     """The third derivative of a fused loss, against that of plain operations."""

@@ -443,8 +443,11 @@ def hutchinson_trace(
         A scalar, which can be negative where the surface is not convex.
 
     Raises:
-        UserError: The path to the parameters has an operation without a second derivative.
+        UserError: The path to the parameters has an operation without a second derivative, or
+            there is no probe.
     """
+    if probes < 1:
+        raise UserError(f"probes={probes}: the trace needs 1 or more.")
     parameters = list(parameters)
     _check_loss(loss)
     gradient = _gradient(loss, parameters)
