@@ -94,6 +94,5 @@ def allow_names(names: dict[str, Any]) -> None:
     Args:
         names: What ``module.name`` in a file stands for.
     """
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version >= (2, 6):
+    if _VERSION >= (2, 6):
         torch.serialization.add_safe_globals([(value, name) for name, value in names.items()])

@@ -124,7 +124,9 @@ class LazyExperiment(Experiment):
         resize = L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
         train, test = cfg.dataloader.train, cfg.dataloader.test
         for mapper in (train.mapper, test.mapper):
-            others = [one for one in mapper.augmentations if "Resize" not in str(_class(one))]
+            others = [
+                one for one in mapper.augmentations if "Resize" not in str(one.get("_target_"))
+            ]
             mapper.augmentations = [resize, *others]
         train.total_batch_size = TINY_BATCH
         train.num_workers = test.num_workers = 1
@@ -182,7 +184,7 @@ class LazyExperiment(Experiment):
     def no_flip(self) -> None:
         mapper = self.cfg.dataloader.train.mapper
         mapper.augmentations = [
-            step for step in mapper.augmentations if _class(step) is not T.RandomFlip
+            step for step in mapper.augmentations if step.get("_target_") is not T.RandomFlip
         ]
 
     def override(self, options: Sequence[str]) -> set[str]:
@@ -227,11 +229,11 @@ class LazyExperiment(Experiment):
             settings = node.cls_loss
             if not isinstance(settings, DictConfig):
                 continue
-            kind = _class(settings) or settings.get("type")
+            kind = settings.get("_target_") or settings.get("type")
             if isinstance(kind, str):
                 kind = LOSSES.get(kind.rpartition(".")[2])
             if inspect.isclass(kind) and issubclass(kind, Loss):
-                head = _class(node)
+                head = node.get("_target_")
                 head = locate(head) if isinstance(head, str) else head
                 found = [heads[base] for base in getattr(head, "__mro__", ()) if base in heads]
                 place = ".".join(map(str, ("model", *path, "cls_loss")))
@@ -291,7 +293,7 @@ class LazyExperiment(Experiment):
     @staticmethod
     def _evaluator(node: DictConfig) -> DatasetEvaluator:
         kept = {"_target_", "dataset_name", "max_dets_per_image"}
-        if _class(node) is COCOEvaluator and kept.issuperset(node):
+        if node.get("_target_") is COCOEvaluator and kept.issuperset(node):
             # The same numbers, and those of each class.
             return CocoEvaluator(node.dataset_name, node.get("max_dets_per_image") or USUAL_LIMIT)
         return instantiate(node)
@@ -348,13 +350,9 @@ def _walk(node: Any) -> Iterator[DictConfig]:
     return (found for _, found in walk(node))
 
 
-def _class(node: DictConfig) -> Any:
-    return node.get("_target_")
-
-
 def _parameters(node: DictConfig) -> set[str]:
     """The keywords that the class of a call takes, those of its parents too."""
-    target = _class(node)
+    target = node.get("_target_")
     if not inspect.isclass(target):
         return set()
     return {

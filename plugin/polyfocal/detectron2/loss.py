@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
+from polyfocal.losses.quality import QualityLoss
 
-_OF_SCORES = (
-    losses.Poly1QualityFocalLoss,
-    losses.Poly1VarifocalLoss,
-    losses.Poly1MatchabilityAwareLoss,
-    losses.Poly1IoUAwareBCELoss,
-)
 _NO_HOOK = "since the hooks of the other bias models are MMEngine's"
 _SCORES_ARE_SOFTMAX = "Detectron2's box head takes the plain softmax of the logits for scores"
 
@@ -133,7 +128,7 @@ def _problem(loss: ClassificationLoss) -> str | None:
             f"whose scores would be nearly flat, since {_SCORES_ARE_SOFTMAX}: it is for"
             " MMDetection's RoI heads; LDAMLoss with scale=1 works here"
         )
-    if isinstance(loss, _OF_SCORES):
+    if isinstance(loss, QualityLoss):
         return (
             "which learns the overlap of a box with its object, but Detectron2's heads hand labels"
             " only: take Poly1FocalLoss"

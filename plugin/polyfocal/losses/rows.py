@@ -256,13 +256,12 @@ def weighed_poly(
     return loss if reduce else _unrolled(rows, loss)
 
 
-def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) -> Tensor:
+def weighed(rows: Rows, loss: Tensor) -> Tensor:
     """An unreduced loss of ``rows``, weighed and reduced.
 
     Args:
         rows: from :func:`prepare`.
         loss: (N, C) or (N,), finite in the rows that are ignored too.
-        reduced_by: instead of the scale of ``rows``.
     """
     cw, target = rows.class_weight, rows.target
     if isinstance(cw, Tensor) and not rows.use_sigmoid:
@@ -273,7 +272,7 @@ def weighed(rows: Rows, loss: Tensor, reduced_by: Tensor | float | None = None) 
         loss = loss * rows.weight
     if rows.reduction == "none":
         return _unrolled(rows, loss)
-    return loss.sum() * (rows.scale if reduced_by is None else reduced_by)
+    return loss.sum() * rows.scale
 
 
 def labels_only(rows: Rows, what: str) -> None:

@@ -44,7 +44,6 @@ def loss_of(
     power: Tensor | None,
     p: Tensor | None = None,
     positive: Tensor | float = 1.0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """f(p_t), elementwise.
 
@@ -55,14 +54,13 @@ def loss_of(
         power: q^gamma; None for 1.
         p: p_t, if it is known more exactly than as 1 - q.
         positive: scales xi.
-        out: where to put the result.
     """
     high = poly.xi > 0
     xi = poly.xi * positive if high else 0.0
     loss = _plus(cross_entropy * (1.0 - xi) if high else cross_entropy, poly.epsilons, q)
     assert loss is not None
     if power is not None:
-        loss = torch.mul(power, loss, out=out)
+        loss = power * loss
     if high:
         p = 1.0 - q if p is None else p
         loss = loss + xi * (1.0 + p).pow(poly.gamma_hc) * cross_entropy
@@ -80,8 +78,9 @@ def slope_of(
     """-df/dz times ``factor``, elementwise; finite, since no power below gamma occurs.
 
     Args:
-        poly, cross_entropy, q, power, out: as in :func:`loss_of`.
+        poly, cross_entropy, q, power: as in :func:`loss_of`.
         factor: a number.
+        out: where to put the result.
     """
     kept = (1.0 - poly.xi) * factor
     slopes = [(poly.gamma + j + 1) * factor * e for j, e in enumerate(poly.epsilons)]
