@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -412,8 +413,8 @@ def use_interpreted_kernels() -> None:
 
     chosen = fused._backend
 
-    def backend(*inputs: Any) -> Any:
-        return None if chosen(*inputs) is None else triton_kernels
+    def backend(logits: Tensor, *others: object) -> ModuleType | None:
+        return None if chosen(logits, *others) is None else triton_kernels
 
     fused._backend = backend
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])

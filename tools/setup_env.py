@@ -325,7 +325,7 @@ class Environment:
             path = self.folder / "constraints.txt"
             path.write_text("".join(lines), encoding="utf-8")
             arguments = ("--constraint", str(path), *arguments)
-        command = [self.python, "-m", "pip", "install", *arguments]
+        command: list[str | Path] = [self.python, "-m", "pip", "install", *arguments]
         try:
             self.run(command, advice, env)
         except StepFailed as error:
