@@ -12,6 +12,7 @@ from scenes import random_scenes
 from polyfocal.calibration import tide
 from polyfocal.calibration.tide import TYPES, mistakes
 from polyfocal.coco import evaluate
+from polyfocal.data.evaluation import truth_for
 
 
 def written(tmp_path, content):
@@ -161,3 +162,14 @@ def test_masks(tmp_path):
     by_mask, by_box = mistakes(truth, masks, "segm"), mistakes(truth, found)
     assert sum(abs(by_mask.count[n] - by_box.count[n]) for n in TYPES) <= 4
     assert by_mask.ap == pytest.approx(by_box.ap, abs=0.05)
+
+
+def test_an_object_of_two_classes_is_two_objects_however_often_it_is_counted(tmp_path):
+    truth, found = scene([("cat", ONE)], [("cat", ONE, 0.9), ("dog", ONE, 0.8)])
+    truth["annotations"][0]["category_ids"] = [1, 2]
+    file = written(tmp_path, truth)
+    once = truth_for(file, "bbox")
+    assert len(once.objects) == len(truth_for(once, "bbox").objects) == 2
+    for against in (file, once):
+        assert evaluate(against, found).stats["mAP"] == pytest.approx(1.0)
+        assert mistakes(against, found).count == dict.fromkeys(TYPES, 0)

@@ -23,6 +23,7 @@ from polyfocal.data.masks import FARTHEST, area_of, is_number, is_segmentation
 _MOST_BITS = 63  # of an id: NumPy and pycocotools keep them as int64
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG; pycocotools counts the pixels of a mask in 32 bits
 _KINDS = ("images", "annotations", "categories")
+_SOFT = ("category_ids", "category_scores")
 _FILES_KEPT = 2  # train and val
 
 
@@ -69,7 +70,8 @@ class Annotations:
     def class_by_class(self) -> "Annotations":
         """An object of several classes once per class, as an evaluation counts it.
 
-        It counts for the classes whose score is 0.5 or more, or else for its ``category_id``.
+        It counts for the classes whose score is 0.5 or more, or else for its ``category_id``, which
+        then is all that is said of its class.
         """
         if not any(map(is_soft, self.annotations)):
             return self
@@ -81,9 +83,10 @@ class Annotations:
             scores = zip(categories, class_scores(one, categories), strict=True)
             found = [category for category, score in scores if score >= 0.5]
             first = one["category_id"] if one["category_id"] in found or not found else found[0]
-            counted.append({**one, "category_id": first})
+            hard = {key: value for key, value in one.items() if key not in _SOFT}
+            counted.append({**hard, "category_id": first})
             others = [category for category in found if category != first]
-            counted += [{**one, "category_id": each, "id": next(free)} for each in others]
+            counted += [{**hard, "category_id": each, "id": next(free)} for each in others]
         return replace(self, content={**self.content, "annotations": counted})
 
     @cached_property
@@ -252,7 +255,7 @@ def _checked(content: Any, source: str) -> Annotations:
 
 def is_soft(annotation: dict[str, Any]) -> bool:
     """Whether an annotation says more about its classes than the ``category_id``."""
-    return "category_ids" in annotation or "category_scores" in annotation
+    return any(key in annotation for key in _SOFT)
 
 
 def class_scores(annotation: dict[str, Any], categories: Sequence[int]) -> list[float]:
