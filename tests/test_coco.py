@@ -129,9 +129,40 @@ def test_coco_2017_names_are_found(folder: Path) -> None:
 
 
 def test_pictures_of_another_split_are_not_taken(folder: Path) -> None:
-    (folder / "images").rename(folder / "val")
+    (folder / "images").rename(folder / "Val")
     with pytest.raises(DatasetError, match=r"'a.png' was looked for in images/train, "):
         load_split(folder, "train")
+
+
+@pytest.mark.parametrize("places", ["train_images val_images", "Train Val", "set/Val2 set/Train2"])
+def test_of_two_places_the_one_named_after_the_split_is_taken(folder: Path, places: str) -> None:
+    (folder / "annotations/val.json").write_text(json.dumps(read(folder)))
+    first, second = (folder / place for place in places.split())
+    (folder / "images").rename(folder / "pictures")
+    shutil.copytree(folder / "pictures", first)
+    first.parent.mkdir(exist_ok=True)
+    (folder / "pictures").rename(second)
+    for split in ("train", "val"):
+        (wanted,) = (place for place in (first, second) if split in place.name.lower())
+        assert load_split(folder, split).image_dir == wanted
+
+
+def test_two_places_that_may_both_be_meant_are_refused(folder: Path) -> None:
+    (folder / "images").rename(folder / "b")
+    shutil.copytree(folder / "b", folder / "a")
+    sentence = "{0}/annotations/train.json are in {0}/a and in {0}/b, .* into {0}/images/train[.]"
+    with pytest.raises(DatasetError, match=sentence.format(re.escape(str(folder)))):
+        load_split(folder, "train")
+    (folder / "a" / "b.jpg").unlink()  # b has more of the pictures
+    assert load_split(folder, "train").image_dir == folder / "b"
+
+
+def test_pictures_behind_a_link_are_found(folder: Path, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "images").rename(elsewhere / "pictures")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # a circle
+    assert load_split(folder, "train").image_dir == folder / "linked" / "pictures"
 
 
 def _set(kind: str, index: int, **values: object):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def load_split(
 
     The annotations are ``annotations/{split}.json`` or
     ``annotations/instances_{split}2017.json``. The pictures are looked for in the usual places
-    (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder.
+    (``images/{split}``, ``{split}2017``, ``images``, ...), then anywhere under the folder; of
+    several places there, in the one whose name holds that of the split.
     :func:`polyfocal.data.pictures.check_pictures` checks them.
 
     Boxes without width or height are accepted: real sets hold some, and MMDetection drops them.
@@ -283,19 +285,21 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
     best = max((folder / name for name in customary), key=present)
     if present(best):
         return best
-    wanted = Path(probe[0])
-    for place, _, found in os.walk(folder):
-        if wanted.name not in found:
-            continue
-        candidate = Path(place)
-        # The file name may hold folders: image_dir is what comes before them.
-        if wanted.parts != candidate.joinpath(wanted.name).parts[-len(wanted.parts) :]:
-            continue
-        for _ in wanted.parts[1:]:
-            candidate = candidate.parent
-        parts = candidate.relative_to(folder).parts
-        if not any(_SPLIT_FOLDER.fullmatch(part) and not part.startswith(split) for part in parts):
-            return candidate
+    found = list(_elsewhere(folder, split, Path(probe[0])))
+    most = max(map(present, found), default=0)
+    found = [place for place in found if present(place) == most]
+    if len(found) > 1:
+        above = os.path.commonpath(found)
+        named = [one for one in found if split.lower() in str(one.relative_to(above)).lower()]
+        if len(named) != 1:
+            raise DatasetError(
+                f"the pictures of {file} are in {found[0]} and in {found[1]}, and nothing says "
+                f"which of them is for the {split} split: put its pictures into "
+                f"{folder / customary[0]}."
+            )
+        found = named
+    if found:
+        return found[0]
     if "\\" in probe[0]:
         raise DatasetError(
             f"the pictures of {file} are not found: the file_name {probe[0]!r} has backslashes, "
@@ -306,6 +310,27 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
         f"the pictures of {file} are not under {folder}: {probe[0]!r} was looked for in {looked} "
         "and in every other folder there."
     )
+
+
+def _elsewhere(folder: Path, split: str, wanted: Path) -> Iterator[Path]:
+    """The folders that hold a picture, without those named after another split."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # links may make a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        if wanted.name not in files:
+            continue
+        # The file name may hold folders: image_dir is what comes before them.
+        parts, count = (Path(place) / wanted.name).relative_to(folder).parts, len(wanted.parts)
+        if parts[-count:] != wanted.parts:
+            continue
+        lower = [part.lower() for part in parts[:-count]]
+        if not any(_SPLIT_FOLDER.fullmatch(part) and not part.startswith(split) for part in lower):
+            yield folder.joinpath(*parts[:-count])
 
 
 def _check_pictures(
