@@ -235,6 +235,32 @@ def test_places_of_ultralytics_and_roboflow(
 
 
 @needs_library
+def test_of_several_descriptions_the_one_with_a_usual_name_is_read(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set", {"train/a.jpg": GOOD, "val/b.jpg": GOOD})
+    other = (root / "data.yaml").read_text().replace("[cat, dog]", "[one, two]")
+    write(root / "aug.yaml", other)
+    write(root / "old" / "aug.yaml", other)
+    _, found, lines = converted(root)
+    assert found == {"a.jpg": [BOX]}
+    assert lines[0] == f"read as a YOLO data set ({root / 'data.yaml'})"
+    (root / "data.yaml").rename(root / "cells.yml")
+    names = "has several descriptions (aug.yaml, cells.yml): give one of them, such as"
+    shutil.rmtree(tmp_path / "set_coco")
+    assert names in refused(root)
+    convert(root / "cells.yml", tmp_path / "out")
+    assert read(tmp_path / "out")[1] == {"a.jpg": [BOX]}
+
+
+@needs_library
+def test_a_description_below_the_folder(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set" / "inner", {"train/a.jpg": GOOD, "val/b.jpg": GOOD}).parent
+    assert converted(root)[1] == {"a.jpg": [BOX]}
+    shutil.rmtree(tmp_path / "set_coco")
+    shutil.copytree(root / "inner", root / "second")
+    assert "(inner/data.yaml, second/data.yaml): give one" in refused(root)
+
+
+@needs_library
 @pytest.mark.parametrize(
     ("images", "labels", "classes"),
     [
@@ -804,6 +830,26 @@ def test_pictures_are_linked_or_copied(tmp_path: Path, monkeypatch) -> None:
     convert(root, tmp_path / "copied")
     copy = tmp_path / "copied" / "images" / "train" / original.name
     assert copy.read_bytes() == original.read_bytes() and not copy.samefile(original)
+
+
+@needs_library
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set", {"train/a.jpg": GOOD, "val/b.jpg": GOOD})
+    try:
+        (root / "images/train/a.jpg").rename(root / "images/train/caf\udce9.jpg")
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    (root / "labels/train/a.txt").rename(root / "labels/train/caf\udce9.txt")
+    assert "the name of the picture 'caf\\udce9.jpg' is not UTF-8" in refused(root)
+
+
+def test_an_empty_folder_behind_a_link_is_filled(tmp_path: Path) -> None:
+    root = roboflow(tmp_path / "set")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    convert(root, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/annotations/train.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out", "set"]
 
 
 def test_nothing_is_left_of_a_conversion_that_failed(tmp_path: Path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from polyfocal.data.layouts import ROBOFLOW, Layout, files_below, recognise
 from polyfocal.data.masks import area_of
 from polyfocal.data.splits import held_out
 from polyfocal.data.voc import read_voc
-from polyfocal.data.yolo import read_yolo
+from polyfocal.data.yolo import description_in, read_yolo
 from polyfocal.errors import UserError
 
 _READ = "YOLO's labels, Pascal VOC's XML files and Roboflow's exports"
@@ -48,9 +49,9 @@ def convert(source: str | Path, destination: str | Path) -> list[str]:
     if not is_new(destination):
         raise UserError(f"{destination} is there already: give a new or empty folder.")
     layout = _recognised(source)
-    found = _READERS[layout.kind](layout.file if layout.file.suffix in _DESCRIBES else source)
+    found = _READERS[layout.kind](source)
     _hold_out(source, found)
-    _check_once(source, found)
+    _check_files(source, found)
     found.splits = {split: found.splits[split] for split in _ORDER if split in found.splits}
     _note_overlap(found)
     used = [one for pictures in found.splits.values() for one in pictures]
@@ -81,7 +82,8 @@ def _recognised(source: Path) -> Layout:
         )
     if source.is_file() and layout.kind != "yolo":
         raise DatasetError(f"{source} is one file of a data set: give its folder.")
-    return layout
+    described = description_in(source) if layout.kind == "yolo" and source.is_dir() else None
+    return replace(layout, file=described) if described else layout
 
 
 def read_roboflow(source: Path) -> Labelled:
@@ -133,7 +135,6 @@ _READERS: dict[str, Callable[[Path], Labelled]] = {
     "voc": read_voc,
     "roboflow": read_roboflow,
 }
-_DESCRIBES = (".yaml", ".yml", ".data")
 
 
 def _hold_out(source: Path, found: Labelled) -> None:
@@ -168,7 +169,7 @@ def _hold_out(source: Path, found: Labelled) -> None:
     )
 
 
-def _check_once(source: Path, found: Labelled) -> None:
+def _check_files(source: Path, found: Labelled) -> None:
     for split, pictures in found.splits.items():
         if not pictures:
             raise DatasetError(f"the {split} split of {source} has no pictures.")
@@ -178,6 +179,14 @@ def _check_once(source: Path, found: Labelled) -> None:
                 f"{path} occurs {count} times in the {split} split: keep one file of labels, or "
                 "one entry, for it."
             )
+        for name in _file_names(pictures):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise DatasetError(
+                    f"the name of the picture {name!a} is not UTF-8, as JSON's texts are: rename "
+                    "it, and the file of its labels."
+                ) from None
 
 
 def _note_overlap(found: Labelled) -> None:

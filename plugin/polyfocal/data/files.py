@@ -204,6 +204,7 @@ def folder_written_whole(folder: Path, *, replace: bool = False) -> Iterator[Pat
     Raises:
         OSError: It cannot be written.
     """
+    folder = folder.resolve()  # nothing can be put in the place of a link to a folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

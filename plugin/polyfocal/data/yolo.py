@@ -55,7 +55,7 @@ def read_yolo(source: Path) -> Labelled:
         PackageError: supervision is not installed.
     """
     notes: list[str] = []
-    file = source if source.is_file() else _description_in(source)
+    file = source if source.is_file() else description_in(source)
     described = _described(file, notes) if file else _undescribed(source)
     splits: dict[str, list[Picture]] = {}
     seen: Counter[str] = Counter()
@@ -78,17 +78,24 @@ def read_yolo(source: Path) -> Labelled:
     return Labelled(categories, splits, notes)
 
 
-def _description_in(folder: Path) -> Path | None:
-    files = sorted(
+def description_in(folder: Path) -> Path | None:
+    """The file that describes a YOLO data set: in its folder, or else in the folders below.
+
+    Raises:
+        DatasetError: There are several, and none or several of them have a usual name.
+    """
+    files = [
         file
-        for file in folder.iterdir()
+        for file in files_below(folder)
         if file.suffix.lower() in (".yaml", ".yml", ".data") and recognise(file)
-    )
+    ]
+    highest = min((len(file.parts) for file in files), default=0)
+    files = [file for file in files if len(file.parts) == highest]
     usual = [file for file in files if file.stem in ("data", "dataset", "obj")]
     if len(files) > 1 and len(usual) != 1:
+        names = ", ".join(str(file.relative_to(folder)) for file in files)
         raise DatasetError(
-            f"{folder} has several descriptions ({', '.join(file.name for file in files)}): give "
-            f"one of them, such as {files[0]}."
+            f"{folder} has several descriptions ({names}): give one of them, such as {files[0]}."
         )
     return next(iter(usual or files), None)
 
