@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -328,3 +329,7 @@ def test_a_part_of_the_train_split_held_out(tree, tmp_path):
     splits = [set((part / f"ImageSets/{s}.txt").read_text().split()) for s in ("train", "val")]
     assert splits[0] | splits[1] == set(names) and [len(split) for split in splits] == [8, 2]
     assert (part / "training/velodyne/000007.bin").samefile(tree / "training/velodyne/000007.bin")
+    other = shutil.copytree(tree, tmp_path / "other")
+    kitti.hold_out(other, part)  # of another set, in the same place
+    assert (part / "training").samefile(other / "training")
+    assert sorted(path.name for path in part.iterdir()) == ["ImageSets", "training"]

@@ -223,7 +223,7 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
 
     Raises:
         KittiError: There is no such split.
-        UserError: The split has fewer than five frames.
+        UserError: The split has fewer than five frames, or the folder cannot be written.
     """
     names = _names(Path(root), "train")
     chosen = held_out(names)
@@ -234,9 +234,9 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
         file = folder / "ImageSets" / f"{split}.txt"
         write_text(file, "\n".join(part) + "\n")
     link, wanted = folder / "training", (Path(root) / "training").resolve()
-    if not link.exists():
-        link.unlink(missing_ok=True)  # one whose target has gone
-        link.symlink_to(wanted, target_is_directory=True)
+    if link.resolve() != wanted:  # there is none, or it is that of another root
+        with written_whole(link) as part:
+            part.symlink_to(wanted, target_is_directory=True)
     return folder
 
 
