@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -147,6 +148,29 @@ def test_damaged_others(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=np.array([None] * 20))
     with pytest.raises(UserError, match=r"a.npz cannot be read: Object arrays cannot be loaded"):
         load_images(tmp_path, "train")
+
+
+def test_a_damaged_archive(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        start = archive.getinfo("x_train.npy").header_offset + 60
+    for content in (whole[:-100], b"", whole[:start] + bytes(200) + whole[start + 200 :]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"a.npz cannot be read: ."):
+            load_images(tmp_path, "train")
+
+
+def test_names_in_bytes_and_a_single_class(tmp_path):
+    arrays = dict(x_train=IMAGES, y_train=0 * LABELS, x_test=IMAGES, y_test=0 * LABELS)
+    np.savez(tmp_path / "a.npz", classes=np.array([b"chat noir"]), **arrays)
+    data = load_images(tmp_path, "train")
+    assert data.classes == ("chat noir",)
+    assert np.array_equal(Variant(num_samples=5).apply(data, "train").labels, np.zeros(5))
+    for settings in ({"label_noise": 0.5}, {"spurious": 0.5}):
+        with pytest.raises(UserError, match=r"=0.5 of the data: they have one class, chat noir,"):
+            Variant(**settings).apply(data, "train")
 
 
 def test_classes_without_names(tmp_path):

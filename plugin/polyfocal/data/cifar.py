@@ -1,6 +1,8 @@
 """Pictures with one label each: scikit-learn's digits, CIFAR folders, npz files, and variants."""
 
 import colorsys
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,16 @@ class Variant:
         """The variant of a split; subset and noise change only ``"train"``.
 
         The colour and label of a picture do not depend on which other pictures are taken.
+
+        Raises:
+            UserError: The data have one class, and another is asked for.
         """
+        for name in ("label_noise", "spurious"):
+            if getattr(self, name) and len(data.classes) == 1:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} of the data: they have one class, "
+                    f"{data.classes[0]}, and no other to draw: expected 0."
+                )
         cue = self._cues(data, split)
         noisy = replace(data, labels=self._noisy_labels(data)) if split == "train" else data
         keep = self._kept(data) if split == "train" else np.arange(len(data.labels))
@@ -123,6 +134,8 @@ class Variant:
         return np.flatnonzero(keep)
 
     def _noisy_labels(self, data: LabelledImages) -> NDArray[np.int64]:
+        if self.label_noise == 0:
+            return data.labels
         rng = self._generator(_NOISE, 0)
         labels, count = data.labels, len(data.classes)
         if self.noise == "block":
@@ -218,13 +231,14 @@ def _npz(place: Path, train: bool) -> LabelledImages | None:
         with np.load(files[0], allow_pickle=False) as content:
             images, labels = content[f"x_{name}"], content[f"y_{name}"]
             if "classes" in content:
-                classes = [str(c) for c in content["classes"]]
+                names = content["classes"]
+                classes = [c.decode() if isinstance(c, bytes) else str(c) for c in names]
             else:  # of both splits: one may lack the last classes
                 largest = max(content["y_train"].max(), content["y_test"].max())
                 classes = [str(c) for c in range(int(largest) + 1)]
     except KeyError as error:
         raise UserError(f"{files[0]} has no array {error.args[0].split()[0]}.") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{files[0]} cannot be read: {error}.") from error
     return _checked(images, labels, classes, files[0])
 
