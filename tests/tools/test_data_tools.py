@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_browse_one_category(digits: Path, tmp_path: Path, monkeypatch: pytest.M
     assert status == 0, stderr
     drawn = {file.name[3:9] for file in (tmp_path / "work_dirs/browse/set_train").glob("0*.png")}
     assert drawn == {f"{id_:06d}" for id_ in with_it}
+
+
+def test_browse_takes_names_as_they_are(digits: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(digits, tmp_path / "set")
+    file, name = root / "annotations" / "val.json", r"cost $\frac$.png"
+    content = json.loads(file.read_text())
+    (root / "images/val" / content["images"][0]["file_name"]).rename(root / "images/val" / name)
+    content["images"][0]["file_name"] = name
+    for category in content["categories"]:
+        category["name"] = rf"a $\sqrt$ {category['id']}"
+    file.write_text(json.dumps(content))
+    status, _, stderr = run(browse_dataset, root, "--split", "val", "--out", tmp_path / "seen")
+    assert status == 0, stderr
+    assert (tmp_path / "seen" / "contact_sheet.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def draw_some(split: CocoSplit, out: Path, num: int, category: str | None = None
         axes.axis("off")
     for axes, image in zip(grid, chosen, strict=False):
         _draw(axes, split, coco, image, category, font_size=6)
-        axes.set_title(image["file_name"], fontsize=6)
+        axes.set_title(image["file_name"], fontsize=6, parse_math=False)
     with written_whole(out / "contact_sheet.png") as part:
         figure.savefig(part)
     return len(chosen)
@@ -176,6 +176,7 @@ def _draw(
                 color="white",
                 va="bottom" if top > height / 20 else "top",
                 clip_on=True,
+                parse_math=False,
                 bbox={"facecolor": color, "alpha": 0.8, "edgecolor": "none", "pad": 0.8},
             )
     axes.imshow(overlay, extent=extent)
