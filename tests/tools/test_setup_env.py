@@ -85,6 +85,10 @@ def test_no_compiler_is_said_before_anything_is_installed(tmp_path, monkeypatch)
         setup_env.check_stack("upstream", Held(tmp_path), "2.13.0")
     # Where there may be a wheel, it is too early to say so.
     setup_env.check_stack("torch21", Held(tmp_path), "2.1.2")
+    monkeypatch.setenv("CXX", "")  # as good as unset
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(setup_env.Refused, match=r"a C\+\+ compiler \(c\+\+\) is missing"):
+        setup_env.check_stack("upstream", Held(tmp_path), "2.13.0")
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 15)])
