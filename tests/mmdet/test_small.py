@@ -24,7 +24,9 @@ from polyfocal.data.files import DatasetError
 from polyfocal.data.unpickling import read_weights
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.efficientnet import EfficientNetLite0
+from polyfocal.mmdet import frozen as frozen_module
 from polyfocal.mmdet.frozen import FrozenFeaturesHook, _Reader
+from polyfocal.mmengine.curvature import fixed_batches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
@@ -205,6 +207,48 @@ def test_a_frozen_training_leaves_a_detector_that_is_tested_on_pictures(
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, pretrained[name])
     assert list((tmp_path / "run_12" / "predictions").glob("*.png"))
+
+
+def test_processes_share_what_is_to_compute(scenes, tmp_path, monkeypatch):
+    """Each computes its half, also if the other has finished before it looks."""
+    config = CONFIGS / "retinanet_poly1.py"
+    cfg = prepare_experiment(config, data=scenes, profile="small", freeze=True).config
+    model = built(cfg)
+    dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
+    monkeypatch.setattr(frozen_module, "get_world_size", lambda: 2)
+    for rank, kept in ((0, 6), (1, 12)):
+        monkeypatch.setattr(frozen_module, "get_rank", lambda rank=rank: rank)
+        _Reader(FrozenFeaturesHook(str(tmp_path)).store, model, dataset).fill()
+        assert len(list(tmp_path.rglob("*.f16"))) == kept
+
+
+def test_features_belong_to_how_pictures_are_normalised(scenes, tmp_path):
+    keys = []
+    for name, value in (("bgr_to_rgb", True), ("bgr_to_rgb", False), ("mean", [127.50001] * 3)):
+        options = {f"model.data_preprocessor.{name}": value}
+        config = CONFIGS / "retinanet_poly1.py"
+        cfg = prepare_experiment(
+            config, data=scenes, profile="small", freeze=True, options=options
+        ).config
+        model = built(cfg)
+        dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
+        reader = _Reader(FrozenFeaturesHook(str(tmp_path)).store, model, dataset)
+        path = dataset.get_data_info(0)["img_path"]
+        keys.append(reader._key(path, (64, 64), None))
+    assert len(set(keys)) == 3
+
+
+def test_the_curvature_is_that_of_pictures_not_of_blanks(scenes):
+    config, batches = CONFIGS / "retinanet_poly1.py", []
+    for freeze in (False, True):
+        cfg = prepare_experiment(config, data=scenes, profile="small", freeze=freeze).config
+        built(cfg)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        batches.append(fixed_batches(loader, 2))
+    for plain, kept in zip(*batches, strict=True):
+        for one, other in zip(plain["inputs"], kept["inputs"], strict=True):
+            assert one.any() and torch.equal(one, other)
+    assert not loader.dataset[0]["inputs"].any(), "a training goes on with blanks"
 
 
 def test_a_trial_is_judged_on_features_too(scenes, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomFlip, Resize
 from mmdet.datasets.transforms import PackDetInputs
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS as ALL_HOOKS
 from mmengine.registry import TRANSFORMS as ALL_TRANSFORMS
@@ -96,13 +96,20 @@ class BlankPicture(BaseTransform):
 
     Args:
         load: The ``LoadImageFromFile`` that would read the picture.
+
+    Attributes:
+        reads_pictures: Whether the picture is read nevertheless, for a model that is not given its
+            features.
     """
 
     def __init__(self, load: dict[str, Any]) -> None:
         self.load = ALL_TRANSFORMS.build(load)
+        self.reads_pictures = False
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Do what reading the picture does, except for its content."""
+        if self.reads_pictures:
+            return self.load(results)
         shape = (results["height"], results["width"])
         results["img"] = np.zeros((*shape, 3), np.uint8)
         results["img_shape"] = results["ori_shape"] = shape
@@ -192,8 +199,10 @@ class _Reader:
         state = hashlib.sha256()
         for name, value in self.backbone.state_dict().items():
             state.update(name.encode() + value.cpu().numpy().tobytes())
-        normal = (self.preprocess.mean, self.preprocess.std, self.preprocess.pad_value)
-        state.update(repr((normal, self.backbone.out_indices)).encode())
+        normal = {name: value.tolist() for name, value in self.preprocess.named_buffers()}
+        channels = self.preprocess._channel_conversion  # whether their order is turned
+        settings = (normal, channels, self.preprocess.pad_value, self.backbone.out_indices)
+        state.update(repr(settings).encode())
         self._state = state.digest()
         self._blank: list[Tensor] | None = None
 
@@ -213,18 +222,21 @@ class _Reader:
         if is_main_process():
             self.store.make_room((key for *_, key in wanted), needed)
         barrier()
+        # Shared out before looking: meanwhile the others write.
         missing = [
             (path, size, direction)
-            for path, size, direction, key in wanted
+            for path, size, direction, key in wanted[get_rank() :: get_world_size()]
             if not self.store.has(key, self._shapes(size))
         ]
+        count = torch.tensor(len(missing))
+        all_reduce(count)
         if is_main_process():
             print(
                 f"features of {len(self.samples)} pictures in {len(self.directions)} directions "
-                f"({needed / 2**20:.1f} MiB): {len(missing)} to compute",
+                f"({needed / 2**20:.1f} MiB): {int(count)} to compute",
                 flush=True,
             )
-        for path, size, direction in missing[get_rank() :: get_world_size()]:
+        for path, size, direction in missing:
             self.of(path, size, direction)
         barrier()
 

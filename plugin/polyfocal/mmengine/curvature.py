@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from polyfocal import curvature
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
-from polyfocal.mmengine.objects import unwrapped
+from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS
 from polyfocal.tables import table
 
@@ -52,7 +52,8 @@ def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) 
 def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
     """Batches of samples that are chosen, and augmented, by the seed alone.
 
-    They are loaded in this process. The global random generators are left as they were.
+    They are loaded in this process, with their pictures also where a training on kept features
+    leaves them unread. The global random generators are left as they were.
 
     Args:
         loader: Loader of the training data; its data set, collate function and batch size are used.
@@ -72,8 +73,23 @@ def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
     chosen = order[: count * size].split(size)
     if len(chosen) > 1 and len(chosen[-1]) < size:
         chosen = chosen[:-1]
-    with _seeded(seed):
+    with _seeded(seed), _pictures_read(dataset):
         return [loader.collate_fn([dataset[i] for i in one.tolist()]) for one in chosen]
+
+
+@contextmanager
+def _pictures_read(dataset: Any) -> Iterator[None]:
+    """Have the steps of ``--freeze`` that leave pictures unread read them."""
+    pipelines = [getattr(leaf, "pipeline", None) for leaf in leaves(dataset)]
+    steps = [step for pipeline in pipelines for step in getattr(pipeline, "transforms", ())]
+    blanks = [step for step in steps if hasattr(step, "reads_pictures")]
+    for step in blanks:
+        step.reads_pictures = True
+    try:
+        yield
+    finally:
+        for step in blanks:
+            step.reads_pictures = False
 
 
 @contextmanager
