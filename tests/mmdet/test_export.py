@@ -18,7 +18,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet_models import tiny_model
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoOperation
 from torch.nn import functional as F
@@ -321,10 +321,15 @@ def test_a_calibrator_in_the_file_is_one_applied_afterwards(small, tmp_path):
         wanted = calibrator.apply(instances.scores, names)
         count = len(instances)
         assert count == 20 and len(set(names)) > 1
-        np.testing.assert_allclose(scores[i, :count], wanted, rtol=0, atol=2e-5)
-        np.testing.assert_allclose(boxes[i, :count], instances.bboxes, rtol=0, atol=0.01)
-        assert (labels[i, :count] == instances.labels.numpy()).all()
         assert np.abs(wanted - instances.scores.numpy()).max() > 0.05
+        assert (np.diff(wanted) > 0.01).any(), "a detection overtakes another"
+        assert (np.diff(scores[i]) <= 0).all()
+        np.testing.assert_allclose(scores[i, :count], np.sort(wanted)[::-1], rtol=0, atol=2e-5)
+        for one, score in zip(instances, wanted, strict=True):
+            near = np.abs(boxes[i] - one.bboxes.numpy()).max(1) < 0.01
+            assert (
+                near & (labels[i] == one.labels.item()) & (np.abs(scores[i] - score) < 2e-5)
+            ).any()
 
 
 def test_a_calibrator_needs_the_names_of_the_classes(small, tmp_path):
@@ -438,3 +443,10 @@ def test_only_detectors_of_pictures(trained, capsys):
     config = str(config_file("classification/focal"))
     assert tool.main([config, str(folder / "epoch_2.pth")]) == 2
     assert "takes configs of MMDetection" in capsys.readouterr().err
+
+
+def test_the_usual_size_of_a_config():
+    for scale, size in (((1333, 800), (800, 1333)), (640, (640, 640))):
+        pipeline = [dict(type="Resize", scale=scale)]
+        cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+        assert export.usual_size(cfg) == size

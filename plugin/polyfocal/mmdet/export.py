@@ -92,7 +92,8 @@ def usual_size(cfg: Config) -> tuple[int, int] | None:
     for step in walk(cfg.get("test_dataloader")):
         scale = step.get("scale")
         if is_a(step, TRANSFORMS, cfg.get("default_scope"), Resize) and scale is not None:
-            return min(scale), max(scale)
+            sides = (scale, scale) if isinstance(scale, int) else scale
+            return min(sides), max(sides)
     return None
 
 
@@ -257,7 +258,12 @@ class Detector(nn.Module):
         is_one = scores > 0
         if self.calibrated is not None:
             scores = torch.where(is_one, self.calibrated(scores, labels), 0.0)
-        return boxes, scores, torch.where(is_one, labels, -1)
+        labels = torch.where(is_one, labels, -1)
+        if self.calibrated is not None:  # the map of one class overtakes that of another
+            scores, order = scores.topk(scores.shape[1])
+            boxes = boxes.gather(1, order[..., None].expand_as(boxes))
+            labels = labels.gather(1, order)
+        return boxes, scores, labels
 
 
 class CalibratedScores(nn.Module):
