@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+import torch
 from cells import CLASSES as CELLS
 from cells import cells as drawn_cells
-from mmdet.registry import DATASETS, METRICS
+from lite0 import use_random_weights
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.registry import DefaultScope
 from PIL import Image
 from prepared import prepare_experiment
@@ -23,6 +25,12 @@ STOCK = {
     "cascade": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "voc": "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py",
     "mosaic": "yolox/yolox_s_8xb8-300e_coco.py",
+    "proposals": "rpn/rpn_r50_fpn_1x_coco.py",
+    "two_necks": "dyhead/atss_r50_fpn_dyhead_1x_coco.py",
+    "balanced": "libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py",
+    "one_level": "yolof/yolof_r50-c5_8xb8-1x_coco.py",
+    "coarse_first": "yolo/yolov3_d53_8xb8-320-273e_coco.py",
+    "no_neck": "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
 }
 
 
@@ -216,6 +224,29 @@ def test_tiny_needs_a_backbone_with_stages(tmp_path):
     path = config(tmp_path, "retinanet", "model = dict(backbone=dict(_delete_=True, type='Mine'))")
     with pytest.raises(UserError, match="'RetinaNet' has no backbone with out_indices"):
         prepare_experiment(path, profile="tiny")
+
+
+@pytest.mark.parametrize("profile", ["tiny", "small"])
+@pytest.mark.parametrize("name", ["two_necks", "balanced", "one_level", "coarse_first"])
+def test_the_neck_reads_what_the_small_backbones_give(tmp_path, monkeypatch, name, profile):
+    use_random_weights(monkeypatch, tmp_path)
+    settings = dict(data=cells(tmp_path), profile=profile)
+    cfg = prepare_experiment(config(tmp_path, name), **settings).config
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.no_grad():
+        model = MODELS.build(cfg.model).eval()
+        found = model(torch.zeros(1, 3, 64, 64), mode="tensor")
+    assert all(level.isfinite().all() for level in found[0])
+
+
+def test_a_model_without_a_neck_is_refused(tmp_path):
+    path = config(tmp_path, "no_neck")
+    with pytest.raises(UserError, match="the neck of 'Mask2Former' is missing"):
+        prepare_experiment(path, profile="tiny")
+
+
+def test_proposals_are_measured_as_they_were(tmp_path):
+    cfg = prepare_experiment(config(tmp_path, "proposals"), data=cells(tmp_path)).config
+    assert (cfg.val_evaluator.type, cfg.val_evaluator.metric) == ("CocoMetric", "proposal_fast")
 
 
 OPENED = []

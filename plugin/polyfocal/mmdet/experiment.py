@@ -377,7 +377,11 @@ def _use_own_metric(cfg: Config) -> None:
     """Replace MMDetection's metric by that of this package, if it knows all the settings."""
     for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
         kind = class_of(node, METRICS, cfg.get("default_scope"))
-        if kind is MMDetCocoMetric and set(node) <= _keywords(CocoMetric):
+        # Theirs also measures proposals, of which average precision says nothing.
+        asked = node.get("metric", "bbox")
+        ours = {asked} if isinstance(asked, str) else set(asked)
+        ours = ours <= {"bbox", "segm"} and set(node) <= _keywords(CocoMetric)
+        if kind is MMDetCocoMetric and ours:
             node.type = f"polyfocal.{CocoMetric.__name__}"
 
 

@@ -72,10 +72,11 @@ def use_tiny_profile(cfg: Config, side: int = MAX_SIDE) -> None:
         side: Longest side in pixels to which pictures are resized, keeping their ratio.
 
     Raises:
-        UserError: The model has no backbone that a ResNet-18 could replace.
+        UserError: The model has no backbone that a ResNet-18 could replace, or no neck that says
+            what it reads.
     """
     stages = _shrink(cfg, side, "tiny")
-    cfg.model.neck.in_channels = [_RESNET18_CHANNELS[stage] for stage in stages]
+    _connect(cfg.model, [_RESNET18_CHANNELS[stage] for stage in stages], "tiny")
     cfg.model.backbone = ConfigDict(
         type="mmdet.ResNet",
         depth=18,
@@ -103,11 +104,11 @@ def use_small_profile(cfg: Config, side: int = MAX_SIDE) -> None:
 
     Raises:
         UserError: The weights are not installed, or the model has no backbone whose stages
-            EfficientNet-Lite0 could take over.
+            EfficientNet-Lite0 could take over, or no neck that says what it reads.
     """
     efficientnet.weights_file()
     stages = _shrink(cfg, side, "small")
-    cfg.model.neck.in_channels = [efficientnet.CHANNELS[stage] for stage in stages]
+    _connect(cfg.model, [efficientnet.CHANNELS[stage] for stage in stages], "small")
     # Necks that keep the backbone's widths halve them, and 20 channels are not eight groups.
     for node in walk(cfg.model.neck):
         if "num_groups" in node:
@@ -224,6 +225,24 @@ def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[i
             if key == "rpn_proposal" and "nms_pre" in node:
                 node.nms_pre //= _FEWER
     return stages
+
+
+def _connect(model: ConfigDict, channels: list[int], profile: str) -> None:
+    """Have the neck, the first one of several, read the channels of the new backbone's stages."""
+    necks = model.get("neck")
+    first = necks[0] if isinstance(necks, list | tuple) and necks else necks
+    read = first.get("in_channels") if isinstance(first, dict) else None
+    if isinstance(read, int):  # of the coarsest stage
+        first.in_channels = channels[-1]
+    elif isinstance(read, list | tuple) and len(read) == len(channels):
+        coarse_first = read[0] > read[-1]  # as YOLOv3's neck reads them
+        first.in_channels = channels[::-1] if coarse_first else channels
+    else:
+        raise UserError(
+            f"the {profile} profile needs a neck whose in_channels are those of the backbone's "
+            f"{len(channels)} stages; the neck of {type_name(model)!r} "
+            + (f"has in_channels={read}." if first else "is missing.")
+        )
 
 
 def _is_pretrained(init: Any, scope: str | None) -> bool:
