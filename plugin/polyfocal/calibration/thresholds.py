@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.table import Table
-from rich.text import Text
 
 from polyfocal.calibration.classification import Floats, as_array
 from polyfocal.calibration.detection import Booleans, MatchedDetections
 from polyfocal.data.files import read_json, write_text
 from polyfocal.errors import UserError
+from polyfocal.tables import table
 
 _FORMAT = "polyfocal thresholds 1"
 
@@ -186,21 +186,15 @@ def points(matched: MatchedDetections, thresholds: Thresholds) -> dict[str, Poin
 
 def points_table(found: Mapping[str, Point], iou: float) -> Table:
     """What thresholds do, by class and in the mean of the classes that have objects."""
-    table = Table(title=f"At the thresholds, IoU {iou:g}")
-    table.add_column("")
-    for name in ("objects", "kept", "right", "threshold", "precision", "recall", "F1"):
-        table.add_column(name, justify="right")
-    for name, one in found.items():
-        numbers = (one.threshold, one.precision, one.recall, one.f1)
-        table.add_row(
-            Text(name),
-            *map(str, one[:3]),
-            *("-" if np.isnan(number) else f"{number:.3f}" for number in numbers),
-        )
-    means = mean_point(found).values()
-    shown = ("-" if np.isnan(mean) else f"{mean:.3f}" for mean in means)
-    table.add_row("mean", "", "", "", "", *shown, style="bold")
-    return table
+    rows = [
+        [name, *map(str, one[:3]), one.threshold, one.precision, one.recall, one.f1]
+        for name, one in found.items()
+    ]
+    rows.append(["mean", "", "", "", "", *mean_point(found).values()])
+    header = ("", "objects", "kept", "right", "threshold", "precision", "recall", "F1")
+    made = table(f"At the thresholds, IoU {iou:g}", header, rows)
+    made.rows[-1].style = "bold"
+    return made
 
 
 def mean_point(found: Mapping[str, Point]) -> dict[str, float]:

@@ -29,6 +29,7 @@ from polyfocal.calibration.detection import Booleans, every_overlap, match
 from polyfocal.data.annotations import Annotations
 from polyfocal.data.detections import Detections, Kind
 from polyfocal.data.evaluation import truth_for
+from polyfocal.tables import table
 
 FOREGROUND = 0.5
 BACKGROUND = 0.1
@@ -158,15 +159,14 @@ def mistakes(
 
 def mistakes_table(found: Mistakes) -> Table:
     """The mistakes for a terminal, AP in percent."""
-    table = Table(title=f"Mistakes at IoU 0.5, where AP is {100 * found.ap:.1f}")
-    table.add_column("")
-    table.add_column("count", justify="right")
-    table.add_column("costs AP", justify="right")
-    for name, meaning in TYPES.items():
-        table.add_row(f"{name}, {meaning}", str(found.count[name]), f"{100 * found.cost[name]:.1f}")
-    table.add_row("all false positives", "", f"{100 * found.false_positives:.1f}")
-    table.add_row("all false negatives", "", f"{100 * found.false_negatives:.1f}")
-    return table
+    rows = [
+        [f"{name}, {meaning}", str(found.count[name]), f"{100 * found.cost[name]:.1f}"]
+        for name, meaning in TYPES.items()
+    ]
+    rows.append(["all false positives", "", f"{100 * found.false_positives:.1f}"])
+    rows.append(["all false negatives", "", f"{100 * found.false_negatives:.1f}"])
+    title = f"Mistakes at IoU 0.5, where AP is {100 * found.ap:.1f}"
+    return table(title, ("", "count", "costs AP"), rows)
 
 
 def _best(pair_d: Integers, pair_g: Integers, iou: Floats, count: int) -> tuple[Floats, Integers]:

@@ -31,7 +31,6 @@ from PIL import Image
 
 from polyfocal.data.files import DatasetError, Kept, read_text, write_text, written_whole
 from polyfocal.data.splits import held_out
-from polyfocal.errors import UserError
 
 CLASSES = (
     "Pedestrian",
@@ -85,7 +84,7 @@ _TRACKING_FIELDS = (17, 18)  # frame and track before the 15 or 16
 _CUSTOM_FIELDS = 8  # x, y, z, length, width, height, yaw, type: MMDetection3D's own format
 
 
-class KittiError(UserError):
+class KittiError(DatasetError):
     """A folder in KITTI's layout cannot be used as it is."""
 
 
