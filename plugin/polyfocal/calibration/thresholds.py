@@ -186,7 +186,7 @@ def points(matched: MatchedDetections, thresholds: Thresholds) -> dict[str, Poin
 
 def points_table(found: Mapping[str, Point], iou: float) -> Table:
     """What thresholds do, by class and in the mean of the classes that have objects."""
-    rows = [
+    rows: list[list[str | float]] = [
         [name, *map(str, one[:3]), one.threshold, one.precision, one.recall, one.f1]
         for name, one in found.items()
     ]

@@ -234,8 +234,8 @@ def hold_out(root: str | Path, folder: str | Path) -> Path:
         write_text(file, "\n".join(part) + "\n")
     link, wanted = folder / "training", (Path(root) / "training").resolve()
     if link.resolve() != wanted:  # there is none, or it is that of another root
-        with written_whole(link) as part:
-            part.symlink_to(wanted, target_is_directory=True)
+        with written_whole(link) as new:
+            new.symlink_to(wanted, target_is_directory=True)
     return folder
 
 

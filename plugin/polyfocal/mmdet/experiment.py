@@ -379,9 +379,9 @@ def _use_own_metric(cfg: Config) -> None:
         kind = class_of(node, METRICS, cfg.get("default_scope"))
         # Theirs also measures proposals, of which average precision says nothing.
         asked = node.get("metric", "bbox")
-        ours = {asked} if isinstance(asked, str) else set(asked)
-        ours = ours <= {"bbox", "segm"} and set(node) <= _keywords(CocoMetric)
-        if kind is MMDetCocoMetric and ours:
+        kinds = {asked} if isinstance(asked, str) else set(asked)
+        known = kinds <= {"bbox", "segm"} and set(node) <= _keywords(CocoMetric)
+        if kind is MMDetCocoMetric and known:
             node.type = f"polyfocal.{CocoMetric.__name__}"
 
 
