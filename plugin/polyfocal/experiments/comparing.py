@@ -395,6 +395,7 @@ def draw_picture(
             f"{name}: {(here & right).sum()} right, {(here & ~right).sum()} wrong, "
             f"F1 {picture.f1[name]:.2f}",
             fontsize=8,
+            parse_math=False,
         )
         _boxes(axis, one.boxes[here & ~right], "#E69F00")
         _boxes(axis, one.boxes[here & right], "#00C853")

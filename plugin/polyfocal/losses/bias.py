@@ -263,13 +263,14 @@ def write_scores(
 
 def _read_scores(file: Path) -> tuple[list[Hashable], Tensor]:
     import zipfile
+    import zlib
 
     import numpy as np
 
     try:
         with np.load(file, allow_pickle=False) as archive:
             ids, scores = archive["ids"], archive["log_probabilities"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{file} is not a file of stored scores ({reason}): expected an npz with ids and"
