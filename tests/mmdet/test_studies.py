@@ -5,18 +5,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+
+from mmengine.registry import MODELS
 
 from polyfocal.adapters import prepare
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
+from polyfocal.experiments.study import Run, run_study
+from polyfocal.mmengine import studies
 from polyfocal.mmengine.configs import merge_options, read_config
 from polyfocal.mmengine.hooks import ExactResumeHook
-from polyfocal.mmengine.search import losses_of
-from polyfocal.mmengine.studies import loss_options
+from polyfocal.mmengine.search import innermost_losses
+from polyfocal.mmengine.studies import loss_options, measure_run, use_factors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "classification" / "focal.py"
@@ -89,6 +95,7 @@ def test_two_processes_make_one_table(tmp_path):
             "cascade_mask_rcnn_poly1",
             [f"model.roi_head.bbox_head.{stage}.loss_cls" for stage in range(3)],
         ),
+        ("mask_rcnn_focal", ["model.roi_head.bbox_head.loss_cls.loss"]),
         ("classification/focal", ["model.loss"]),
     ],
 )
@@ -96,21 +103,114 @@ def test_a_loss_in_the_place_of_the_configs(config, places):
     """In every head, with the weight that the loss had; or other settings of the same loss."""
     file = ROOT / "configs" / f"{config}.py"
     before = read_config(file)
-    assert list(losses_of(before.model)) == places
-    sigmoid = config == "retinanet_focal"
+    assert list(innermost_losses(before)) == places
+    sigmoid = config in ("retinanet_focal", "mask_rcnn_focal")
     new = {"type": "polyfocal.FocalLoss", "use_sigmoid": sigmoid, "gamma": 5.0, "alpha": None}
     for loss in (new, {"gamma": 3.0}):
         cfg = read_config(file)
         merge_options(cfg, loss_options(file, loss))
-        for place, old in losses_of(before.model).items():
+        for place, old in innermost_losses(before).items():
             kept = {"loss_weight": old.loss_weight} if "loss_weight" in old else {}
             wanted = {**kept, **new} if loss is new else {**old, **loss}
-            assert losses_of(cfg.model)[place].to_dict() == wanted
-        for one in losses_of(cfg.model).values():
+            assert innermost_losses(cfg)[place].to_dict() == wanted
+        for one in innermost_losses(cfg).values():
             one.clear()
         rest = read_config(file)
-        for one in losses_of(rest.model).values():
+        for one in innermost_losses(rest).values():
             one.clear()
         assert cfg.model == rest.model, "and nothing else has changed"
     with pytest.raises(UserError, match=f"{places[0]} of .* has use_sigmoid={sigmoid}, and the"):
         loss_options(file, {**new, "use_sigmoid": not sigmoid})
+
+
+def measured_config(tmp_path, monkeypatch, config, **settings):
+    """The config with which a run of a study is trained."""
+    trained = []
+
+    def train_into(place, experiment, **_):
+        trained.append(experiment.config)
+        (place / "run").mkdir(parents=True)
+        return {"top1": 0.5}
+
+    monkeypatch.setattr(studies.runs, "train_into", train_into)
+    given = {"config": str(config), "data": None, "profile": None, "demo": True, "options": {}}
+    run = Run("row", 3, {**given, **settings})
+    assert measure_run(run, run.folder(tmp_path), adapter=prepare) == {"top1": 0.5}
+    return trained[0]
+
+
+def test_options_win_over_the_loss_of_a_row(tmp_path, monkeypatch):
+    loss = {"type": "polyfocal.Poly1CrossEntropyLoss", "use_sigmoid": False, "epsilon": 1.0}
+    options = {"model.loss.loss_weight": 3.0, "model.loss.epsilon": 2.0, "model.num_classes": 10}
+    cfg = measured_config(tmp_path, monkeypatch, CONFIG, loss=loss, options=options)
+    assert cfg.model.loss.to_dict() == {**loss, "epsilon": 2.0, "loss_weight": 3.0}
+    assert cfg.model.num_classes == 10
+
+
+def test_cross_entropy_is_measured_without_the_options_of_the_loss(tmp_path, monkeypatch):
+    """In a study of curvature, an option inside the loss would make it another loss."""
+    asked = []
+
+    def curvature(experiment, *_, **__):
+        asked.append(experiment.config.model.loss)
+        number = SimpleNamespace(value=1.0, standard_error=0.0, values=torch.ones(1))
+        return SimpleNamespace(trace=number, eigenvalues=number, loss=1.0)
+
+    monkeypatch.setattr(studies.runs, "curvature", curvature)
+    monkeypatch.setattr(studies.runs, "train_into", lambda *_, **__: {})
+    options = {"model.loss.gamma": 5.0}
+    given = {"config": str(CONFIG), "data": None, "profile": None, "demo": True}
+    run = Run("row", 3, {**given, "options": options, "curvature": {"batches": 1}})
+    measure_run(run, run.folder(tmp_path), adapter=prepare)
+    assert [loss.gamma for loss in asked] == [5.0, 0.0]
+
+
+@pytest.mark.parametrize("seeds", [{}, {"seed": 7, "deterministic": True, "diff_rank_seed": True}])
+def test_the_seed_is_the_runs_and_the_rest_of_randomness_the_configs(tmp_path, monkeypatch, seeds):
+    config = tmp_path / "mine.py"
+    config.write_text(f'_base_ = "{CONFIG}"\nrandomness = {seeds!r}\n')
+    cfg = measured_config(tmp_path, monkeypatch, config)
+    assert cfg.randomness == {**seeds, "seed": 3}
+
+
+def test_factors_reach_the_loss_inside_an_adapter_and_the_ends_of_the_schedule():
+    cfg = read_config(ROOT / "configs" / "mask_rcnn_focal.py")
+    cfg.param_scheduler = [
+        {"type": "LinearLR", "start_factor": 0.001},
+        {"type": "CosineAnnealingLR", "eta_min": 0.1},
+        {"type": "CosineAnnealingMomentum", "eta_min": 0.85},
+        {"type": "OneCycleParamScheduler", "param_name": "lr", "eta_max": 0.4},
+    ]
+    adapter = cfg.model.roi_head.bbox_head.loss_cls
+    rate = cfg.optim_wrapper.optimizer.lr
+    use_factors(cfg, rate=2.0, weight=0.5)
+    assert cfg.optim_wrapper.optimizer.lr == 2 * rate
+    assert adapter.loss.loss_weight == 2.0 and "loss_weight" not in adapter
+    linear, cosine, momentum, cycle = cfg.param_scheduler
+    assert (cosine.eta_min, momentum.eta_min, cycle.eta_max) == (0.2, 0.85, 0.8)
+    assert linear == {"type": "LinearLR", "start_factor": 0.001}
+    MODELS.build(adapter)
+
+
+def test_a_row_without_a_loss_takes_any_config(tmp_path, monkeypatch):
+    """Not only those whose classification loss a study knows how to replace."""
+    config = tmp_path / "mine.py"
+    config.write_text(f'_base_ = "{CONFIG}"\n')
+    monkeypatch.setattr(studies, "innermost_losses", lambda _: pytest.fail("nobody asked"))
+    measured_config(tmp_path, monkeypatch, config)
+
+
+def test_what_a_tuning_found_is_read_when_it_has_been_written(tmp_path, monkeypatch):
+    """By the first of several processes, for which the others wait."""
+    found = {"rate": 2.0, "weight": 1.0, "score": 0.5}
+
+    def barrier():
+        run = Run("row.tuned", 0, {**given, "fair": fair})
+        run_study([run], lambda *_: found, tmp_path, lambda _: None)
+
+    fair = {"rate": [1, 2], "weight": [1], "by": "top1"}
+    given = {"config": str(CONFIG), "data": None, "profile": None, "demo": True, "options": {}}
+    monkeypatch.setattr(studies, "barrier", barrier)
+    cfg = measured_config(tmp_path, monkeypatch, CONFIG, fair=fair)
+    own = Request(prepare, CONFIG, demo=True).prepare().config
+    assert cfg.optim_wrapper.optimizer.lr == 2 * own.optim_wrapper.optimizer.lr

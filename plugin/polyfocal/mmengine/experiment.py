@@ -53,7 +53,7 @@ class Experiment:
     def settings(self) -> dict[str, Setting]:
         cfg = self.config
         scope = cfg.get("default_scope")
-        nodes = search.innermost_losses(cfg)
+        nodes = list(search.innermost_losses(cfg).values())
         kinds = sorted({type_name(node) for node in nodes})
         if len({class_of(node, MODELS, scope) for node in nodes}) > 1:
             raise UserError(
@@ -82,7 +82,7 @@ class Experiment:
         return found
 
     def use_values(self, values: Mapping[str, float]) -> None:
-        for loss in search.innermost_losses(self.config) if values else ():
+        for loss in search.innermost_losses(self.config).values() if values else ():
             for name, value in values.items():
                 key, _, place = name.partition(".")
                 if place:
@@ -118,7 +118,7 @@ class Experiment:
     def measure(
         self, place: Path, *, seed: int, watchers: Sequence[Watcher] = (), resume: bool = False
     ) -> dict[str, float]:
-        self.config.randomness = {"seed": seed}
+        self.use_seed(seed)
         hooks = [search.WatcherHook(watcher) for watcher in watchers]
         return runs.train_into(place, self, hooks=hooks, resume=resume)
 

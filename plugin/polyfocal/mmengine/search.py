@@ -74,10 +74,15 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def innermost_losses(cfg: Config) -> list[ConfigDict]:
-    """The classification losses of a config, without the adapters around them."""
-    nodes = list(losses_of(cfg.model).values())
-    return [node.loss if isinstance(node.get("loss"), dict) else node for node in nodes]
+def innermost_losses(cfg: Config) -> dict[str, ConfigDict]:
+    """The classification losses of a config as :func:`losses_of` finds them, without adapters."""
+    found = {}
+    for place, node in losses_of(cfg.model).items():
+        if isinstance(node.get("loss"), dict):
+            found[f"{place}.loss"] = node.loss
+        else:
+            found[place] = node
+    return found
 
 
 def value_of(loss: Any, node: ConfigDict, name: str) -> Any:

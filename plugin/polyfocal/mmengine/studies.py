@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 
 from polyfocal.data.coco import load_split
 from polyfocal.demo import DigitScenes, write_digit_scenes
@@ -15,10 +15,12 @@ from polyfocal.experiments.request import Adapter, Request
 from polyfocal.experiments.study import SCORES_FILE, Run, run_study
 from polyfocal.mmengine import runs
 from polyfocal.mmengine.checkpoint import latest_checkpoint
-from polyfocal.mmengine.configs import read_config
-from polyfocal.mmengine.search import losses_of
+from polyfocal.mmengine.configs import read_config, type_name, walk
+from polyfocal.mmengine.search import innermost_losses
 from polyfocal.mmengine.work_dir import short_names
 from polyfocal.shipped import config_file
+
+_RATES = ("eta_min", "eta_max")  # of a schedule: learning rates, not factors of one
 
 
 def measure_run(
@@ -41,6 +43,7 @@ def measure_run(
     Raises:
         UserError: The config, the data or an option is not usable.
     """
+    barrier()  # what this run needs of an earlier one has been written by the first process
     settings = run.filled(place)
     config = Path(config_file(settings["config"]))
     data, demo = settings["data"], settings["demo"]
@@ -48,14 +51,16 @@ def measure_run(
     if scenes := settings.get("scenes"):
         folder = place.parents[1] / "data" / place.name
         data, demo = write_digit_scenes(folder, DigitScenes(seed=run.seed, **scenes)), False
-    options = {**settings["options"], **loss_options(config, settings.get("loss", {}))}
+    loss = loss_options(config, settings.get("loss", {}))
+    options = _on_top(loss, settings["options"])
 
     def prepared(
         more: Mapping[str, Any] | None = None,
         train: bool = True,
         factors: Mapping[str, float] = run.factors(place),
     ) -> Any:
-        given = {**options, **(more or {})}
+        more = more or {}
+        given = {key: value for key, value in options.items() if key not in more} | dict(more)
         frozen = settings.get("freeze", False)
         request = Request(adapter, config, data, profile, demo, given, train, frozen)
         experiment = request.prepare()
@@ -68,8 +73,9 @@ def measure_run(
             hooks.append(ConfigDict(type="polyfocal.StoreScoresHook", out=out, dataloader=loader))
         if hooks:
             cfg.custom_hooks = [*cfg.get("custom_hooks", []), *hooks]
-        cfg.randomness = {"seed": run.seed}
-        use_factors(cfg, **factors)
+        experiment.use_seed(run.seed)
+        if factors:
+            use_factors(cfg, **factors)
         return experiment
 
     def held_out(part: Run, folder: Path) -> dict[str, float]:
@@ -115,7 +121,11 @@ def measure_run(
 def use_factors(cfg: Config, rate: float = 1.0, weight: float = 1.0) -> None:
     """Multiply the learning rate, and the weight of each classification loss, of a config."""
     cfg.optim_wrapper.optimizer.lr *= rate
-    for loss in losses_of(cfg.model).values():
+    for scheduler in walk(cfg.get("param_scheduler")):
+        # Those of the momentum have such ends too.
+        if "Momentum" not in type_name(scheduler) and scheduler.get("param_name", "lr") == "lr":
+            scheduler.update({key: rate * scheduler[key] for key in _RATES if scheduler.get(key)})
+    for loss in innermost_losses(cfg).values():
         loss.loss_weight = loss.get("loss_weight", 1.0) * weight
 
 
@@ -125,12 +135,13 @@ def loss_options(config: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: The config.
         loss: With a ``type``, the loss that replaces that of each head and takes over its weight.
+            An adapter around it stays.
 
     Raises:
         UserError: The config has no known classification loss, or one with the other activation.
     """
     options: dict[str, Any] = {}
-    for place, old in losses_of(read_config(config).model).items() if loss else ():
+    for place, old in innermost_losses(read_config(config)).items() if loss else ():
         if "type" not in loss:
             options[place] = dict(loss)
             continue
@@ -145,9 +156,21 @@ def loss_options(config: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _on_top(loss: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a loss and others, of which those inside the loss win over it."""
+    # MMEngine writes a later option into an earlier one, and replaces what came before it.
+    inside = {
+        key: value
+        for key, value in options.items()
+        if any(key.startswith(f"{place}.") for place in loss)
+    }
+    outside = {key: value for key, value in options.items() if key not in inside}
+    return {**outside, **loss, **inside}
+
+
 def _cross_entropy(config: Path) -> dict[str, Any]:
     """The options that make a config's classification loss cross-entropy."""
-    old = next(iter(losses_of(read_config(config).model).values()))
+    old = next(iter(innermost_losses(read_config(config)).values()))
     sigmoid = bool(old.get("use_sigmoid", False))
     plain = {"type": "polyfocal.FocalLoss", "gamma": 0.0, "alpha": None, "use_sigmoid": sigmoid}
     return loss_options(config, plain)
