@@ -15,6 +15,7 @@ from polyfocal.experiments.fair import (
 )
 from polyfocal.experiments.report import remarks
 from polyfocal.experiments.study import Outcome, read_study, run_study
+from polyfocal.experiments.trained import TrainedRun
 
 STUDY = """\
 title: A
@@ -132,24 +133,48 @@ def test_the_interval_is_that_of_the_detections_that_the_runs_keep(tmp_path, mon
     ]
     asked = []
 
-    def intervals(truth, ours, theirs, kind):
-        asked.append((truth, ours, theirs, kind))
+    def intervals(truth, ours, theirs, kind, max_dets):
+        asked.append((truth, ours, theirs, kind, max_dets))
         return type("Found", (), {"mean": (0.1, 0.05, 0.2)})
 
-    class Trained:
-        annotation_file = tmp_path / "val.json"
+    truth = tmp_path / "val.json"
+    of_seed = [tmp_path / "seed_0.json", tmp_path / "seed_1.json"]
+    for number, file in enumerate(of_seed):
+        file.write_text(str(number))
+
+    def trained(place, file=truth):
+        val = {"dataset": {"ann_file": str(file)}}
+        evaluator = [{"type": "Other"}, {"type": "CocoMetric", "max_dets": 300}]
+        return TrainedRun(place, {"val_dataloader": val, "val_evaluator": evaluator}, [], [])
+
+    def trained_on_scenes(place):
+        return trained(place, of_seed[int(place.parent.name[-1])])
 
     monkeypatch.setattr("polyfocal.experiments.fair.ap_intervals", intervals)
-    assert compare_rows(mine, outcomes, tmp_path, lambda _: Trained)[0].interval is None
+    assert compare_rows(mine, outcomes, tmp_path, trained)[0].interval is None
     for run in (one.run for one in outcomes):
         file = run.folder(tmp_path) / "run" / "val.bbox.json"
         file.parent.mkdir(parents=True)
         file.touch()
-    assert compare_rows(mine, outcomes, tmp_path, lambda _: Trained)[0].interval is None
-    Trained.annotation_file.touch()
-    assert compare_rows(mine, outcomes, tmp_path, lambda _: Trained)[0].interval[0] == 0.1
+    assert compare_rows(mine, outcomes, tmp_path, trained)[0].interval is None
+    # Where each seed has its own pictures, no draw of pictures is one for all seeds.
+    assert compare_rows(mine, outcomes, tmp_path, trained_on_scenes)[0].interval is None
+    assert not asked
+    truth.touch()
+    assert compare_rows(mine, outcomes, tmp_path, trained)[0].interval[0] == 0.1
     files = [
         [Path(tmp_path, row, f"seed_{seed}", "run", "val.bbox.json") for seed in (0, 1)]
         for row in ("other", "plain")
     ]
-    assert asked == [(Trained.annotation_file, *files, "bbox")]
+    assert asked == [(truth, *files, "bbox", 300)], "as many detections as the evaluation counted"
+
+
+def test_a_row_without_the_number_is_left_out(tmp_path):
+    mine = study(tmp_path, STUDY + "  third: {}\n")
+    outcomes = [
+        Outcome(run, {"ece": 0.1} if run.name == "other" else {"top1": 0.5}, 1.0)
+        for run in mine.runs([2], demo=True)
+        if not run.tunes
+    ]
+    found = compare_rows(mine, outcomes, tmp_path, None)
+    assert [one.row for one in found] == ["third"]

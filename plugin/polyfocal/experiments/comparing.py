@@ -161,11 +161,8 @@ def _add_detections(comparison: Comparison) -> None:
 
 
 def _measure(run: TrainedRun, truth: Annotations, file: Path, kind: Kind) -> MeasuredDetections:
-    evaluator = run.config["val_evaluator"]
-    evaluator = evaluator[0] if isinstance(evaluator, list) else evaluator
-    max_dets = evaluator.get("max_dets", 100)
     results = Detections.of(file)
-    matches = match(truth, results, [0.0, LAECE_IOU, IOU], kind, max_dets)
+    matches = match(truth, results, [0.0, LAECE_IOU, IOU], kind, run.max_dets)
     calibration = DetectionCalibration(IOU)
     calibration.add(matches)
     kept = [results.entries[row] for row in matches.index]
@@ -175,7 +172,7 @@ def _measure(run: TrainedRun, truth: Annotations, file: Path, kind: Kind) -> Mea
         boxes = coco_mask.toBbox([one["segmentation"] for one in kept]) if kept else []
     at_iou = matches.matches[IOU]
     return MeasuredDetections(
-        coco=evaluate(truth, results, kind, max_dets),
+        coco=evaluate(truth, results, kind, run.max_dets),
         calibration=calibration.compute(),
         matches=matches,
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),

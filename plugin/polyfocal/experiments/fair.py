@@ -75,7 +75,7 @@ class Comparison:
         row: Name of the row.
         difference: Seed by seed.
         interval: 95% interval of the difference over pictures and seeds; None where the runs keep
-            no detections.
+            no detections, or the seeds have no pictures in common.
         p: Corrected for the number of rows.
     """
 
@@ -109,12 +109,13 @@ def compare_rows(
     baseline, *rows = study.rows
     column = next(iter(study.columns))
     seeds = {
-        name: {one.run.seed for one in outcomes if one.run.name == name} for name in study.rows
+        name: {one.run.seed for one in outcomes if one.run.name == name and column in one.measured}
+        for name in study.rows
     }
     found = []
     for name in rows:
         shared = sorted(seeds[name] & seeds[baseline])
-        if not shared:
+        if not shared:  # not done, or without such a number: the study's own table shows that
             continue
         difference = paired_difference(outcomes, name, baseline, column)
         places = {
@@ -134,10 +135,13 @@ def _interval(
     files = [[run / f"{KEPT_RESULTS}.{kind}.json" for run in runs] for runs in (ours, theirs)]
     if kind is None or not all(file.is_file() for one in files for file in one):
         return None
-    truth = read(ours[0]).annotation_file
+    first, *others = (read(run) for run in (*ours, *theirs))
+    truth = first.annotation_file
     if truth is None or not truth.is_file():
         return None
-    return ap_intervals(truth, files[0], files[1], kind=kind).mean
+    if not all(first.evaluated_as(other) for other in others):  # each seed has its own pictures
+        return None
+    return ap_intervals(truth, *files, kind=kind, max_dets=first.max_dets).mean
 
 
 def tuned_table(study: Study, outcomes: Sequence[Outcome]) -> Table:

@@ -68,6 +68,14 @@ class TrainedRun:
         files = {kind: self.folder / f"{KEPT_RESULTS}.{kind}.json" for kind in kinds}
         return {kind: file for kind, file in files.items() if file.is_file()}
 
+    @property
+    def max_dets(self) -> int:
+        """Most detections of a category in a picture that counted in the evaluation."""
+        metrics = self.config["val_evaluator"]
+        if isinstance(metrics, dict):  # one, or MMEngine's Evaluator written out around several
+            metrics = metrics.get("metrics", [metrics])
+        return next((one["max_dets"] for one in metrics if "max_dets" in one), 100)
+
     def evaluated_as(self, other: "TrainedRun") -> bool:
         """Whether both were evaluated on the same data: the same annotations, or data settings."""
         mine, theirs = self.annotation_file, other.annotation_file
