@@ -214,3 +214,12 @@ def test_what_a_tuning_found_is_read_when_it_has_been_written(tmp_path, monkeypa
     cfg = measured_config(tmp_path, monkeypatch, CONFIG, fair=fair)
     own = Request(prepare, CONFIG, demo=True).prepare().config
     assert cfg.optim_wrapper.optimizer.lr == 2 * own.optim_wrapper.optimizer.lr
+
+
+def test_a_column_that_nothing_measures_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies.runs, "train_into", lambda *_, **__: {"top1": 0.5, "ece": 0.1})
+    given = {"config": str(CONFIG), "data": None, "profile": None, "demo": True, "options": {}}
+    fair = {"rate": [1, 2], "weight": [1], "by": "top_1"}
+    run = Run("row.tuned", 0, {**given, "fair": fair})
+    with pytest.raises(UserError, match=r"first column, top_1, and .* measures top1, ece: name"):
+        measure_run(run, run.folder(tmp_path), adapter=prepare)

@@ -88,6 +88,11 @@ def measure_run(
         part = Run(name, run.seed, {**run.settings, "factors": factors})
         writes = is_main_process()
         (found,) = run_study([part], held_out, place, lambda _: None, writes=writes)
+        if by not in found.measured:
+            raise UserError(
+                f"the study compares its rows by its first column, {by}, and a run on the held-out "
+                f"part measures {', '.join(found.measured) or 'nothing'}: name one of these first."
+            )
         if writes:
             print(f"  {name}: {by} {found.measured[by]:.4g}  ({found.seconds:.0f} s)", flush=True)
         return found.measured[by]
