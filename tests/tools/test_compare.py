@@ -20,6 +20,7 @@ pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[m
 
 from polyfocal.commands import compare
 from polyfocal.experiments import comparing
+from polyfocal.experiments.trained import TrainedRun
 from polyfocal.mmengine.work_dir import read_trained_run
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +228,21 @@ def test_which_numbers_are_better_when_low(report):
         numbers = [float(one) for one in re.findall(r">(\d\.\d+)<", cells)]
         best = float(re.search(r'class="best">(.*?)<', cells)[1])
         assert best == (min if low else max)(numbers), name
+
+
+def test_a_class_is_not_taken_for_a_number_that_is_better_when_low():
+    """A face, fleece, a loss: the whole name of a number counts, not a part of a class's."""
+    high = ("bbox_mAP", "bbox_face_precision", "bbox_fleece_precision", "bbox_loss_precision")
+    high += ("Ace_3D_AP40_moderate_strict", "surface_AP_dist_0.5", "segm_D-ECE_precision")
+    low = ("ece", "ood_ece", "bbox_D-ECE", "bbox_D-ECE_box", "segm_LaACE_0", "bbox_oLRP", "nll")
+    low += ("NuScenes/car_trans_err", "NuScenes/mATE", "val_loss")
+    runs = {
+        name: TrainedRun(name, {}, [], [dict.fromkeys(high + low, value)])
+        for name, value in (("a", 0.2), ("b", 0.6))
+    }
+    table = comparing.results_table(comparing.Comparison(runs))
+    best = {place: column for place, column in table.best}
+    assert [best[place] for place in range(len(best))] == [2] * len(high) + [1] * len(low)
 
 
 def test_settings_that_differ(runs):

@@ -34,7 +34,9 @@ IOU = 0.5
 
 _STROKES = ("solid", "dashed", "dotted", "dashdot")
 _LOWER_IS_BETTER = re.compile(
-    r"ece|ace|lrp|nll|brier|loss|_err$|mA[TSOVA]E$",  # the last two are of nuScenes
+    # A whole name behind the split or the kind; a class of such a name has more behind it. The last
+    # two are of nuScenes.
+    r"(^|[ _/])(D-ECE(_box)?|La[EA]CE(_0)?|[EA]CE|o?LRP|NLL|Brier|loss|\w+_err|mA[TSOVA]E)$",
     re.IGNORECASE,
 )
 # Settings of a config that differ from run to run, whatever is compared.
