@@ -1,11 +1,20 @@
 """A study does each run once, and its table has the mean and the spread over the seeds."""
 
 import json
+import math
 
 import pytest
 
 from polyfocal.errors import UserError
-from polyfocal.experiments.study import Run, finished, read_study, run_study, summarize
+from polyfocal.experiments.study import (
+    Outcome,
+    Run,
+    finished,
+    paired_difference,
+    read_study,
+    run_study,
+    summarize,
+)
 
 RUNS = [
     Run(name, seed, {"gamma": gamma})
@@ -71,6 +80,24 @@ def test_finished(tmp_path):
     assert [outcome.run for outcome in finished(RUNS, tmp_path)] == RUNS[1:3]
 
 
+def test_equal_differences_have_no_spread_but_that_of_rounding():
+    """0.9, 0.8, 0.7 less 0.8, 0.7, 0.6 are not quite equal in floating point."""
+
+    def difference(ours, theirs):
+        rows = {"a": ours, "b": theirs}
+        outcomes = [
+            Outcome(Run(name, seed), {"top1": value}, 1.0)
+            for name, values in rows.items()
+            for seed, value in enumerate(values)
+        ]
+        return paired_difference(outcomes, "a", "b", "top1")
+
+    found = difference((0.9, 0.8, 0.7), (0.8, 0.7, 0.6))
+    assert (found.spread, found.p) == (0.0, 0.0) and found.mean == pytest.approx(0.1)
+    same = difference((0.1 + 0.2, 0.5), (0.3, 0.5))
+    assert same.spread == 0 and math.isnan(same.p)
+
+
 STUDY = """\
 title: A
 config: a.py
@@ -80,7 +107,7 @@ splits: [ood]
 rows:
   plain:
   shallow: {label: a shallow one, options: {x: 2}}
-  biased: {loss: {type: B, bias: {file: "{shallow}"}}, hooks: [{type: H}]}
+  biased: {loss: {type: B, bias: {file: "{shallow}", x: "{seed}"}}, hooks: [{type: H}]}
 """
 
 
@@ -97,7 +124,7 @@ def test_reads_a_study_and_plans_it(tmp_path):
     assert study.runs([1], demo=True)[1].settings["options"]["x"] == 2
     assert (plain["config"], plain["splits"]) == ("a.py", ["ood"])
     assert "scores" not in plain and shallow["scores"] and "loss" not in shallow
-    assert biased["loss"] == {"type": "B", "bias": {"file": "{shallow}"}}
+    assert biased["loss"] == {"type": "B", "bias": {"file": "{shallow}", "x": "{seed}"}}
     assert biased["hooks"] == [{"type": "H"}] and runs[5].needs == {("shallow", 1)}
     # What stands for something is filled in for the run, and is not there for another seed.
     assert runs[3].filled(tmp_path / "plain" / "seed_1")["options"]["seed"] == 1
@@ -107,7 +134,7 @@ def test_reads_a_study_and_plans_it(tmp_path):
         runs[5].filled(place)
     file.parent.mkdir(parents=True)
     file.touch()
-    assert runs[5].filled(place)["loss"]["bias"]["file"] == str(file)
+    assert runs[5].filled(place)["loss"]["bias"] == {"file": str(file), "x": 1}
     assert runs[5].settings["loss"]["bias"]["file"] == "{shallow}", "a result says no place"
 
 

@@ -25,6 +25,7 @@ FACTORS = ("rate", "weight")
 """What a fair study tunes: factors of the learning rate and of the weight of the losses."""
 _TUNED = ".tuned"
 _TUNING_SEED = 0
+_ROUNDING = 1e-12  # differences of equal numbers spread less than this
 SCORES_FILE = "scores.npz"
 
 
@@ -403,7 +404,7 @@ def _filled(node: Any, value_of: Callable[[str], Any]) -> Any:
 def _names_in(loss: dict[str, Any]) -> set[str]:
     names: set[str] = set()
     _filled(loss, names.add)
-    return names
+    return names - {"seed"}
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
@@ -551,8 +552,9 @@ def paired_difference(
     if len(seeds) == 1:
         return Difference(differences[0], math.nan, math.nan, 1)
     spread = stdev(differences)
-    if spread == 0:
-        p = 0.0 if differences[0] else math.nan
+    if spread < _ROUNDING:
+        spread = 0.0
+        p = 0.0 if abs(differences[0]) >= _ROUNDING else math.nan
     else:
         from scipy.stats import ttest_1samp
 
