@@ -16,6 +16,7 @@ from polyfocal.experiments.report import (
     lines,
     page,
     published_table,
+    remarks,
     study_tables,
     summary_table,
     write_study,
@@ -119,6 +120,24 @@ def test_no_difference_between_two_data_sets():
     assert math.isnan(car.difference)
 
 
+NO_DATA = {"data": None, "profile": None}
+
+
+def test_a_table_says_what_it_is_of():
+    """The config, which --config may have chosen, and whether the backbone was frozen."""
+    mine = study("losses_fair")
+    runs = mine.runs([5], data="cells", profile="small", freeze=True)
+    said = "Ours: cells, retinanet_focal.py, the small profile with a frozen backbone, 5 seeds."
+    assert said in remarks(mine, runs, len(runs))
+    other = read_study(STUDIES / "losses_fair.yml", "configs/fcos_focal.py")
+    said = "Ours: cells, fcos_focal.py, the configs' models and schedules, one seed."
+    assert said in remarks(other, other.runs([1], data="cells"), 0)
+    two = study("polyloss_coco")
+    assert "Ours: the built-in data, the tiny profile, 5 epochs, one seed." in remarks(
+        two, two.runs([1], demo=True), 0
+    )
+
+
 def in_series(series):
     """A study of rows in series, with calibration and curvature."""
     columns = {"top1": "accuracy", "ece": "ECE", "trace": "trace", "trace_ce": "trace (ce)"}
@@ -132,7 +151,7 @@ def test_rank_correlations(tmp_path):
     ece = {0: (0.3, 0.2, 0.1), 1: (0.3, 0.1, 0.2)}
     outcomes = [
         Outcome(
-            Run(f"g{i}", seed, {"options": {}, "demo": True, "data": None, "profile": None}),
+            Run(f"g{i}", seed, {"config": "a.py", "options": {}, "demo": True, **NO_DATA}),
             {"top1": 0.5, "ece": ece[seed][i], "trace": 9.0 - i, "trace_ce": 1.0 + i},
             1,
         )

@@ -74,6 +74,20 @@ def test_refuses_results_of_other_settings(tmp_path):
         run_study([RUNS[0], RUNS[0]], measure, tmp_path / "new", quiet)
 
 
+def test_refuses_results_of_a_config_that_was_changed(tmp_path):
+    """A result of an older version, which does not know what its config said, is taken."""
+    before, after, unknown = (
+        [Run("a", 0, {"gamma": 0.0, **({"content": text} if text else {})})]
+        for text in ("before", "after", None)
+    )
+    run_study(before, measure, tmp_path, quiet)
+    assert run_study(before, None, tmp_path, quiet) and run_study(unknown, None, tmp_path, quiet)
+    with pytest.raises(UserError, match=r"with other settings \(what the config says\)"):
+        run_study(after, None, tmp_path, quiet)
+    run_study(unknown, measure, tmp_path / "old", quiet)
+    assert run_study(after, None, tmp_path / "old", quiet)
+
+
 def test_finished(tmp_path):
     run_study(RUNS[1:3], measure, tmp_path, quiet)
     run_study(RUNS[3:], measure, tmp_path, quiet, writes=False)

@@ -364,6 +364,14 @@ def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, slurm)
     assert "'-A' is not one of sbatch's long options" in capsys.readouterr().err
 
 
+def test_one_option_of_sbatch():
+    """Alone it would look like an option of the tool, so an equals sign stands before it."""
+    args = tool.parse_args(["polyloss_coco", "--slurm", "lab", "--sbatch-args=--time=1-0"])
+    slurm = Slurm.of(args, args.argv)
+    assert slurm.options == {"time": "1-0"}
+    assert slurm.job(planned("polyloss_coco")[0])[2:4] == ["polyloss_coco", "--only"]
+
+
 def test_a_job_that_needs_scores_waits_for_the_run_that_gives_them(tmp_path, slurm):
     slurm()
     work = tmp_path / "table"
@@ -464,6 +472,30 @@ def test_losses_of_a_long_tail(tmp_path, capsys):
     assert "was measured with other settings (options)" in capsys.readouterr().err
 
 
+def test_results_are_of_a_config_and_of_what_it_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "measure_run", lambda *_, **__: {"top1": 0.5})
+    base = f'_base_ = "{ROOT / "configs" / "classification" / "focal.py"}"\n'
+    for name in ("own", "other"):
+        Path(f"{name}.py").write_text(base)
+    Path("mine.yml").write_text("title: A\nconfig: own.py\ncolumns: {top1: top-1}\nrows: {a: }\n")
+    options = ("mine.yml", "--demo", "--seeds", 1)
+    assert run(*options) == 0 and run(*options, "--config", "other.py") == 0
+    tables = [Path("work_dirs/reproduce", name, "table.md") for name in ("mine", "mine_other")]
+    for file, name in zip(tables, ("own", "other"), strict=True):
+        assert (
+            f"Ours: the built-in data, {name}.py, the tiny profile, one seed." in file.read_text()
+        )
+    Path("own.py").write_text(f"{base}model = dict(loss=dict(gamma=5.0))\n")
+    capsys.readouterr()
+    assert run(*options) == 2
+    said = "a/seed_0/result.json was measured with other settings (what the config says): give"
+    assert said in capsys.readouterr().err
+    assert run(*options, "--config", "other.py") == 0
+    Path("own.py").write_text(f"# a remark\n{base}")
+    assert run(*options) == 0
+
+
 FAIR = """\
 title: A
 config: configs/classification/cross_entropy.py
@@ -526,6 +558,8 @@ def test_a_fair_study_tunes_each_row_and_trains_with_what_it_found(tmp_path, cap
     assert "| top-1 against plain | difference | effect |" in text
     assert "| tuned | learning rate x | loss weight x | on the held-out part |" in text
     assert "poly1.tuned, seed 0" in out
+    (log,) = re.findall(r"What a run says while it trains: (\S+poly1\S+)", out)
+    assert sorted(Path("/").glob(log[1:])), "what a tuning says is in a folder of its factors"
 
 
 def test_gamma_calibration_and_curvature(tmp_path, monkeypatch, capsys):

@@ -2,8 +2,9 @@
 
 A study comes with polyfocal (configs/studies of its repository), or is your own file: rows of
 settings, and what is measured. Runs that are done keep their numbers in work_dirs/reproduce/STUDY
-or --work-dir: after an interruption give the same command again. With real data a paper's table is
-the published experiment, as far as it is known; with --demo a study ends on a laptop.
+(with --config STUDY_CONFIG) or --work-dir: after an interruption give the same command again. With
+real data a paper's table is the published experiment, as far as it is known; with --demo a study
+ends on a laptop.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from polyfocal.experiments.command_line import (
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
 from polyfocal.mmengine.checkpoint import latest_checkpoint
 from polyfocal.mmengine.runs import check_launcher, join_processes
-from polyfocal.mmengine.studies import measure_run
+from polyfocal.mmengine.studies import content_of, measure_run
 from polyfocal.mmengine.work_dir import read_trained_run
 from polyfocal.shipped import CONFIGS, config_file
 
@@ -66,7 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--epochs",
         type=int,
         metavar="N",
-        help="epochs of every run (with --demo or --profile tiny)",
+        help="epochs of the runs (with --demo or --profile tiny); a row that names its own keeps"
+        " them",
     )
     add("--only", nargs="+", metavar="ROW[/SEED]", help="do these rows or runs now, not all")
     add("--dry-run", action="store_true", help="show the runs that are left to do, and do nothing")
@@ -76,7 +78,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--sbatch-args",
         default="",
         metavar="ARGS",
-        help='more of sbatch\'s long options, such as "--time=2-0 --account=lab"',
+        help="more of sbatch's long options, behind an equals sign: "
+        '--sbatch-args="--time=2-0 --account=lab"',
     )
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
@@ -88,12 +91,15 @@ def run(args: argparse.Namespace) -> None:
     study = read_study(find_study(args.study, STUDIES), args.config)
     given = {name: getattr(args, name) for name in ("data", "profile", "demo", "freeze", "epochs")}
     check_freeze(args)
-    runs = study.runs(args.seeds, **given, options=args.cfg_options)
+    configs = {row.config for row in study.rows.values()}
+    contents = {config: content_of(config) for config in configs}
+    runs = study.runs(args.seeds, **given, options=args.cfg_options, contents=contents)
     wanted = chosen(runs, args.only)
     slurm = Slurm.of(args, ["-m", "polyfocal", "reproduce", *args.argv])
     check_launcher(args.launcher)
     join_processes(args.launcher)
-    folder = Path(args.work_dir or Path("work_dirs") / "reproduce" / study.name)
+    name = "_".join([study.name, *([Path(args.config).stem] if args.config else [])])
+    folder = Path(args.work_dir or Path("work_dirs") / "reproduce" / name)
     measure = partial(measure_run, adapter=prepare, launcher=args.launcher)
     how = {"slurm": slurm, "dry_run": args.dry_run, "main_process": get_rank() == 0}
     carry_out(study, runs, wanted, folder, measure, latest_checkpoint, read_trained_run, **how)

@@ -201,7 +201,9 @@ def carry_out(
         slurm.submit(study.name, missing, folder, say)
         return
     if missing:
-        say(f"What a run says while it trains: {missing[0].folder(folder) / 'console.log'}")
+        first = missing[0].folder(folder)
+        place = first / "*" / first.name if missing[0].tunes else first
+        say(f"What a run says while it trains: {place / 'console.log'}")
     shown = {*study.columns, *FACTORS}
     run_study(wanted, measure, folder, say, shown=shown, writes=main_process)
     if not main_process:

@@ -290,11 +290,16 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
         data = "digit scenes made for each seed"
     elif settings["demo"]:
         data = "the built-in data"
-    size = f"the {profile} profile{schedule}" if profile else "the configs' models and schedules"
+    frozen = " with a frozen backbone" if settings.get("freeze") else ""
+    size = f"the {profile} profile{frozen}{schedule}"
+    if profile is None:
+        size = "the configs' models and schedules"
+    configs = {run.settings["config"] for run in runs}
+    config = f"{Path(configs.pop()).name}, " if len(configs) == 1 else ""
     count = len({run.seed for run in runs if not run.tunes})
     seeds = "one seed" if count == 1 else f"{count} seeds"
     said = [f"Published: {study.source}."] if study.source else []
-    said.append(f"Ours: {data}, {size}, {seeds}.")
+    said.append(f"Ours: {data}, {config}{size}, {seeds}.")
     if profile and study.source:
         said.append(
             "This is not the published experiment: the model and the schedule differ"

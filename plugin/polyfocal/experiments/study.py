@@ -116,6 +116,7 @@ class Study:
         freeze: bool = False,
         epochs: int | None = None,
         options: Mapping[str, Any] | None = None,
+        contents: Mapping[str, str] | None = None,
     ) -> list["Run"]:
         """All runs, with the seeds in the outer loop, so that a stopped study has all rows.
 
@@ -124,8 +125,10 @@ class Study:
         Args:
             seeds: Seeds of each row; one number N stands for 0 to N-1.
             data, profile, demo, freeze: As in the tools.
-            epochs: Epochs of every run, instead of those of the config and the demo.
+            epochs: Epochs of every run, instead of those of the config and the demo. A row that
+                names its own in its options keeps them.
             options: Overrides of all configs, which win over the study's.
+            contents: What tells whether a config was changed, by the rows' configs.
 
         Raises:
             UserError: The options contradict each other or the study.
@@ -161,6 +164,7 @@ class Study:
 
         def settings(name: str, row: Row) -> dict[str, Any]:
             more = {
+                "content": (contents or {}).get(row.config),
                 "scores": name in needed,
                 "loss": row.loss,
                 "hooks": row.hooks,
@@ -576,9 +580,13 @@ def _read(run: Run, place: Path) -> Outcome | None:
             f"{file} is not the result of a run: remove it to measure again."
         ) from error
     wanted = json.loads(json.dumps(run.settings))
+    if "content" not in settings or "content" not in wanted:  # an older version kept none
+        settings, wanted = ({**one, "content": None} for one in (settings, wanted))
     if settings != wanted:
         changed = sorted(
-            key for key in settings.keys() | wanted.keys() if settings.get(key) != wanted.get(key)
+            "what the config says" if key == "content" else key
+            for key in settings.keys() | wanted.keys()
+            if settings.get(key) != wanted.get(key)
         )
         raise UserError(
             f"{file} was measured with other settings ({', '.join(changed)}): give another folder,"
