@@ -1,6 +1,7 @@
 """KEY=VALUE options mean what they mean to MMEngine; packages' news stay off the console."""
 
 import argparse
+import importlib
 import subprocess
 import sys
 import warnings
@@ -44,12 +45,46 @@ def test_exit_status_and_sentence(capsys):
         (FileNotFoundError(2, "No such file", "away"), 2, "error: away: No such file.\n"),
         (KeyboardInterrupt(), 130, "interrupted; go on with --resume\n"),
     ):
-        assert run_tool(job, error) == status
+        assert run_tool(job, error, goes_on_with="--resume") == status
         assert capsys.readouterr().err == said
-    assert run_tool(job, KeyboardInterrupt(), goes_on_with=None) == 130
+    assert run_tool(job, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "interrupted\n"
     with pytest.raises(AssertionError):
         run_tool(job, AssertionError("a mistake of the program"))
+
+
+@pytest.mark.parametrize(
+    ("goes_on_with", "then"),
+    [("--resume", "go on with --resume"), (None, "give the same command again")],
+)
+def test_a_damaged_picture(capsys, goes_on_with, then):
+    def job(_):
+        raise AssertionError("failed to load image: a.png")
+
+    assert run_tool(job, None, goes_on_with=goes_on_with) == 2
+    said = f"error: a.png cannot be read as a picture: put it right, then {then}.\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("name", ["compare", "test", "curvature", "train", "tune", "reproduce"])
+def test_what_to_go_on_with_is_an_option_of_the_tool(name, capsys, monkeypatch):
+    """Or the same command."""
+    pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
+    tool = importlib.import_module(f"polyfocal.commands.{name}")
+    known = []
+
+    def parse(parser, *_):
+        known.append(parser.format_help())
+        return argparse.Namespace(config="", seeds=None)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(tool, "run", stop)
+    assert tool.main([]) == 130
+    said = capsys.readouterr().err
+    assert ("--resume" in said) == ("--resume" in known[0])
 
 
 def test_news_of_packages_are_not_shown(recwarn):

@@ -42,4 +42,4 @@ def main(argv: list[str] | None = None) -> int:
     text = "pictures to draw, 0 for none (default 16)"
     add("--num", type=int, default=16, metavar="N", help=text)
     add("--category", metavar="NAME", help="only pictures and objects of this class")
-    return run_tool(run, parser.parse_args(argv), goes_on_with=None)
+    return run_tool(run, parser.parse_args(argv))

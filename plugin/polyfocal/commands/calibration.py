@@ -66,4 +66,4 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    return run_tool(lambda args: calibrate(**vars(args)), parse_args(argv), goes_on_with=None)
+    return run_tool(lambda args: calibrate(**vars(args)), parse_args(argv))

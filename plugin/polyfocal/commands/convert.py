@@ -31,4 +31,4 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, metavar="SOURCE", help=text)
     text = "folder to make"
     parser.add_argument("destination", type=Path, metavar="DESTINATION", help=text)
-    return run_tool(run, parser.parse_args(argv), goes_on_with=None)
+    return run_tool(run, parser.parse_args(argv))

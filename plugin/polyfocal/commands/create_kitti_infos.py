@@ -38,4 +38,4 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", type=Path, metavar="ROOT", help="the folder in KITTI's layout")
     text = "where to write the info files (default ROOT)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
-    return run_tool(run, parser.parse_args(argv), goes_on_with=None)
+    return run_tool(run, parser.parse_args(argv))

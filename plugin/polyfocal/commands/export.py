@@ -87,4 +87,4 @@ def main(argv: list[str] | None = None) -> int:
     text = "leave out the suppression of boxes: every candidate comes out, the best score first"
     add("--no-nms", action="store_true", help=text)
     add_overrides(parser)
-    return run_tool(run, parser.parse_args(argv), goes_on_with=None)
+    return run_tool(run, parser.parse_args(argv))

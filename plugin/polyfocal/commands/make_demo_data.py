@@ -70,4 +70,4 @@ def make(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    return run_tool(make, parse_args(argv), goes_on_with=None)
+    return run_tool(make, parse_args(argv))

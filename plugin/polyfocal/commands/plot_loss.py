@@ -84,4 +84,4 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
-    return run_tool(run, parse_args(argv), goes_on_with=None)
+    return run_tool(run, parse_args(argv))

@@ -58,4 +58,4 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--slot", action="append", metavar="NAME", help=text)
     add("--out", type=Path, metavar="FILE", help="write the config there, not on the screen")
-    return run_tool(run, parser.parse_args(argv), goes_on_with=None)
+    return run_tool(run, parser.parse_args(argv))

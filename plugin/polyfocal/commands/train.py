@@ -81,4 +81,4 @@ def main(argv: list[str] | None = None) -> int:
     )
     programs = ["tensorboard", "mlflow", "wandb", "clearml"]
     add("--log", nargs="+", choices=programs, metavar="PROGRAM", help=text)
-    return run_tool(run, parser.parse_args(argv))
+    return run_tool(run, parser.parse_args(argv), goes_on_with="--resume")

@@ -71,4 +71,4 @@ def main(argv: list[str] | None = None) -> int:
         "is train.output_dir or OUTPUT_DIR (default: work_dirs/detectron2/CONFIG's name)"
     )
     add("cfg_options", nargs=argparse.REMAINDER, metavar="OVERRIDE", help=text)
-    return run_tool(run, parser.parse_args(argv))
+    return run_tool(run, parser.parse_args(argv), goes_on_with="--resume")

@@ -163,7 +163,7 @@ def run_tool(
     job: Callable[[argparse.Namespace], None],
     args: argparse.Namespace,
     *,
-    goes_on_with: str | None = "--resume",
+    goes_on_with: str | None = None,
 ) -> int:
     """Do a tool's job; errors of the user become one line on standard error.
 
@@ -183,7 +183,7 @@ def run_tool(
     try:
         job(args)
     except (UserError, OSError, AssertionError) as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, goes_on_with)
         if sentence is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
@@ -197,14 +197,15 @@ def run_tool(
     return 0
 
 
-def _sentence(error: Exception) -> str | None:
+def _sentence(error: Exception, goes_on_with: str | None) -> str | None:
     """What a person is told of an error; None if the error is the program's, not theirs."""
     text = str(error).strip()
     if "DataLoader worker" in text:  # the text is its traceback; the last line is "Type: text"
         text = text.splitlines()[-1].partition(": ")[2]
     picture = re.search("failed to load image: (.+)", text)  # MMCV's assertion
     if picture:
-        return f"{picture[1]} cannot be read as a picture: put it right, then go on with --resume."
+        then = f"go on with {goes_on_with}" if goes_on_with else "give the same command again"
+        return f"{picture[1]} cannot be read as a picture: put it right, then {then}."
     if isinstance(error, AssertionError):
         return None
     if isinstance(error, UserError):
