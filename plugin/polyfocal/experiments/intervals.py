@@ -151,7 +151,9 @@ def ap_intervals(
         results: Detections of a run, or of several seeds of it, whose mean counts.
         against: Detections of another run, of the same seeds in the same order. With them every
             number is ``results`` minus ``against``; a draw takes the same pictures and, where there
-            are several seeds, the same seeds for both.
+            are several seeds, the same seeds for both. Draws of few seeds spread less than new
+            seeds would: where these differ more than pictures do, a 95% interval holds the truth in
+            75% of the cases with three seeds, in 84% with five.
         kind: Boxes or masks.
         max_dets: Most detections of a category in a picture that count.
         draws: How often the pictures are drawn.
