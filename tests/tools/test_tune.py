@@ -13,6 +13,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[m
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 
 import optuna
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from optuna.trial import TrialState
@@ -27,7 +28,7 @@ from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.errors import UserError
 from polyfocal.experiments import tuned as reported
 from polyfocal.experiments import tuning
-from polyfocal.experiments.request import Request
+from polyfocal.experiments.request import Request, Setting
 from polyfocal.experiments.study import Outcome, Run, paired_difference
 from polyfocal.mmengine import runs
 from polyfocal.mmengine.experiment import Experiment
@@ -261,6 +262,83 @@ def test_goes_on_after_an_interruption(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), torch.cuda.OutOfMemoryError(), MemoryError()]
+)
+def test_a_trial_that_the_machine_ended_is_done_again(tmp_path, error):
+    """The first one above all: it has the config's own setting."""
+    errors = iter([error])
+
+    def train(epsilon, watcher):
+        for one in errors:
+            raise one
+        return 0.5
+
+    study, search = prepared(tmp_path, train)
+    with pytest.raises(type(error)):
+        search(trials=2)
+    search(trials=2)
+    first, second = study.get_trials(states=tuning.DONE)
+    assert (first.number, first.params["epsilon"]) == (1, 1.0) and second.params["epsilon"] != 1.0
+
+
+def test_the_report_says_which_trial_has_the_configs_own_setting(tmp_path):
+    def train(epsilon, watcher):
+        if len(study.trials) == 1:
+            raise ValueError(epsilon)
+        return 0.5
+
+    study = tuning.open_study(tmp_path, SETTINGS, {"epochs": 4})
+    searching = dict(seed=0, minutes=None, report=lambda trial: None)
+    tuned = tuning.Tuning(Request(lambda request: Fake(train), "mine.py"), tmp_path, epochs=4)
+    with pytest.raises(ValueError):
+        tuned.search(study, trials=1, **searching)
+    for trials, whose in ((1, "No trial"), (2, "Trial 2")):
+        tuned.search(study, trials=trials, **searching)
+        reported.write_report(tmp_path / "report.md", study, "mine.py", ["epsilon"], [], 3)
+        text = (tmp_path / "report.md").read_text()
+        assert f"{whose} has the config's own setting." in text
+        study.enqueue_trial({"epsilon": 1.0})
+
+
+def test_the_configs_own_setting_keeps_all_its_digits(tmp_path, monkeypatch):
+    """Others have three, more than a search can tell apart."""
+    settings = {"epsilon": Setting(1.2345, losses.Range(-1.0, 5.0))}
+    monkeypatch.setattr(Fake, "settings", lambda self: settings)
+    seen = []
+    request = Request(lambda request: Fake(lambda epsilon, _: seen.append(epsilon) or 0.5), "a.py")
+    tuned = tuning.Tuning(request, tmp_path, epochs=4)
+    study = tuning.open_study(tmp_path, settings, {})
+    tuned.search(study, seed=0, minutes=None, trials=2, report=lambda trial: None)
+    own, other = (trial.params for trial in study.trials)
+    assert seen == [1.2345, tuning.rounded(other)["epsilon"]]
+    assert tuned.values_of(own) == {"epsilon": 1.2345}
+
+
+@pytest.mark.parametrize(
+    ("against", "sentence"),
+    [
+        (["a/trial_3.py"], "--against a/trial_3.py: there is a row or a folder trial_3 already"),
+        (["config.py"], "a folder config already"),
+        (["split.py"], "a folder split already"),
+        (["a/mine.py", "b/mine.py"], "--against b/mine.py: there is a row or a folder mine"),
+        (["away.py"], "there is no config away.py"),
+    ],
+)
+def test_refuses_rivals_before_the_search(tmp_path, monkeypatch, against, sentence):
+    def adapter(request):
+        if request.config == Path("away.py"):
+            raise UserError(f"there is no config {request.config}.")
+        return Fake(lambda *_: pytest.fail("the search has begun"))
+
+    fake = Request(adapter, "own.py")
+    tuned = tuning.Tuning(fake, tmp_path / "search", epochs=4)
+    monkeypatch.setattr(reported, "_content", lambda _: {})
+    with pytest.raises(UserError, match=sentence):
+        reported.tune(tuned, reported.Budget(trials=1), against=against)
+    assert not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize(
     ("best", "other", "sentence"),
     [
         ((0.50, 0.52, 0.51), (0.49, 0.53, 0.50), r"WARNING: .* 0\.3 top1 ahead of b, .*noise"),
@@ -408,6 +486,10 @@ def test_a_training_of_another_length_keeps_the_shape_of_its_schedule():
             r"--only gamma: .*poly1.py has epsilon, loss_weight to search",
         ),
         (["away.py", "--trials", 1], "there is no config away.py"),
+        (
+            [CLASSIFIER, "--demo", "--trials", 1, "--against", "away.py"],
+            "there is no config away.py",
+        ),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, capsys, arguments, sentence):

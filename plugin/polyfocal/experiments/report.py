@@ -328,8 +328,8 @@ def remarks(study: Study, runs: Sequence[Run], done: int) -> list[str]:
         said.append(
             "A difference is against the first row, seed by seed; its effect is the mean in units"
             " of its deviation. The interval is of draws of the pictures and the seeds, and too"
-            " narrow for seeds that are few and differ much. p is that of a two-sided paired t-test,"
-            " and then corrected for the number of rows (Holm)."
+            " narrow for seeds that are few and differ much. p is that of a two-sided paired"
+            " t-test, and then corrected for the number of rows (Holm)."
         )
     return said + study.notes
 

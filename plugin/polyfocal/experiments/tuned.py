@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from polyfocal.experiments.tuning import (
 )
 
 CONFIG_ROW = "config"
+_TAKEN = rf"{CONFIG_ROW}|trial_\d+|trials|split"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     experiment = request.prepare()
     settings, columns, epochs = tuning.settings, experiment.quality, tuning.trial_epochs
     identity = {**_conditions(request), **_content(request), "epochs": epochs}
+    others = _other_rows(request, against) if budget.seeds else {}
     study = open_study(folder, settings, identity, tuning.storage)
     say = partial(print, flush=True)
     say(f"* search of {', '.join(settings)} in trials of {epochs} epochs")
@@ -104,10 +107,10 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
             f"no trial has learned anything in its {epochs} epochs: give more --epochs, and "
             "another --work-dir."
         )
-    values = rounded(best.params)
-    own = rounded({name: setting.value for name, setting in settings.items()})
+    values = tuning.values_of(best.params)
+    own = {name: setting.value for name, setting in settings.items()}
     row = CONFIG_ROW if values == own else f"trial_{best.number}"
-    outcomes = _train_in_full(tuning, row, values, against, budget.seeds, columns, say)
+    outcomes = _train_in_full(tuning, row, values, others, budget.seeds, columns, say)
     scale = experiment.per_cent
     sentences = verdict(outcomes, row, columns[0], scale)
     name = Path(request.config).name
@@ -202,13 +205,17 @@ def write_report(
     """The evidence as Markdown: the comparison on val, as lines, and every trial."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     pruned = sum(trial.state == TrialState.PRUNED for trial in trials)
-    epochs = study.user_attrs["identity"]["epochs"]
+    identity = study.user_attrs["identity"]
+    epochs = identity["epochs"]
+    own = rounded({name: found[0] for name, found in identity["settings"].items()})
+    first = next((trial.number for trial in trials if rounded(trial.params) == own), None)
+    whose = "No trial" if first is None else f"Trial {first}"
     lines = [
         f"# The loss of {name}, tuned",
         "",
         f"{len(trials)} trials of {epochs} epochs, {pruned} of them given up early, in "
         f"{searched_seconds(study) / 60:.0f} minutes. They were trained on four fifths of the "
-        "training split and judged by the other fifth. The first is the config's own setting.",
+        f"training split and judged by the other fifth. {whose} has the config's own setting.",
         "",
         "## In full length, on the val split",
         "",
@@ -307,21 +314,36 @@ def _start_worker(command: Sequence[str], number: int) -> subprocess.Popen:
     return subprocess.Popen([*command, "--workers", "1", "--seeds", "0"], env=environment)
 
 
+def _other_rows(request: Request, against: Sequence[str]) -> dict[str, Request]:
+    """The rows of ``--against``, looked at before the search and not hours later.
+
+    Raises:
+        UserError: A config is not usable, or a row has the name of another one or of a folder.
+    """
+    rows: dict[str, Request] = {}
+    for other in map(Path, against):
+        if other.stem in rows or re.fullmatch(_TAKEN, other.stem):
+            raise UserError(
+                f"--against {other}: there is a row or a folder {other.stem} already: give the "
+                "file another name."
+            )
+        rows[other.stem] = replace(request, config=other)
+        rows[other.stem].prepare()
+    return rows
+
+
 def _train_in_full(
     tuning: Tuning,
     row: str,
     values: dict[str, float],
-    against: Sequence[str],
+    others: Mapping[str, Request],
     seeds: int,
     columns: Sequence[str],
     say: Callable[[str], None],
 ) -> list[Outcome]:
     rows: dict[str, tuple[Request, dict[str, float]]] = {CONFIG_ROW: (tuning.request, {})}
     rows.setdefault(row, (tuning.request, values))
-    for other in map(Path, against):
-        if other.stem in rows:
-            raise UserError(f"--against {other}: there is a row {other.stem} already.")
-        rows[other.stem] = (replace(tuning.request, config=other), {})
+    rows |= {name: (request, {}) for name, request in others.items()}
     settings = {
         name: {**_conditions(request), **_content(request), "values": found}
         for name, (request, found) in rows.items()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -38,6 +39,17 @@ _HEARTBEAT = 30  # seconds; a trial that misses two was killed, and is done agai
 
 class OutOfTime(Exception):
     """The time of the search ended in the middle of a trial."""
+
+
+_NOT_THE_SETTINGS = (
+    OutOfTime,
+    KeyboardInterrupt,
+    UserError,
+    OSError,
+    MemoryError,
+    torch.cuda.OutOfMemoryError,
+)
+"""What ends a trial whatever its settings are: it comes first when the search goes on."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,11 @@ class Tuning:
             raise UserError(f"--epochs {epochs}: expected 1 to {whole}, the config's.")
         return epochs
 
+    def values_of(self, params: Mapping[str, float]) -> dict[str, float]:
+        """What a trial is trained with: values of three digits, the config's own as they are."""
+        own = {name: setting.value for name, setting in self.settings.items()}
+        return own if rounded(params) == rounded(own) else rounded(params)
+
     def search(
         self,
         study: optuna.Study,
@@ -136,11 +153,11 @@ class Tuning:
             }
             place = self.folder / "trials" / f"trial_{trial.number}"
             experiment = copy.deepcopy(short)
-            experiment.use_values(rounded(values))
+            experiment.use_values(self.values_of(values))
             try:
                 watcher = _TrialWatcher(trial, best, epochs, deadline)
                 measured = experiment.measure(place, seed=seed, watchers=[watcher])
-            except (OutOfTime, KeyboardInterrupt):
+            except _NOT_THE_SETTINGS:
                 study.enqueue_trial(values)
                 study.stop()
                 raise
