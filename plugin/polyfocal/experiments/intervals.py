@@ -77,14 +77,14 @@ class _Run:
         label = matched.label[order]
         first = np.searchsorted(label, np.arange(count))
         parts = []
-        for number, threshold in enumerate(THRESHOLDS.tolist()):
+        for threshold in THRESHOLDS.tolist():
             at = matched.matches[threshold]
             right = np.flatnonzero(at.right[order])
             # Backwards, so that one running maximum makes each precision the best of a recall or
             # a higher one.
             right = right[::-1]
             ignored = np.flatnonzero(at.ignored[order])
-            parts.append((number, right, label[right], ignored))
+            parts.append((right, label[right], ignored))
         self.label = label
         self.first = first
         self.parts = parts
@@ -100,7 +100,7 @@ class _Run:
         here = weight[self.picture]
         before = np.concatenate([[0], np.cumsum(here)])
         total = np.zeros(self.count)
-        for _, right, label, ignored in self.parts:
+        for right, label, ignored in self.parts:
             if not len(right):
                 continue
             kept = before[right + 1] - before[self.first[label]]

@@ -198,15 +198,17 @@ def draw(curves: Sequence[Curve], out: Path, *, log: bool = False, negatives: bo
         if isinstance(curve.loss, CyclicalFocalLoss) and curve.progress is not None:
             curve.loss.set_progress(curve.progress)
         color, dashes = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
-        values = loss_and_gradient(curve.loss, p_t, bias=curve.bias)[0]
-        same = sum(torch.allclose(values, other) for other in drawn)
-        drawn.append(values)
+        of_positive = loss_and_gradient(curve.loss, p_t, bias=curve.bias)
+        same = sum(torch.allclose(of_positive[0], other) for other in drawn)
+        drawn.append(of_positive[0])
         if same:  # the curves below show through the gaps
             dashes = (0, (4, 4 * same))
         for positive in (True, False):
             if not positive and not (negatives and curve.loss.use_sigmoid):
                 continue
-            both = loss_and_gradient(curve.loss, p_t, positive, curve.bias)
+            both = of_positive
+            if not positive:
+                both = loss_and_gradient(curve.loss, p_t, positive, curve.bias)
             for k, axes in enumerate((loss_axes, gradient_axes)):
                 values = both[k].abs()
                 # The gradient of a cross-entropy is 1 / p_t: leave room for the rest.

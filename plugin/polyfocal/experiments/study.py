@@ -566,6 +566,11 @@ def paired_difference(
     return Difference(fmean(differences), spread, p, len(seeds))
 
 
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that are not the same in both."""
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
 def _read(run: Run, place: Path) -> Outcome | None:
     file = place / RESULT_FILE
     try:
@@ -583,13 +588,10 @@ def _read(run: Run, place: Path) -> Outcome | None:
     if "content" not in settings or "content" not in wanted:  # an older version kept none
         settings, wanted = ({**one, "content": None} for one in (settings, wanted))
     if settings != wanted:
-        changed = sorted(
-            "what the config says" if key == "content" else key
-            for key in settings.keys() | wanted.keys()
-            if settings.get(key) != wanted.get(key)
-        )
+        names = {"content": "what the config says"}
+        changed = ", ".join(names.get(key, key) for key in differing(settings, wanted))
         raise UserError(
-            f"{file} was measured with other settings ({', '.join(changed)}): give another folder,"
+            f"{file} was measured with other settings ({changed}): give another folder,"
             " or remove it to measure again."
         )
     return Outcome(run, measured, seconds)

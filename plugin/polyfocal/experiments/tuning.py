@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Experiment, Request, Setting
+from polyfocal.experiments.study import differing
 
 STORAGE_FILE = "search.db"
 """The SQLite file of a search, in its folder."""
@@ -299,14 +300,12 @@ def open_study(
         study.set_user_attr("identity", identity)
         study.enqueue_trial({name: s.value for name, s in settings.items()}, skip_if_exists=True)
     elif found != identity:
-        changed = sorted(
-            key for key in found.keys() | identity.keys() if found.get(key) != identity.get(key)
-        )
+        changed = ", ".join(differing(found, identity))
         raise UserError(
-            f"{place} is a search with other {', '.join(changed)}: give another --work-dir, or"
+            f"{place} is a search with other {changed}: give another --work-dir, or"
             " remove the file to search anew."
             if storage is None
-            else f"{place} has a search {study.study_name} with other {', '.join(changed)}: give "
+            else f"{place} has a search {study.study_name} with other {changed}: give "
             "another --work-dir."
         )
     return study
