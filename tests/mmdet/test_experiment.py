@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,9 @@ from cells import CLASSES as CELLS
 from cells import cells as drawn_cells
 from lite0 import use_random_weights
 from mmdet.registry import DATASETS, METRICS, MODELS
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from PIL import Image
 from prepared import prepare_experiment
 
@@ -158,6 +161,22 @@ def test_tiny_is_small_and_downloads_nothing(tmp_path):
     assert scales == [(320, 320)], "the profile's, for pictures of 640 x 480"
     loads = [s for s in walk(cfg.train_dataloader) if type_name(s) == "LoadAnnotations"]
     assert loads[0].with_mask
+
+
+@pytest.mark.parametrize("profile", ["tiny", "small"])
+def test_pictures_of_any_size_fit_a_model_of_pictures_of_one_size(profile, tmp_path, monkeypatch):
+    """RTMDet's neck joins levels that must be halves of each other."""
+    use_random_weights(monkeypatch, tmp_path)
+    data = cells(tmp_path, size=(150, 90))
+    path = Path(__file__).parents[2] / "configs" / "rtmdet_s_poly1.py"
+    cfg = prepare_experiment(path, data=data, profile=profile).config
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    model = MODELS.build(cfg.model)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    inputs = model.data_preprocessor(batch, True)["inputs"]
+    assert inputs.shape[2:] == (96, 160)
+    losses = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
+    assert losses["loss"].isfinite()
 
 
 def test_tiny_does_not_enlarge_small_pictures(tmp_path):

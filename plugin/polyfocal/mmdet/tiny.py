@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmcv.transforms import LoadAnnotations, LoadImageFromFile, RandomFlip
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile, Pad, RandomFlip
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
@@ -56,6 +56,7 @@ _DEPTHS = frozenset({"stacked_convs", "num_convs", "num_layers"})
 _MAX_DEPTH = 2
 _BASE_CHANNELS = 32
 _RESNET18_CHANNELS = tuple(_BASE_CHANNELS * 2**stage for stage in range(4))
+_CELL = 32  # pixels of the coarsest stage of both backbones
 _NECK_GROUPS = 4  # of GroupNorm, on EfficientNet-Lite0
 _BACKBONE_RATE = 0.1  # of the heads' learning rate, where the backbone is pretrained
 # From scratch, necks and heads without normalisation learn several times more slowly.
@@ -130,6 +131,10 @@ def _shrink(cfg: Config, side: int, profile: str) -> tuple[int, ...]:
     """Everything but the backbone, which is taken out; returns the stages that it gave."""
     scope = cfg.get("default_scope")
     stages = _shrink_model(cfg.model, scope, profile)
+    if any(is_a(step, TRANSFORMS, scope, Pad) for step in walk(cfg.train_dataloader)):
+        # Pictures that are padded to one size may have to be whole cells of the coarsest level.
+        whole = max(_CELL, cfg.model.data_preprocessor.get("pad_size_divisor", 1))
+        cfg.model.data_preprocessor.pad_size_divisor = whole
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         # Small batches: from scratch, the number of steps counts.
         batch = _BATCH if loader.startswith("train") else 8
