@@ -18,9 +18,9 @@ after an interruption.
 """
 
 import argparse
+import copy
 import csv
 import importlib.util
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +33,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 
 from polyfocal import losses
+from polyfocal.data.files import written_whole
 from polyfocal.experiments.fair import holm
 from polyfocal.experiments.report import Table, mean_and_spread, p_text, summary_table
 from polyfocal.experiments.study import Outcome, Run, paired_difference, run_study
@@ -80,12 +81,12 @@ class Pairs(NamedTuple):
 
 
 class Upper(nn.Module):
-    """The upper layers of the encoder and a linear classifier over the mean of the tokens."""
+    """A copy of the encoder's upper layers, and a linear classifier over the mean of the tokens."""
 
     def __init__(self, encoder: Any, layers: int) -> None:
         super().__init__()
         self.config = encoder.config
-        self.layers = encoder.encoder.layer[-layers:]
+        self.layers = copy.deepcopy(encoder.encoder.layer[-layers:])
         self.classifier = nn.Linear(self.config.hidden_size, len(CLASSES))
         nn.init.normal_(self.classifier.weight, std=self.config.initializer_range)
         nn.init.zeros_(self.classifier.bias)
@@ -240,15 +241,21 @@ def logits_of(model: Upper, pairs: Pairs) -> Tensor:
     return logits[rows.argsort()]
 
 
+def plain(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy, as the loss of a row."""
+    return cross_entropy(logits, labels)
+
+
 class Bench:
     """The data, and the models that other rows need, for all rows and seeds."""
 
     def __init__(self, args: Any) -> None:
         self.args = args
-        encoder, tokenizer = load_encoder()
+        self.encoder, tokenizer = load_encoder()
         parts = {**read_sick(args.sick), "hans": read_hans(args.hans)}
         self.pairs = {
-            name: prepare(pairs, encoder, tokenizer, args.layers) for name, pairs in parts.items()
+            name: prepare(pairs, self.encoder, tokenizer, args.layers)
+            for name, pairs in parts.items()
         }
         overlap = fit_overlap(self.pairs["train"])
         with torch.no_grad():
@@ -267,19 +274,16 @@ class Bench:
 
     def model(self, seed: int) -> Upper:
         """A model that is not trained yet."""
-        random.seed(seed)
         torch.manual_seed(seed)
-        return Upper(load_encoder()[0], self.args.layers)
+        return Upper(self.encoder, self.args.layers)
 
     def stored(self, name: str, seed: int, make: Callable[[], Tensor]) -> Tensor:
         """Logits of the training pairs by a model that others need, computed once."""
         file = self.args.work_dir / "stored" / f"{name}_{seed}.pt"
         if not file.exists():
             logits = make()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            torch.save(logits, part)
-            part.replace(file)
+            with written_whole(file) as part:
+                torch.save(logits, part)
         return torch.load(file, weights_only=True)
 
     def shallow(self, seed: int) -> Tensor:
@@ -289,20 +293,20 @@ class Bench:
         few = torch.randperm(len(pairs.labels), generator=torch.Generator().manual_seed(seed))
         few = few[:SHALLOW_PAIRS]
         part = Pairs(*(value[few] for value in pairs))
-        train(model, part, lambda x, y, rows: cross_entropy(x, y), self.args, seed)
+        train(model, part, plain, self.args, seed)
         return logits_of(model, pairs)
 
     def teacher(self, seed: int) -> Tensor:
         """The logits of the model that cross-entropy trains with this seed."""
         model = self.model(seed)
         pairs = self.pairs["train"]
-        train(model, pairs, lambda x, y, rows: cross_entropy(x, y), self.args, seed)
+        train(model, pairs, plain, self.args, seed)
         return logits_of(model, pairs)
 
     def loss_of(self, name: str, seed: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The loss of a row: of logits, labels and the places of the pairs."""
         if name == "cross_entropy":
-            return lambda x, y, rows: cross_entropy(x, y)
+            return plain
         if name.startswith("focal_"):
             focal = losses.FocalLoss(use_sigmoid=False, gamma=float(name.removeprefix("focal_")))
             return lambda x, y, rows: focal(x, y)
@@ -321,6 +325,8 @@ class Bench:
         loss = self.loss_of(run.name, run.seed)
         model = self.model(run.seed)
         train(model, self.pairs["train"], loss, self.args, run.seed)
+        if run.name == "cross_entropy":  # which is the teacher of the same seed
+            self.stored("teacher", run.seed, lambda: logits_of(model, self.pairs["train"]))
         right = logits_of(model, self.pairs["test"]).argmax(dim=1) == self.pairs["test"].labels
         hans = self.pairs["hans"].labels
         on_hans = logits_of(model, self.pairs["hans"]).argmax(dim=1).clamp(max=1) == hans

@@ -497,9 +497,14 @@ def check_stack(name: str, environment: Environment, torch: str) -> None:
         refuse_without_compiler()
 
 
+def cxx() -> list[str]:
+    """The command of the C++ compiler, as setuptools takes it."""
+    return shlex.split(os.environ.get("CXX") or "c++")
+
+
 def refuse_without_compiler() -> None:
     """Says what a build of mmcv needs and this machine does not have."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+    compiler = cxx()[0]
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     if os.name == "nt":
         return
@@ -599,7 +604,7 @@ def precompiling_compiler(environment: Environment, scratch: Path) -> dict[str, 
 
     With another compiler than g++ on Linux it returns nothing: the build is then the plain one.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler = cxx()
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
     except OSError:

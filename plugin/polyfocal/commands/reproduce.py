@@ -25,8 +25,9 @@ from polyfocal.experiments.command_line import (
 )
 from polyfocal.experiments.study import chosen, find_study, read_study, study_names
 from polyfocal.mmengine.checkpoint import latest_checkpoint
+from polyfocal.mmengine.configs import content_of
 from polyfocal.mmengine.runs import check_launcher, join_processes
-from polyfocal.mmengine.studies import content_of, measure_run
+from polyfocal.mmengine.studies import measure_run
 from polyfocal.mmengine.work_dir import read_trained_run
 from polyfocal.shipped import CONFIGS, config_file
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("data", "profile", "demo", "freeze", "epochs")}
     check_freeze(args)
     configs = {row.config for row in study.rows.values()}
-    contents = {config: content_of(config) for config in configs}
+    contents = {config: content_of(config_file(config)) for config in configs}
     runs = study.runs(args.seeds, **given, options=args.cfg_options, contents=contents)
     wanted = chosen(runs, args.only)
     slurm = Slurm.of(args, ["-m", "polyfocal", "reproduce", *args.argv])

@@ -50,7 +50,7 @@ class Experiment(Protocol):
         """Epochs of the training; a UserError if the training does not count in epochs."""
 
     def content(self) -> str:
-        """What the config says, with its bases, before anything was adapted."""
+        """A hash of what the config says, with its bases, before anything was adapted."""
 
     def settings(self) -> dict[str, Setting]:
         """The settings of its loss that are worth a search, by name; a UserError if none is."""

@@ -1,6 +1,5 @@
 """A whole search: trials in several processes, trainings in full length, a report."""
 
-import hashlib
 import os
 import re
 import shlex
@@ -281,7 +280,7 @@ def _content(request: Request) -> dict[str, str]:
     """A config, with its bases: where it is, and a hash of what it says."""
     return {
         "config": str(Path(request.config).resolve()),
-        "content": hashlib.sha256(request.prepare().content().encode()).hexdigest(),
+        "content": request.prepare().content(),
     }
 
 

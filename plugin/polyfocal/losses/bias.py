@@ -82,9 +82,9 @@ class QueuedLogits(BiasSource):
         Raises:
             UserError: the loss has not taken all rows that were offered before.
         """
-        left, self._ready = sum(map(len, self._ready)), list(logits)
+        left = sum(map(len, self._ready))
+        self._ready = [] if left else list(logits)
         if left:
-            self._ready.clear()
             raise UserError(
                 f"{type(self).__name__} has {left} rows left from the step before: expected a loss"
                 " that is called with every row that its head made, once and in that order"

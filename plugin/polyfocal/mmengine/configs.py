@@ -6,6 +6,7 @@ class itself. Only :func:`class_of` knows this; everything else compares classes
 
 import contextlib
 import copy
+import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,15 @@ def _loaded(path: str | Path) -> Config:
             f"{path} cannot be read as a config: {type(error).__name__}: {text}."
         ) from error
     return cfg
+
+
+def content_of(path: str | Path) -> str:
+    """A hash of what a config says, with its bases.
+
+    Raises:
+        UserError: As :func:`read_config`.
+    """
+    return hashlib.sha256(read_config(path).pretty_text.encode()).hexdigest()
 
 
 def read_config(path: str | Path) -> Config:

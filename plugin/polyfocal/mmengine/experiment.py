@@ -19,7 +19,7 @@ from polyfocal.errors import UserError
 from polyfocal.experiments.request import Setting, Watcher
 from polyfocal.losses import Range
 from polyfocal.mmengine import logs, runs, search
-from polyfocal.mmengine.configs import class_of, is_new_style, read_config, type_name
+from polyfocal.mmengine.configs import class_of, content_of, is_new_style, read_config, type_name
 from polyfocal.mmengine.statistics import ClassStatisticsHook
 
 
@@ -48,7 +48,7 @@ class Experiment:
         return whole
 
     def content(self) -> str:
-        return read_config(self.config.filename).pretty_text
+        return content_of(self.config.filename)
 
     def settings(self) -> dict[str, Setting]:
         cfg = self.config

@@ -1,7 +1,5 @@
 """A run of a study: trains a config with a seed, and measures what the study asks for."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,16 +121,6 @@ def measure_run(
                 measured[f"eigenvalue{suffix}"] = found.eigenvalues.values[0].item()
                 measured[f"loss{suffix}"] = found.loss
     return measured
-
-
-def content_of(config: str) -> str:
-    """A hash of what a config says, with its bases.
-
-    Raises:
-        UserError: There is no such config, or it cannot be read.
-    """
-    said = json.dumps(read_config(config_file(config)).to_dict(), default=str)
-    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def use_factors(cfg: Config, rate: float = 1.0, weight: float = 1.0) -> None:
