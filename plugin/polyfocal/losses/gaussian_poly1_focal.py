@@ -1,5 +1,7 @@
 """Poly-1 for heatmaps of Gaussian bumps, as CenterPoint and CenterNet learn them."""
 
+from typing import Any, ClassVar, Optional, Union
+
 import torch
 from torch import Tensor
 
@@ -76,10 +78,10 @@ def gaussian_poly1_focal_loss(
 class GaussianPoly1FocalLoss(Loss):
     """Poly-1 Gaussian focal loss, :func:`polyfocal.losses.functional.gaussian_poly1_focal_loss`.
 
-    It replaces MMDetection's GaussianFocalLoss. ``alpha`` and ``gamma`` mean the same as there,
-    which differs from their meaning in a focal loss. ``pred`` are probabilities of any shape, in
-    [0, 1]. ``target`` is a heatmap of that shape, 1 at the peaks. ``avg_factor`` is usually the
-    number of peaks.
+    It replaces MMDetection's GaussianFocalLoss, also in CenterNetUpdateHead, which names the
+    positives. ``alpha`` and ``gamma`` mean the same as there, which differs from their meaning in a
+    focal loss. ``pred`` are probabilities of any shape, in [0, 1]. ``target`` is a heatmap of that
+    shape, 1 at the peaks. ``avg_factor`` is usually the number of peaks.
 
     Args:
         epsilon: >= -1; 0 is the Gaussian focal loss. It has no default: the best value depends on
@@ -88,12 +90,18 @@ class GaussianPoly1FocalLoss(Loss):
         gamma: power of 1 - y in the weight of the entries below a peak, >= 0.
         reduction: 'none', 'mean' or 'sum', see :mod:`polyfocal.losses.rows`.
         loss_weight: factor on the result, >= 0.
+        pos_weight, neg_weight: factors, >= 0, on the peaks (or the positives that a head names) and
+            on the rest.
 
     Raises:
         UserError: a value out of its range, or no epsilon.
     """
 
     function = gaussian_poly1_focal_loss
+    settings: ClassVar[dict[str, Any]] = {"pos_weight": Number(), "neg_weight": Number()}
+    pos_weight: float
+    neg_weight: float
+    _inputs = ("pos_inds", "pos_labels")
 
     def __init__(
         self,
@@ -102,5 +110,45 @@ class GaussianPoly1FocalLoss(Loss):
         gamma: float = 4.0,
         reduction: str = "mean",
         loss_weight: float = 1.0,
+        pos_weight: float = 1.0,
+        neg_weight: float = 1.0,
     ) -> None:
         super().__init__(reduction, loss_weight, epsilon=epsilon, alpha=alpha, gamma=gamma)
+        self.pos_weight = pos_weight
+        self.neg_weight = neg_weight
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Any,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[Tensor, float]] = None,
+        reduction_override: Optional[str] = None,
+        pos_inds: Optional[Tensor] = None,
+        pos_labels: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The weighted and reduced loss times ``loss_weight``.
+
+        Args:
+            pred, target, weight, avg_factor: as the function's probabilities, heatmap, weight and
+                avg_factor.
+            reduction_override: takes the place of ``reduction`` for this call.
+            pos_inds, pos_labels: (M,) rows and columns of the positives, of predictions (N, C).
+                Every entry then is a negative too, weighed by its target.
+        """
+        positives = (pos_inds, pos_labels)
+        return self._weighed(pred, target, weight, avg_factor, reduction_override, None, positives)
+
+    def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
+        rows, columns = common.pop("pos_inds"), common.pop("pos_labels")
+        if rows is None or columns is None:
+            if not self.pos_weight == self.neg_weight == 1.0:
+                factor = torch.where(target == 1, self.pos_weight, self.neg_weight)
+                weight = factor if weight is None else weight * factor
+            return super().compute(pred, target, weight, **common)
+        if common["reduction"] == "none":
+            raise UserError("reduction='none' is given with pos_inds: expected 'mean' or 'sum'")
+        peaks = pred[rows, columns]
+        positive = super().compute(peaks, torch.ones_like(peaks), None, **common)
+        negative = super().compute(pred, target, (target < 1).to(target.dtype), **common)
+        return self.pos_weight * positive + self.neg_weight * negative

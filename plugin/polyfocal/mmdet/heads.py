@@ -1,6 +1,6 @@
 """What MMDetection's heads need around a loss: adapters, and the class that they check for."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmdet.models.losses import QualityFocalLoss, accuracy
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from polyfocal import losses
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
-from polyfocal.losses.settings import Number
 from polyfocal.mmengine.registry import MODELS
 
 
@@ -122,68 +121,6 @@ class MaskLoss(nn.Module):
         rows = torch.arange(len(labels), device=labels.device)
         # (1,), as MMDetection's own mask loss returns it.
         return self.loss(mask_preds[rows, labels], mask_targets)[None]
-
-
-@MODELS.register_module(force=True)
-@MMENGINE_MODELS.register_module(force=True)
-class GaussianPoly1FocalLoss(losses.GaussianPoly1FocalLoss, table=False):
-    """Poly-1 Gaussian focal loss, also for CenterNetUpdateHead, which names the positives.
-
-    Args:
-        epsilon, alpha, gamma, reduction, loss_weight: see
-            :class:`polyfocal.losses.GaussianPoly1FocalLoss`.
-        pos_weight, neg_weight: factors, >= 0, on the peaks (or the positives that a head names) and
-            on the rest.
-    """
-
-    settings: ClassVar[dict[str, Any]] = {"pos_weight": Number(), "neg_weight": Number()}
-
-    def __init__(
-        self,
-        epsilon: float | None = None,
-        alpha: float = 2.0,
-        gamma: float = 4.0,
-        reduction: str = "mean",
-        loss_weight: float = 1.0,
-        pos_weight: float = 1.0,
-        neg_weight: float = 1.0,
-    ) -> None:
-        super().__init__(epsilon, alpha, gamma, reduction, loss_weight)
-        self.pos_weight = pos_weight
-        self.neg_weight = neg_weight
-
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-        reduction_override: str | None = None,
-        pos_inds: Tensor | None = None,
-        pos_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The weighted and reduced loss times ``loss_weight``.
-
-        Args:
-            pred, target, weight, avg_factor, reduction_override: see
-                :class:`polyfocal.losses.GaussianPoly1FocalLoss`.
-            pos_inds, pos_labels: (M,) rows and columns of the positives, of predictions (N, C).
-                Every entry then is a negative too, weighed by its target.
-        """
-        common = (avg_factor, reduction_override)
-        if pos_inds is None or pos_labels is None:
-            if self.pos_weight == self.neg_weight == 1.0:
-                return super().forward(pred, target, weight, *common)
-            factor = torch.where(target == 1, self.pos_weight, self.neg_weight)
-            return super().forward(
-                pred, target, factor if weight is None else weight * factor, *common
-            )
-        if self.reduction == "none" or reduction_override == "none":
-            raise UserError("reduction='none' is given with pos_inds: expected 'mean' or 'sum'")
-        peaks = pred[pos_inds, pos_labels]
-        positive = super().forward(peaks, torch.ones_like(peaks), None, *common)
-        negative = super().forward(pred, target, (target < 1).to(target.dtype), *common)
-        return self.pos_weight * positive + self.neg_weight * negative
 
 
 class _QualityFocal(QualityFocalLoss):
