@@ -34,10 +34,11 @@ def stepper(request: Request, kept: Path) -> Callable[[], float]:
         model.train()
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    reader = _Reader(FrozenFeaturesHook(str(kept)).store, model, loader.dataset)
-    start = time.process_time()
-    reader.fill()
+    reader = None
     if request.freeze:
+        reader = _Reader(FrozenFeaturesHook(str(kept)).store, model, loader.dataset)
+        start = time.process_time()
+        reader.fill()
         print(f"features: {time.process_time() - start:.1f} s of the processor")
 
     def batches() -> Iterator[Any]:
@@ -49,9 +50,11 @@ def stepper(request: Request, kept: Path) -> Callable[[], float]:
     def step() -> float:
         start = time.process_time()
         batch = next(source)
-        if request.freeze:
-            reader.backbone.give(reader.batch(batch["data_samples"]))
+        if reader is not None:
+            reader.give(batch["data_samples"])
         model.train_step(batch, optimizer)
+        if reader is not None:
+            reader.taken()
         return time.process_time() - start
 
     return step

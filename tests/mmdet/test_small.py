@@ -24,6 +24,7 @@ from polyfocal.data.files import DatasetError
 from polyfocal.data.unpickling import read_weights
 from polyfocal.demo import DigitScenes, write_digit_scenes
 from polyfocal.efficientnet import EfficientNetLite0
+from polyfocal.errors import UserError
 from polyfocal.mmdet import frozen as frozen_module
 from polyfocal.mmdet.frozen import FrozenFeaturesHook, _Reader
 from polyfocal.mmengine.curvature import fixed_batches
@@ -130,10 +131,13 @@ def test_kept_features_are_those_of_the_pictures(name, scenes, tmp_path):
     losses = []
     for batch in (pictures, blanks):
         torch.manual_seed(5)
-        data = model.data_preprocessor(copy.deepcopy(batch), True)
         if batch is blanks:
-            model.backbone.give(found)
+            reader.give(batch["data_samples"])
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
         losses.append(model(**data, mode="loss"))
+    reader.taken()
+    again = model.data_preprocessor(copy.deepcopy(pictures), False)["inputs"]
+    assert torch.equal(again, inputs), "pictures are normalised as before"
     for key, value in losses[0].items():
         if "loss" in key:
             mine = losses[1][key]
@@ -280,6 +284,23 @@ def test_freeze_needs_the_small_profile(scenes, capsys):
     config = str(CONFIGS / "retinanet_poly1.py")
     assert train([config, "--data", str(scenes), "--profile", "tiny", "--freeze"]) == 2
     assert "give --profile small" in capsys.readouterr().err
+
+
+def test_freeze_refuses_a_model_that_looks_at_the_pictures(scenes, tmp_path):
+    """Their blanks would all have the same colour."""
+    bias = dict(type="polyfocal.BiasHead", num_classes=3, num_anchors=9, sees="colour")
+    loss = dict(_delete_=True, type="polyfocal.DebiasedFocalLoss", use_sigmoid=True, bias=bias)
+    cfg = prepare_experiment(
+        CONFIGS / "retinanet_poly1.py",
+        data=scenes,
+        profile="small",
+        freeze=True,
+        options={"model.bbox_head.loss_cls": loss},
+    ).config
+    model = built(cfg)
+    dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
+    with pytest.raises(UserError, match="--freeze reads no pictures, .* sees='colour'"):
+        _Reader(FrozenFeaturesHook(str(tmp_path)).store, model, dataset)
 
 
 @pytest.mark.parametrize("name", ["classification/poly1"])

@@ -26,6 +26,7 @@ from polyfocal.data.files import DatasetError
 from polyfocal.efficientnet import CHANNELS, EfficientNetLite0
 from polyfocal.errors import UserError
 from polyfocal.features import FeatureStore
+from polyfocal.losses import BiasHead
 from polyfocal.mmengine.configs import is_a, leaf_datasets, walk
 from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS, TRANSFORMS
@@ -92,7 +93,7 @@ def is_frozen(cfg: Config) -> bool:
 
 @TRANSFORMS.register_module()
 class BlankPicture(BaseTransform):
-    """A blank of a picture's size, instead of the picture.
+    """A blank of a picture's size, of one channel, instead of the picture.
 
     Args:
         load: The ``LoadImageFromFile`` that would read the picture.
@@ -111,7 +112,7 @@ class BlankPicture(BaseTransform):
         if self.reads_pictures:
             return self.load(results)
         shape = (results["height"], results["width"])
-        results["img"] = np.zeros((*shape, 3), np.uint8)
+        results["img"] = np.zeros(shape, np.uint8)
         results["img_shape"] = results["ori_shape"] = shape
         return results
 
@@ -150,10 +151,23 @@ class FrozenFeaturesHook(Hook):
         """Likewise, where the val loader leaves the pictures unread too."""
         self._give(runner, "val", data_batch)
 
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Prepare for pictures again."""
+        self._taken(runner, "train")
+
+    def after_val_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Likewise."""
+        self._taken(runner, "val")
+
     def _give(self, runner: Any, split: str, batch: Any) -> None:
         reader = self._reader(runner, split)
         if reader is not None:
-            reader.backbone.give(reader.batch(batch["data_samples"]))
+            reader.give(batch["data_samples"])
+
+    def _taken(self, runner: Any, split: str) -> None:
+        reader = self._reader(runner, split)
+        if reader is not None:
+            reader.taken()
 
     def _reader(self, runner: Any, split: str) -> "_Reader | None":
         if split not in self._readers:
@@ -179,6 +193,11 @@ class _Reader:
         self.preprocess = model.data_preprocessor
         if not isinstance(self.backbone, EfficientNetLite0):
             raise UserError("FrozenFeaturesHook needs the backbone polyfocal.EfficientNetLite0.")
+        if any(isinstance(part, BiasHead) and part.sees == "colour" for part in model.modules()):
+            raise UserError(
+                "--freeze reads no pictures, and the model has a BiasHead with sees='colour': "
+                "expected 'geometry' or 'features' there, or a training without --freeze."
+            )
         self.samples: dict[str, tuple[dict[str, Any], list[Any]]] = {}
         self.directions: dict[str | None, None] = {None: None}
         for leaf in leaves(dataset):
@@ -200,8 +219,9 @@ class _Reader:
         for name, value in self.backbone.state_dict().items():
             state.update(name.encode() + value.cpu().numpy().tobytes())
         normal = {name: value.tolist() for name, value in self.preprocess.named_buffers()}
-        channels = self.preprocess._channel_conversion  # whether their order is turned
-        settings = (normal, channels, self.preprocess.pad_value, self.backbone.out_indices)
+        self._turned = self.preprocess._channel_conversion  # whether the channels' order is turned
+        self._normalised = self.preprocess._enable_normalize
+        settings = (normal, self._turned, self.preprocess.pad_value, self.backbone.out_indices)
         state.update(repr(settings).encode())
         self._state = state.digest()
         self._blank: list[Tensor] | None = None
@@ -276,6 +296,16 @@ class _Reader:
         picture = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         inputs = self.preprocess({"inputs": [picture], "data_samples": None}, False)["inputs"]
         return [one[0] for one in self.backbone(inputs)]
+
+    def give(self, samples: Sequence[Any]) -> None:
+        """Have the model's next call take the features of a batch, and its blanks as they are."""
+        self.backbone.give(self.batch(samples))
+        self.preprocess._channel_conversion = self.preprocess._enable_normalize = False
+
+    def taken(self) -> None:
+        """Have the model take pictures again."""
+        self.preprocess._channel_conversion = self._turned
+        self.preprocess._enable_normalize = self._normalised
 
     def batch(self, samples: Sequence[Any]) -> list[Tensor]:
         """The features of a batch, padded as its pictures would be."""
