@@ -58,6 +58,7 @@ _BASE_CHANNELS = 32
 _RESNET18_CHANNELS = tuple(_BASE_CHANNELS * 2**stage for stage in range(4))
 _CELL = 32  # pixels of the coarsest stage of both backbones
 _NECK_GROUPS = 4  # of GroupNorm, on EfficientNet-Lite0
+_SMALL_RATE = 3e-3  # docs/results/detection.md has what other rates gave
 _BACKBONE_RATE = 0.1  # of the heads' learning rate, where the backbone is pretrained
 # From scratch, necks and heads without normalisation learn several times more slowly.
 _NORM = {"type": "GN", "num_groups": 8, "requires_grad": True}
@@ -121,6 +122,7 @@ def use_small_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     cfg.model.data_preprocessor.update(
         mean=[efficientnet.PIXEL_MEAN] * 3, std=[efficientnet.PIXEL_STD] * 3, bgr_to_rgb=True
     )
+    cfg.optim_wrapper.optimizer.lr = _SMALL_RATE
     cfg.optim_wrapper.paramwise_cfg = ConfigDict(
         custom_keys={"backbone": dict(lr_mult=_BACKBONE_RATE)},
         bypass_duplicate=True,  # of heads whose levels share their convolutions
