@@ -53,8 +53,6 @@ def stepper(request: Request, kept: Path) -> Callable[[], float]:
         if reader is not None:
             reader.give(batch["data_samples"])
         model.train_step(batch, optimizer)
-        if reader is not None:
-            reader.taken()
         return time.process_time() - start
 
     return step

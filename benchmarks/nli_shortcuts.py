@@ -44,6 +44,7 @@ COLUMNS = {
     "test": "SICK test", "easy": "easy", "hard": "hard",
     "hans": "HANS", "hans_entailed": "HANS, entailed", "hans_not": "HANS, not entailed",
 }  # fmt: skip
+SETTINGS = ("epochs", "batch", "rate", "layers")
 SHALLOW_PAIRS = 500  # of 4,934: MNLI's 2,000 pairs would be nearly half of SICK
 PER_SUBCASE = 100  # pairs of HANS
 DEBIASING = {
@@ -279,7 +280,8 @@ class Bench:
 
     def stored(self, name: str, seed: int, make: Callable[[], Tensor]) -> Tensor:
         """Logits of the training pairs by a model that others need, computed once."""
-        file = self.args.work_dir / "stored" / f"{name}_{seed}.pt"
+        settings = "_".join(f"{getattr(self.args, key):g}" for key in SETTINGS)
+        file = self.args.work_dir / "stored" / f"{name}_{seed}_{settings}.pt"
         if not file.exists():
             logits = make()
             with written_whole(file) as part:
@@ -375,7 +377,8 @@ def main() -> None:
     labels = labels_of_rows()
     if unknown := set(args.only or ()) - labels.keys():
         parser.error(f"--only {' '.join(sorted(unknown))}: expected of {', '.join(labels)}")
-    settings = {key: getattr(args, key) for key in ("epochs", "batch", "rate", "layers")}
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    settings |= {"sick": str(args.sick.resolve()), "hans": str(args.hans.resolve())}
     runs = [
         Run(name, seed, settings)
         for seed in range(args.seeds)

@@ -135,7 +135,6 @@ def test_kept_features_are_those_of_the_pictures(name, scenes, tmp_path):
             reader.give(batch["data_samples"])
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         losses.append(model(**data, mode="loss"))
-    reader.taken()
     again = model.data_preprocessor(copy.deepcopy(pictures), False)["inputs"]
     assert torch.equal(again, inputs), "pictures are normalised as before"
     for key, value in losses[0].items():
@@ -286,21 +285,62 @@ def test_freeze_needs_the_small_profile(scenes, capsys):
     assert "give --profile small" in capsys.readouterr().err
 
 
-def test_freeze_refuses_a_model_that_looks_at_the_pictures(scenes, tmp_path):
-    """Their blanks would all have the same colour."""
-    bias = dict(type="polyfocal.BiasHead", num_classes=3, num_anchors=9, sees="colour")
-    loss = dict(_delete_=True, type="polyfocal.DebiasedFocalLoss", use_sigmoid=True, bias=bias)
+BIAS = dict(type="polyfocal.BiasHead", num_classes=3, num_anchors=9, sees="colour")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {
+                "model.bbox_head.loss_cls": dict(
+                    _delete_=True, type="polyfocal.DebiasedFocalLoss", use_sigmoid=True, bias=BIAS
+                )
+            },
+            "--freeze reads no pictures, .* sees='colour'",
+        ),
+        ({"model.backbone.frozen_stages": 2}, "frozen_stages=2 of the backbone: .* expected 4"),
+        (
+            {"model.data_preprocessor.type": "BoxInstDataPreprocessor"},
+            "BoxInst compares their colours",
+        ),
+    ],
+)
+def test_freeze_refuses_a_model_that_needs_pictures(scenes, tmp_path, options, message):
+    """Their blanks would all have the same colour, and a part of the backbone no gradient."""
     cfg = prepare_experiment(
-        CONFIGS / "retinanet_poly1.py",
-        data=scenes,
-        profile="small",
-        freeze=True,
-        options={"model.bbox_head.loss_cls": loss},
+        CONFIGS / "retinanet_poly1.py", data=scenes, profile="small", freeze=True, options=options
     ).config
     model = built(cfg)
     dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
-    with pytest.raises(UserError, match="--freeze reads no pictures, .* sees='colour'"):
+    with pytest.raises(UserError, match=message):
         _Reader(FrozenFeaturesHook(str(tmp_path)).store, model, dataset)
+
+
+def test_a_config_may_say_where_features_are_kept_and_how_many(scenes, tmp_path):
+    config = tmp_path / "mine.py"
+    hook = dict(type="polyfocal.FrozenFeaturesHook", folder="elsewhere", limit_gb=50)
+    config.write_text(
+        f"_base_ = {str(CONFIGS / 'retinanet_poly1.py')!r}\ncustom_hooks = [{hook!r}]\n"
+    )
+    cfg = prepare_experiment(config, data=scenes, profile="small", freeze=True).config
+    assert [dict(one) for one in cfg.custom_hooks] == [hook]
+
+
+@pytest.mark.parametrize("profile", ["tiny", "small"])
+def test_condinst_keeps_the_size_of_the_masks_whose_parameters_it_predicts(
+    scenes, tmp_path, profile
+):
+    config = tmp_path / "mine.py"
+    config.write_text("_base_ = 'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py'\n")
+    experiment = prepare_experiment(config, data=scenes, profile=profile)
+    cfg = experiment.config
+    # The config loads polygons, and these masks are run lengths: they would be left out.
+    assert any("poly2mask becomes True" in note for note in experiment.notes)
+    model = built(cfg)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    log = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
+    assert log["loss_mask"].isfinite() and log["loss_mask"] > 0
 
 
 @pytest.mark.parametrize("name", ["classification/poly1"])

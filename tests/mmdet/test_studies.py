@@ -64,6 +64,29 @@ def test_goes_on_only_with_the_config_it_was_started_with(tmp_path, monkeypatch)
     assert started["model"]["loss"]["gamma"] == 5.0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no such locks")
+def test_a_run_that_another_study_trains_is_left_alone(tmp_path):
+    """One with other settings, which would begin anew."""
+    place = tmp_path / "row" / "seed_0"
+    (place / "run").mkdir(parents=True)
+    (place / "run" / "epoch_1.pth").write_text("another's")
+    code = (
+        "import sys, pathlib, time; from polyfocal.folders import own_folder\n"
+        "with own_folder(pathlib.Path(sys.argv[1]), 'x'): print('in', flush=True); time.sleep(99)"
+    )
+    command = [sys.executable, "-c", code, str(place / "run")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        experiment = prepare(Request(prepare, CONFIG, demo=True))
+        with pytest.raises(UserError, match=rf"in use by another training \(process {other.pid} "):
+            studies.runs.train_into(place, experiment, resume=True)
+        assert (place / "run" / "epoch_1.pth").read_text() == "another's"
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_two_processes_make_one_table(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(ROOT / "tools" / "reproduce.py"), "topk_label_noise", "--launcher", "pytorch"]
@@ -163,6 +186,22 @@ def test_cross_entropy_is_measured_without_the_options_of_the_loss(tmp_path, mon
     run = Run("row", 3, {**given, "options": options, "curvature": {"batches": 1}})
     measure_run(run, run.folder(tmp_path), adapter=prepare)
     assert [loss.gamma for loss in asked] == [5.0, 0.0]
+    # The weight that a fair study has found is the loss's own, not that of cross-entropy.
+    monkeypatch.setattr(Run, "factors", lambda *_: {"rate": 1.0, "weight": 2.0})
+    measure_run(run, run.folder(tmp_path), adapter=prepare)
+    assert [loss.get("loss_weight", 1.0) for loss in asked[2:]] == [2.0, 1.0]
+
+
+def test_a_training_that_counts_iterations_does_not_save_each_of_them():
+    cfg = read_config(ROOT / "configs" / "retinanet_focal.py")
+    cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": 9, "val_interval": 3}
+    saving = cfg.default_hooks.checkpoint
+    saving.update(interval=1, by_epoch=False)  # 1 is what a study asks for
+    studies.save_seldom(cfg)
+    assert saving.interval == 3
+    saving.update(interval=1, by_epoch=True)
+    studies.save_seldom(cfg)
+    assert saving.interval == 1
 
 
 @pytest.mark.parametrize("seeds", [{}, {"seed": 7, "deterministic": True, "diff_rank_seed": True}])

@@ -31,6 +31,7 @@ from polyfocal.experiments import tuning
 from polyfocal.experiments.request import Request, Setting
 from polyfocal.experiments.study import Outcome, Run, paired_difference
 from polyfocal.mmengine import runs
+from polyfocal.mmengine.configs import read_config
 from polyfocal.mmengine.experiment import Experiment
 from polyfocal.mmengine.hooks import ExactResumeHook
 
@@ -168,6 +169,18 @@ def test_held_out(scenes, tmp_path):
         wanted = [one for one in whole["annotations"] if one["image_id"] in images]
         assert part["annotations"] == wanted and part["categories"] == whole["categories"]
     assert sum(len(part["annotations"]) for part in parts) == len(whole["annotations"])
+
+
+def test_a_hook_that_fits_something_on_val_does_so_on_the_held_out_part(scenes, tmp_path):
+    """AdaFocal's gammas, of a search; what it trains on stays the training part."""
+    experiment = prepare(Request(prepare, RETINANET, data=scenes, profile="tiny"))
+    cfg = experiment.config
+    loaders = [Config(dict(one=cfg[f"{split}_dataloader"])).one for split in ("val", "train")]
+    cfg.custom_hooks = [dict(type="polyfocal.AdaFocalHook", dataloader=one) for one in loaders]
+    experiment.hold_out(tmp_path)
+    kept, out = (cfg[f"{split}_dataloader"].dataset.ann_file for split in ("train", "val"))
+    assert kept != out
+    assert [hook.dataloader.dataset.ann_file for hook in cfg.custom_hooks] == [out, kept]
 
 
 def test_held_out_of_a_classifier():
@@ -382,7 +395,21 @@ def test_trials_on_a_frozen_backbone_are_full_trainings(tmp_path):
     assert tuning.Tuning(request, tmp_path).trial_epochs == 12
     assert tuning.Tuning(request, tmp_path, epochs=5).trial_epochs == 5
     assert tuning.Tuning(Request(request.adapter, "mine.py"), tmp_path).trial_epochs == 4
-    assert reported._data_options(request) == ["--profile", "small", "--freeze"]
+    assert reported._data_options(request, {}) == ["--profile", "small", "--freeze"]
+
+
+def test_the_command_of_a_result_does_not_undo_it(tmp_path):
+    """An override of what was searched stays out of the command, and others stay in."""
+    options = {"model.bbox_head.loss_cls.epsilon": 0.5, "model.bbox_head.loss_cls.epsilonx": 1}
+    config = ROOT / "configs" / "retinanet_poly1.py"
+    request = Request(prepare, config, options={**options, "train_cfg.max_epochs": 3})
+    settings = Experiment(read_config(config)).settings()
+    assert reported._data_options(request, {"epsilon": settings["epsilon"]}) == [
+        "--cfg-options", "model.bbox_head.loss_cls.epsilonx=1", "train_cfg.max_epochs=3",
+    ]  # fmt: skip
+    many = {"epsilons.0": Setting(1.0, losses.Range(-1, 5), ("model.loss.epsilons.0",))}
+    request = Request(prepare, config, options={"model.loss.epsilons": [1, 2]})
+    assert reported._data_options(request, many) == []
 
 
 def test_paired_difference_is_scipys():

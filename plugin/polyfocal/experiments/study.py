@@ -19,6 +19,7 @@ import yaml
 
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.request import recipe
 
 RESULT_FILE = "result.json"
 FACTORS = ("rate", "weight")
@@ -178,6 +179,7 @@ class Study:
                 "config": row.config,
                 "data": data,
                 "profile": profile,
+                **recipe(profile),
                 "demo": demo,
                 "options": {**common, **row.options, **(options or {})},
                 **{key: value for key, value in more.items() if value},

@@ -19,7 +19,7 @@ from rich.console import Console
 from polyfocal.data.files import write_text, written_whole
 from polyfocal.errors import UserError
 from polyfocal.experiments.report import Table, summary_table
-from polyfocal.experiments.request import Request
+from polyfocal.experiments.request import Request, Setting, recipe
 from polyfocal.experiments.study import (
     Difference,
     Outcome,
@@ -130,7 +130,9 @@ def _tune(tuning: Tuning, budget: Budget, against: Sequence[str], worker: Sequen
     console.print("on the val split, in per cent, mean ± deviation over the seeds")
     for sentence in sentences:
         console.print(sentence, highlight=False)
-    command = " ".join(["polyfocal train", str(folder / "best.py"), *_data_options(request)])
+    command = " ".join(
+        ["polyfocal train", str(folder / "best.py"), *_data_options(request, settings)]
+    )
     for label, value in {"evidence": report, "train it": command}.items():
         console.print(f"{label:11}{value}", highlight=False, soft_wrap=True)
 
@@ -251,16 +253,24 @@ def _score(trial: FrozenTrial) -> str:
     return "none, ended with the time; it comes first when the search goes on"
 
 
-def _data_options(request: Request) -> list[str]:
-    """The options by which other tools train on the same data in the same way."""
+def _data_options(request: Request, settings: Mapping[str, Setting]) -> list[str]:
+    """The options by which other tools train on the same data in the same way.
+
+    Overrides of what was searched are not among them: ``best.py`` has what was found.
+    """
+    searched = [f"{option}." for setting in settings.values() for option in setting.options]
     options = ["--demo"] * request.demo
     if request.data is not None:
         options += ["--data", shlex.quote(str(request.data))]
     if request.profile:
         options += ["--profile", request.profile]
     options += ["--freeze"] * request.freeze
-    if request.options:
-        pairs = [f"{key}={value}" for key, value in request.options.items()]
+    pairs = [
+        f"{key}={value}"
+        for key, value in request.options.items()
+        if not any(option.startswith(f"{key}.") for option in searched)
+    ]
+    if pairs:
         options += ["--cfg-options", *map(shlex.quote, pairs)]
     return options
 
@@ -271,6 +281,7 @@ def _conditions(request: Request) -> dict[str, Any]:
         "data": None if request.data is None else str(Path(request.data).resolve()),
         "demo": request.demo,
         "profile": request.profile,
+        **recipe(request.profile),
         **({"freeze": True} if request.freeze else {}),
         "options": {key: str(value) for key, value in request.options.items()},
     }

@@ -21,7 +21,9 @@ from mmengine.runner import Runner
 
 from polyfocal.calibration.thresholds import Thresholds
 from polyfocal.coco import CocoSplit, hold_out, load_split
+from polyfocal.data.annotations import read_annotations
 from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit, remark_on_more
+from polyfocal.data.files import DatasetError
 from polyfocal.data.pictures import Loader
 from polyfocal.demo import DEMO_FOLDER, write_digit_scenes
 from polyfocal.errors import UserError
@@ -72,10 +74,16 @@ class Experiment(mmengine_experiment.Experiment):
                 "held out: give one of them with --data DIR."
             )
         root = source.get("data_root") or ""
-        kept, out = hold_out(os.path.join(root, source.ann_file), folder)
+        kept, out = hold_out(_annotations_of(source), folder)
         prefix = {key: os.path.join(root, value) for key, value in source.data_prefix.items()}
-        for loader, file in (("train", kept), ("val", out), ("test", out)):
-            for dataset in leaf_datasets(cfg[f"{loader}_dataloader"].dataset):
+        whole = _annotations_of(source)
+        # A hook may fit something on val, which the search must not see.
+        hooks = list(leaf_datasets(cfg.get("custom_hooks") or []))
+        fitted = [dataset for dataset in hooks if _annotations_of(dataset) != whole]
+        evaluated = [*leaf_datasets(cfg.val_dataloader), *leaf_datasets(cfg.test_dataloader)]
+        trained = [source, *(dataset for dataset in hooks if _annotations_of(dataset) == whole)]
+        for file, datasets in ((kept, trained), (out, [*evaluated, *fitted])):
+            for dataset in datasets:
                 dataset.update(
                     data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
                 )
@@ -186,6 +194,11 @@ def _flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
+def _annotations_of(dataset: ConfigDict) -> str:
+    """The annotation file of a data set in a config."""
+    return os.path.join(dataset.get("data_root") or "", dataset.ann_file)
+
+
 def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     """Adapt an MMDetection 3.x config, in place, to what is asked for.
 
@@ -221,7 +234,39 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     merge_options(cfg, request.options)
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
     experiment.notes += use_class_weights(cfg, train=request.train)
+    if request.train:
+        experiment.notes += _read_run_lengths(cfg)
     return experiment
+
+
+def _read_run_lengths(cfg: Config) -> list[str]:
+    """Have masks that are run lengths loaded; where polygons are asked for, they would be left out.
+
+    MMDetection ignores such an object, and trains on a picture as if the object were not there.
+    """
+    notes = []
+    for dataset in leaf_datasets(cfg.train_dataloader.dataset):
+        steps = [
+            step
+            for step in walk(dataset.get("pipeline"))
+            if step.get("with_mask") and not step.get("poly2mask", True)
+        ]
+        if not steps:
+            continue
+        file = _annotations_of(dataset)
+        try:
+            objects = read_annotations(file).objects
+        except DatasetError:  # another format than COCO's
+            continue
+        found = sum(isinstance(one.get("segmentation"), dict) for one in objects)
+        if found:
+            for step in steps:
+                step.poly2mask = True
+            notes.append(
+                f"the masks of {found} objects of {file} are run lengths, which poly2mask=False of "
+                "the config would leave out, and the objects with them: poly2mask becomes True."
+            )
+    return notes
 
 
 def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = None) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomFlip, Resize
 from mmdet.datasets.transforms import PackDetInputs
+from mmdet.models.data_preprocessors import BoxInstDataPreprocessor
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
@@ -58,8 +59,9 @@ def freeze_backbone(cfg: Config) -> list[str]:
     if cfg.model.data_preprocessor.pop("batch_augments", None):
         notes.append("batch_augments of the config are left out: features have one size.")
     use_features(cfg, "train")
-    hook = ConfigDict(type="polyfocal.FrozenFeaturesHook")
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
+    if not is_frozen(cfg):  # whose hook may have a folder and a limit of its own
+        hook = ConfigDict(type="polyfocal.FrozenFeaturesHook")
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
     return notes
 
 
@@ -151,23 +153,10 @@ class FrozenFeaturesHook(Hook):
         """Likewise, where the val loader leaves the pictures unread too."""
         self._give(runner, "val", data_batch)
 
-    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        """Prepare for pictures again."""
-        self._taken(runner, "train")
-
-    def after_val_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        """Likewise."""
-        self._taken(runner, "val")
-
     def _give(self, runner: Any, split: str, batch: Any) -> None:
         reader = self._reader(runner, split)
         if reader is not None:
             reader.give(batch["data_samples"])
-
-    def _taken(self, runner: Any, split: str) -> None:
-        reader = self._reader(runner, split)
-        if reader is not None:
-            reader.taken()
 
     def _reader(self, runner: Any, split: str) -> "_Reader | None":
         if split not in self._readers:
@@ -193,11 +182,6 @@ class _Reader:
         self.preprocess = model.data_preprocessor
         if not isinstance(self.backbone, EfficientNetLite0):
             raise UserError("FrozenFeaturesHook needs the backbone polyfocal.EfficientNetLite0.")
-        if any(isinstance(part, BiasHead) and part.sees == "colour" for part in model.modules()):
-            raise UserError(
-                "--freeze reads no pictures, and the model has a BiasHead with sees='colour': "
-                "expected 'geometry' or 'features' there, or a training without --freeze."
-            )
         self.samples: dict[str, tuple[dict[str, Any], list[Any]]] = {}
         self.directions: dict[str | None, None] = {None: None}
         for leaf in leaves(dataset):
@@ -214,17 +198,35 @@ class _Reader:
                     named = step.direction
                     names = [named] if isinstance(named, str) else named
                     self.directions.update(dict.fromkeys(names))
+        if self.samples:
+            self._check(model)
         self._pictures: dict[str, bytes] = {}
         state = hashlib.sha256()
         for name, value in self.backbone.state_dict().items():
             state.update(name.encode() + value.cpu().numpy().tobytes())
         normal = {name: value.tolist() for name, value in self.preprocess.named_buffers()}
-        self._turned = self.preprocess._channel_conversion  # whether the channels' order is turned
-        self._normalised = self.preprocess._enable_normalize
-        settings = (normal, self._turned, self.preprocess.pad_value, self.backbone.out_indices)
+        channels = self.preprocess._channel_conversion  # whether their order is turned
+        settings = (normal, channels, self.preprocess.pad_value, self.backbone.out_indices)
         state.update(repr(settings).encode())
         self._state = state.digest()
         self._blank: list[Tensor] | None = None
+
+    def _check(self, model: Any) -> None:
+        """Refuse a model that features alone would train otherwise."""
+        if self.backbone.frozen_stages != len(CHANNELS):
+            raise UserError(
+                f"frozen_stages={self.backbone.frozen_stages} of the backbone: on kept features "
+                f"expected {len(CHANNELS)}, all of it; leave --freeze out to train a part of it."
+            )
+        if any(isinstance(part, BiasHead) and part.sees == "colour" for part in model.modules()):
+            raise UserError(
+                "--freeze reads no pictures, and the model has a BiasHead with sees='colour': "
+                "expected 'geometry' or 'features' there, or a training without --freeze."
+            )
+        if isinstance(self.preprocess, BoxInstDataPreprocessor):
+            raise UserError(
+                "--freeze reads no pictures, and BoxInst compares their colours: train it without."
+            )
 
     def fill(self) -> None:
         """Compute what is not kept yet; processes that train together share the work."""
@@ -300,12 +302,15 @@ class _Reader:
     def give(self, samples: Sequence[Any]) -> None:
         """Have the model's next call take the features of a batch, and its blanks as they are."""
         self.backbone.give(self.batch(samples))
-        self.preprocess._channel_conversion = self.preprocess._enable_normalize = False
+        preprocess = self.preprocess
+        before = preprocess._channel_conversion, preprocess._enable_normalize
+        preprocess._channel_conversion = preprocess._enable_normalize = False
 
-    def taken(self) -> None:
-        """Have the model take pictures again."""
-        self.preprocess._channel_conversion = self._turned
-        self.preprocess._enable_normalize = self._normalised
+        def restore(*_: Any) -> None:
+            preprocess._channel_conversion, preprocess._enable_normalize = before
+            handle.remove()
+
+        handle = preprocess.register_forward_hook(restore)
 
     def batch(self, samples: Sequence[Any]) -> list[Tensor]:
         """The features of a batch, padded as its pictures would be."""

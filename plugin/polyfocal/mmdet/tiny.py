@@ -6,6 +6,7 @@ Every other width becomes a quarter, every number of samples an eighth, and ever
 most two deep. The pictures become small. What can be normalised is normalised.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -208,12 +209,19 @@ def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[i
     # DINO's decoder encodes a coordinate in 128 numbers, whatever its width.
     widths = _WIDTHS if "dn_cfg" not in model else {"feedforward_channels"}
     del model.backbone
+    # CondInst's box head predicts the parameters, num_params, of a mask head of just this size.
+    masks = model.get("mask_head") if "num_params" in (model.get("bbox_head") or {}) else None
+    before = copy.deepcopy(masks)
     for node in walk(model):
         for key, value in node.items():
             if key in widths and isinstance(value, int):
                 node[key] = value // _SHRINK
             elif key in _DEPTHS:
                 node[key] = min(value, _MAX_DEPTH)
+        if node is masks:
+            node.update(num_layers=before.num_layers, feat_channels=before.feat_channels)
+        elif masks is not None and node is masks.mask_feature_head:
+            node.out_channels = before.mask_feature_head.out_channels
         if "sampling_ratio" in node:
             node.sampling_ratio = 1  # the adaptive number of samples costs most on a CPU
         inits = node.get("init_cfg")

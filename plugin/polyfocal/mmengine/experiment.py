@@ -53,7 +53,8 @@ class Experiment:
     def settings(self) -> dict[str, Setting]:
         cfg = self.config
         scope = cfg.get("default_scope")
-        nodes = list(search.innermost_losses(cfg).values())
+        places = search.innermost_losses(cfg)
+        nodes = list(places.values())
         kinds = sorted({type_name(node) for node in nodes})
         if len({class_of(node, MODELS, scope) for node in nodes}) > 1:
             raise UserError(
@@ -78,7 +79,8 @@ class Experiment:
                 continue
             # The config's own value is the first trial: it is always within.
             low, high = min(range_.low, value), max(range_.high, value)
-            found[name] = Setting(float(value), Range(low, high, range_.log))
+            options = tuple(f"{place}.{name}" for place in places)
+            found[name] = Setting(float(value), Range(low, high, range_.log), options)
         return found
 
     def use_values(self, values: Mapping[str, float]) -> None:

@@ -169,7 +169,7 @@ def train_into(
         Numbers by the shortest ends of the metrics' names, such as ``top1`` or ``bbox_mAP``.
 
     Raises:
-        UserError: The config or the data is not usable.
+        UserError: The config or the data is not usable, or another training is under way there.
     """
     join_processes(launcher)
     with console_of(place, resume):
@@ -196,8 +196,9 @@ def start_in(
         started = work_dir / "started.json"
         same = started.is_file() and started.read_text(encoding="utf-8") == settings
         if not (resume and same):
-            shutil.rmtree(work_dir, ignore_errors=True)
-            work_dir.mkdir(parents=True)
+            with own_folder(work_dir, "--work-dir"):  # unless another training is under way there
+                shutil.rmtree(work_dir, ignore_errors=True)
+            work_dir.mkdir(parents=True, exist_ok=True)
             write_text(started, settings)
     barrier()
     cfg.work_dir = str(work_dir)

@@ -65,6 +65,7 @@ def measure_run(
         request = Request(adapter, config, data, profile, demo, given, train, frozen)
         experiment = request.prepare()
         cfg = experiment.config
+        save_seldom(cfg)
         hooks = [ConfigDict(hook) for hook in settings.get("hooks", ())]
         if settings.get("scores"):
             loader = ConfigDict(cfg.val_dataloader)
@@ -111,8 +112,9 @@ def measure_run(
             measured |= {f"{split}_{name}": value for name, value in numbers.items()}
         measured = {name: value for name, value in measured.items() if value >= 0}
         if how := settings.get("curvature"):
-            for suffix, more in (("", {}), ("_ce", _cross_entropy(config))):
-                experiment = prepared(more)
+            # Under cross-entropy itself, not under that of the weight that a row was tuned to.
+            experiments = {"": prepared(), "_ce": prepared(_cross_entropy(config), factors={})}
+            for suffix, experiment in experiments.items():
                 name = f"curvature{suffix}"
                 runs.start_in(place, experiment, name, resume=True, launcher=launcher)
                 found = runs.curvature(experiment, checkpoint, **how)
@@ -121,6 +123,13 @@ def measure_run(
                 measured[f"eigenvalue{suffix}"] = found.eigenvalues.values[0].item()
                 measured[f"loss{suffix}"] = found.loss
     return measured
+
+
+def save_seldom(cfg: Config) -> None:
+    """Where a training counts iterations, save at evaluations: a study's interval is an epoch."""
+    saving = cfg.default_hooks.get("checkpoint") or {}
+    if not saving.get("by_epoch", True) and saving.get("interval") == 1:
+        saving.interval = cfg.train_cfg.get("val_interval", 1000)
 
 
 def use_factors(cfg: Config, rate: float = 1.0, weight: float = 1.0) -> None:
