@@ -245,3 +245,87 @@ def test_tta_and_pictures_of_a_plain_pipeline(tmp_path, data):
     (step,) = cfg.test_dataloader.dataset.pipeline
     assert {"img_id", "scale_factor", "flip"} <= set(step.transforms[1][0].meta_keys)
     assert cfg.default_hooks.visualization.test_out_dir == "shown"
+
+
+def test_weights_that_a_config_starts_from(tmp_path, data):
+    """A profile changes the model, which they do not fit; an option comes after the profile."""
+    text = "load_from = 'lab.pth'"
+    assert prepare(tmp_path, text, data).config.load_from == "lab.pth"
+    experiment = prepare(tmp_path, text, data, profile="tiny")
+    assert experiment.config.load_from is None
+    assert any("load_from=lab.pth of the config is left out" in one for one in experiment.notes)
+    options = {"load_from": "mine.pth"}
+    cfg = prepare(tmp_path, text, data, profile="tiny", options=options).config
+    assert cfg.load_from == "mine.pth"
+    assert not any("load_from" in one for one in prepare(tmp_path, "", data, profile="tiny").notes)
+
+
+def test_more_objects_than_queries(tmp_path):
+    """Are said; and no model is asked for more detections than it has queries."""
+    crowd = cells(tmp_path / "crowd", objects=120)
+    said = "a picture holds up to 120 objects, and the model finds 100 at most, one for each query"
+    for base, key in (
+        ("mmdet::detr/detr_r50_8xb2-150e_coco.py", "num_queries"),
+        ("mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", "num_proposals"),
+    ):
+        experiment = prepare(tmp_path, "", crowd, base=base)
+        assert any(said in note and key in note for note in experiment.notes)
+        limits = [node.get("max_per_img", 0) for node in walk(experiment.config.model.test_cfg)]
+        assert max(limits) <= 100
+    cfg = prepare(tmp_path, "", crowd, base="mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
+    assert not any("for each query" in note for note in cfg.notes)
+    assert cfg.config.model.test_cfg.max_per_img == 200
+
+
+def test_limits_of_other_names_are_raised_too(tmp_path):
+    crowd = cells(tmp_path / "crowd", objects=120)
+    base = "mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py"
+    experiment = prepare(tmp_path, "", crowd, base=base)
+    assert experiment.config.model.test_cfg.topk == 200
+    experiment.use_tta()
+    assert experiment.config.model.tta_cfg.max_per_img == 200
+
+
+def test_the_classes_of_a_model_of_masks(tmp_path):
+    """All are things, as many as the data has, and each weighs what it weighed."""
+    masks = cells(tmp_path / "masks", masks=True)
+    base = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py"
+    cfg = prepare(tmp_path, "", masks, base=base).config
+    for node in (cfg.model.panoptic_head, cfg.model.panoptic_fusion_head):
+        assert (node.num_things_classes, node.num_stuff_classes) == (len(CLASSES), 0)
+    assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0] * len(CLASSES) + [0.1]
+    weights = [2.0] + [1.0] * 79 + [0.1]
+    text = f"model = dict(panoptic_head=dict(loss_cls=dict(class_weight={weights})))"
+    with pytest.raises(UserError, match="different weights for 80 classes, and the data have 3"):
+        prepare(tmp_path, text, masks, base=base)
+
+
+def test_a_head_without_classes_is_refused(tmp_path, data):
+    base = "mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py"
+    with pytest.raises(UserError, match=r"MultiInstanceRoIHead \(CrowdDet\), which knows no class"):
+        prepare(tmp_path, "", data, base=base)
+
+
+def test_a_data_set_of_a_hook_is_said_to_stay(tmp_path, data):
+    text = (
+        "custom_hooks = [dict(type='polyfocal.AdaFocalHook', dataloader=dict(dataset=dict("
+        "type='CocoDataset', data_root='lab/', ann_file='val.json')))]"
+    )
+    notes = prepare(tmp_path, text, data).notes
+    assert "the data set of AdaFocalHook stays that of the config, lab/val.json." in notes
+
+
+def test_run_lengths_in_the_pipeline_of_the_last_epochs(tmp_path, tmp_path_factory):
+    from polyfocal.demo import DigitScenes, write_digit_scenes
+
+    few = DigitScenes(num_train=3, num_val=2, size=64, digits=(1, 2), digit_size=(20, 40))
+    scenes = write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", few)
+    experiment = prepare(tmp_path, "", scenes, base="mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py")
+    loads = [
+        step
+        for tree in (experiment.config.train_dataloader, experiment.config.custom_hooks)
+        for step in walk(tree)
+        if step.get("with_mask")
+    ]
+    assert len(loads) == 2 and all(step.poly2mask for step in loads)
+    assert sum("poly2mask becomes True" in note for note in experiment.notes) == 1

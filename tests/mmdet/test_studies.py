@@ -262,3 +262,50 @@ def test_a_column_that_nothing_measures_is_named(tmp_path, monkeypatch):
     run = Run("row.tuned", 0, {**given, "fair": fair})
     with pytest.raises(UserError, match=r"first column, top_1, and .* measures top1, ece: name"):
         measure_run(run, run.folder(tmp_path), adapter=prepare)
+
+
+def test_weights_and_resuming_as_the_config_says(tmp_path):
+    """Where the command line says nothing; and the command line wins."""
+
+    def trained(name, options, **arguments):
+        """The learned weights of a training that changes nothing: its rate is 0."""
+        still = {"optim_wrapper.optimizer.lr": 0.0, "optim_wrapper.optimizer.weight_decay": 0.0}
+        options = {**OPTIONS, **still, **options}
+        experiment = prepare(Request(prepare, CONFIG, demo=True, options=options))
+        experiment.config.work_dir = str(tmp_path / name)
+        experiment.use_seed(len(name))
+        studies.runs.train(experiment, **arguments)
+        found = torch.load(tmp_path / name / "epoch_2.pth", weights_only=True)["state_dict"]
+        return {key: value for key, value in found.items() if key.endswith("weight")}
+
+    def same(one, other):
+        return all(torch.equal(value, other[key]) for key, value in one.items())
+
+    first, last = trained("first", {}), str(tmp_path / "first" / "epoch_2.pth")
+    other = trained("other one", {})
+    assert not same(first, other)
+    assert same(trained("from", {"load_from": last}), first)
+    file = str(tmp_path / "other one" / "epoch_2.pth")
+    assert same(trained("option", {"load_from": last}, load_from=file), other)
+    epochs = {"train_cfg.max_epochs": 3, "resume": True, "load_from": last}
+    assert same(trained("go on", {**epochs, "train_cfg.max_epochs": 2, "resume": False}), first)
+    trained_before = (tmp_path / "first" / "epoch_2.pth").stat().st_mtime_ns
+    trained("first", {"resume": True})  # at its end already
+    assert (tmp_path / "first" / "epoch_2.pth").stat().st_mtime_ns == trained_before
+
+
+def test_pictures_show_the_weights_that_were_measured():
+    """The averages of EMAHook, which are swapped in for an evaluation alone."""
+    from mmengine.hooks import EMAHook
+
+    class Watched(EMAHook):
+        def before_val_epoch(self, runner):
+            runner.weights = "averages"
+
+        def after_val_epoch(self, runner, metrics=None):
+            runner.weights = "last"
+
+    runner = SimpleNamespace(hooks=[Watched()], weights="last")
+    with studies.runs._as_evaluated(runner):
+        assert runner.weights == "averages"
+    assert runner.weights == "last"

@@ -20,6 +20,7 @@ from polyfocal.mmengine.configs import (
     merge_options,
     type_name,
     walk,
+    without_weights,
 )
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -63,8 +64,10 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
             f"{cfg.filename} has default_scope = {scope!r} and model.type ="
             f" {type_name(cfg.model)!r}: expected polyfocal.Classifier, or another scope."
         )
+    notes = []
     if request.profile == "tiny" or request.demo:
         use_tiny_classifier(cfg)
+        notes += without_weights(cfg)
     if request.demo:
         cfg.data_root = None
         cfg.model.data_preprocessor.update(padding=1, flip=False)  # a mirrored digit is no digit
@@ -101,7 +104,8 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
         if node and "class_counts" in node and node.class_counts is None:
             node.class_counts = train_split.data.counts
     counts = dict(zip(train_split.data.classes, train_split.data.counts, strict=True))
-    return Experiment(cfg, use_class_weights(cfg, counts, train=request.train, background=False))
+    notes += use_class_weights(cfg, counts, train=request.train, background=False)
+    return Experiment(cfg, notes)
 
 
 def use_tiny_classifier(cfg: Config) -> None:

@@ -13,10 +13,11 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.transforms import LoadImageFromNDArray, PackDetInputs
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import DumpDetResults, DumpODVGResults, DumpProposals
+from mmdet.models.roi_heads import MultiInstanceRoIHead
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS, TRANSFORMS
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.runner import Runner
 
 from polyfocal.calibration.thresholds import Thresholds
@@ -51,6 +52,7 @@ from polyfocal.mmengine.configs import (
     set_evaluators,
     type_name,
     walk,
+    without_weights,
 )
 
 # They write what a model predicts, and compare it with nothing.
@@ -182,6 +184,8 @@ class Experiment(mmengine_experiment.Experiment):
         for dataset in leaf_datasets(cfg.test_dataloader.dataset):
             own = copy.deepcopy(cfg.get("tta_pipeline"))
             dataset.pipeline = own or _flipped(dataset.pipeline)
+        for kept in (cfg.model.get("test_cfg"), (cfg.model.get("test_cfg") or {}).get("rcnn")):
+            _raise_max_detections(wrapper.get("tta_cfg"), (kept or {}).get("max_per_img", 0))
         cfg.model = ConfigDict(**wrapper, module=cfg.model)
 
 
@@ -221,6 +225,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     if request.demo or request.profile:
         side = min(MAX_SIDE, _usual_side(splits["val"])) if splits else MAX_SIDE
         (use_small_profile if request.profile == "small" else use_tiny_profile)(cfg, side)
+        experiment.notes += without_weights(cfg)
     _use_own_metric(cfg)
     if splits:
         _use_data(experiment, **splits)
@@ -246,10 +251,10 @@ def _read_run_lengths(cfg: Config) -> list[str]:
     """
     notes = []
     for dataset in leaf_datasets(cfg.train_dataloader.dataset):
+        # A hook may have the pipeline of the last epochs.
+        every = [*walk(dataset.get("pipeline")), *walk(cfg.get("custom_hooks"))]
         steps = [
-            step
-            for step in walk(dataset.get("pipeline"))
-            if step.get("with_mask") and not step.get("poly2mask", True)
+            step for step in every if step.get("with_mask") and not step.get("poly2mask", True)
         ]
         if not steps:
             continue
@@ -295,10 +300,31 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             notes.update(dict.fromkeys(split.notes))
             _point_to(dataset, split, cfg, notes)
             _use_local_files(dataloader)
+    if is_a(cfg.model.get("roi_head"), MODELS, cfg.get("default_scope"), MultiInstanceRoIHead):
+        raise UserError(
+            f"{cfg.filename} has a MultiInstanceRoIHead (CrowdDet), which knows no classes and is "
+            "evaluated on CrowdHuman alone: take another config for a COCO-format folder."
+        )
     _set_num_classes(cfg.model, len(val.classes))
+    for hook in cfg.get("custom_hooks") or []:
+        for dataset in leaf_datasets(hook):
+            notes[
+                f"the data set of {type_name(hook)} stays that of the config, "
+                f"{_annotations_of(dataset)}."
+            ] = None
     limit = detection_limit(val.annotations)
+    queries = _queries(cfg.model)
+    if queries is not None:
+        limit = min(limit, queries)
+        most = max(split.max_instances for split in (train, val) if split is not None)
+        if most > queries:
+            notes[
+                f"a picture holds up to {most} objects, and the model finds {queries} at most, one "
+                "for each query: the others are neither trained on nor found. More num_queries (or "
+                "num_proposals) in the config would take them."
+            ] = None
     if limit > USUAL_LIMIT:
-        _raise_max_detections(cfg.model.test_cfg, limit)
+        _raise_max_detections(cfg.model.get("test_cfg"), limit)
         notes[remark_on_more(val.annotations, limit)] = None
     for name in ("val", "test"):
         _evaluate_on(cfg, name, val, metrics, limit, notes)
@@ -445,12 +471,31 @@ def _set_num_classes(model: ConfigDict, count: int) -> None:
     for node in walk(model):
         if "num_classes" in node and id(node) not in proposals:
             node.num_classes = count
+        if "num_things_classes" in node:  # MaskFormer and Mask2Former
+            before = node.num_things_classes + node.get("num_stuff_classes", 0)
+            node.update(num_things_classes=count, num_stuff_classes=0)
+            given = (node.get("loss_cls") or {}).get("class_weight")
+            if isinstance(given, list | tuple) and len(given) == before + 1 != count + 1:
+                *weights, background = given
+                if len(set(weights)) > 1:
+                    raise UserError(
+                        f"class_weight of loss_cls has different weights for {before} classes, and "
+                        f"the data have {count}: write one for each, and one for no object."
+                    )
+                node.loss_cls.class_weight = [weights[0]] * count + [background]
 
 
-def _raise_max_detections(test_cfg: ConfigDict, limit: int) -> None:
-    for node in (test_cfg, test_cfg.get("rcnn"), test_cfg.get("rpn")):
-        if node is not None and 0 <= node.get("max_per_img", -1) < limit:  # below 0: no limit
-            node.max_per_img = limit
+def _queries(model: ConfigDict) -> int | None:
+    """Most objects that a model of queries finds in a picture; None for other models."""
+    counts = [node.get(key) for node in walk(model) for key in ("num_queries", "num_proposals")]
+    return min((count for count in counts if isinstance(count, int)), default=None)
+
+
+def _raise_max_detections(test_cfg: ConfigDict | None, limit: int) -> None:
+    for node in (test_cfg, (test_cfg or {}).get("rcnn"), (test_cfg or {}).get("rpn")):
+        for key in ("max_per_img", "max_per_image", "topk"):  # Mask2Former's, CenterNet's
+            if node is not None and 0 <= node.get(key, -1) < limit:  # below 0: no limit
+                node[key] = limit
 
 
 def _loader(cfg: Config, split: str) -> Loader | None:

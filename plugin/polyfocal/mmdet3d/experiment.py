@@ -34,6 +34,7 @@ from polyfocal.mmengine.configs import (
     set_evaluators,
     type_name,
     walk,
+    without_weights,
 )
 
 DEMO_FOLDER = Path("data/lidar_scenes")
@@ -117,6 +118,7 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     data = lidar_scenes.write(DEMO_FOLDER) if request.demo else request.data
     if request.demo or request.profile == "tiny":
         use_tiny_profile(cfg)
+        experiment.notes += without_weights(cfg)
     if data is None:
         data = _usual_tree(cfg)
     if data is not None:

@@ -92,6 +92,19 @@ def set_evaluators(cfg: Config, split: str, metrics: list[ConfigDict]) -> None:
         cfg[f"{split}_evaluator"] = metrics[0] if len(metrics) == 1 else metrics
 
 
+def without_weights(cfg: Config) -> list[str]:
+    """Take the weights of a config, its ``load_from``, from a model that a profile has changed.
+
+    Returns:
+        What a person should know, a sentence or none.
+    """
+    file = cfg.get("load_from")
+    cfg.load_from = None
+    return [f"load_from={file} of the config is left out: the profile has another model."] * bool(
+        file
+    )
+
+
 def _loaded(path: str | Path) -> Config:
     """A config, all of whose types can be imported."""
     if not Path(path).is_file():

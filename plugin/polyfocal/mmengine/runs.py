@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from rich.console import Console, RenderableType
 
 from polyfocal.data.files import write_text
@@ -96,7 +96,8 @@ def train(
         last = latest_checkpoint(runner.work_dir)
         if last is not None:
             lines["checkpoint"] = _short(last)
-        pictures = experiment.draw(runner)
+        with _as_evaluated(runner):
+            pictures = experiment.draw(runner)
         if pictures is not None:
             lines["pictures"] = _short(pictures)
         _report(runner, _tables(experiment, runner.val_evaluator.metrics, measured), lines)
@@ -304,6 +305,10 @@ def _build_training(
     experiment: Runnable, resume: str | None, load_from: str | None, hooks: Sequence[Hook]
 ) -> ConsoleRunner:
     cfg = experiment.config
+    if not resume and not load_from:  # the command line says nothing: what does the config say?
+        load_from = cfg.get("load_from")
+        if cfg.get("resume"):
+            resume, load_from = load_from or "auto", None
     if resume == "auto":
         latest = latest_checkpoint(cfg.work_dir)
         resume = None if latest is None else str(latest)
@@ -326,6 +331,19 @@ def _build_training(
     for hook in hooks:
         runner.register_hook(hook)
     return runner
+
+
+@contextlib.contextmanager
+def _as_evaluated(runner: ConsoleRunner) -> Iterator[None]:
+    """The model with the weights that an evaluation measures: averages, where a hook keeps some."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in hooks:
+        hook.before_val_epoch(runner)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.after_val_epoch(runner)
 
 
 def _check_data(experiment: Runnable, runner: ConsoleRunner) -> None:
