@@ -272,9 +272,10 @@ def test_more_objects_than_queries(tmp_path):
         assert any(said in note and key in note for note in experiment.notes)
         limits = [node.get("max_per_img", 0) for node in walk(experiment.config.model.test_cfg)]
         assert max(limits) <= 100
-    cfg = prepare(tmp_path, "", crowd, base="mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
-    assert not any("for each query" in note for note in cfg.notes)
-    assert cfg.config.model.test_cfg.max_per_img == 200
+    base = "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"  # 300 queries
+    experiment = prepare(tmp_path, "", crowd, base=base)
+    assert not any("for each query" in note for note in experiment.notes)
+    assert experiment.config.model.test_cfg.max_per_img == 200
 
 
 def test_limits_of_other_names_are_raised_too(tmp_path):

@@ -210,7 +210,8 @@ def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[i
     widths = _WIDTHS if "dn_cfg" not in model else {"feedforward_channels"}
     del model.backbone
     # CondInst's box head predicts the parameters, num_params, of a mask head of just this size.
-    masks = model.get("mask_head") if "num_params" in (model.get("bbox_head") or {}) else None
+    dynamic = "num_params" in (model.get("bbox_head") or {})
+    masks: Any = model.mask_head if dynamic else {}
     before = copy.deepcopy(masks)
     for node in walk(model):
         for key, value in node.items():
@@ -220,7 +221,7 @@ def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[i
                 node[key] = min(value, _MAX_DEPTH)
         if node is masks:
             node.update(num_layers=before.num_layers, feat_channels=before.feat_channels)
-        elif masks is not None and node is masks.mask_feature_head:
+        elif node is masks.get("mask_feature_head"):
             node.out_channels = before.mask_feature_head.out_channels
         if "sampling_ratio" in node:
             node.sampling_ratio = 1  # the adaptive number of samples costs most on a CPU

@@ -127,7 +127,7 @@ def measure_run(
 
 def save_seldom(cfg: Config) -> None:
     """Where a training counts iterations, save at evaluations: a study's interval is an epoch."""
-    saving = cfg.default_hooks.get("checkpoint") or {}
+    saving: Any = cfg.default_hooks.get("checkpoint") or {}
     if not saving.get("by_epoch", True) and saving.get("interval") == 1:
         saving.interval = cfg.train_cfg.get("val_interval", 1000)
 
