@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
-from cells import CLASSES, cells
+from cells import CLASSES, cells, change
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.registry import DATASETS, METRICS
@@ -305,6 +305,27 @@ def test_a_head_without_classes_is_refused(tmp_path, data):
     base = "mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py"
     with pytest.raises(UserError, match=r"MultiInstanceRoIHead \(CrowdDet\), which knows no class"):
         prepare(tmp_path, "", data, base=base)
+
+
+@pytest.mark.parametrize("kind", ["glip", "grounding_dino"])
+def test_names_that_a_model_of_phrases_cannot_tell_apart(tmp_path, kind):
+    base = {
+        "glip": "mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py",
+        "grounding_dino": "mmdet::grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco.py",
+    }[kind]
+    root = cells(tmp_path / "cells")
+    prepare(tmp_path, "", root, base=base)
+
+    def rename(content):
+        names = ["Scratch (minor)", "dent", "scratch (major)"]
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+
+    change(root, "train", rename)
+    change(root, "val", rename)
+    with pytest.raises(UserError, match=r"'Scratch \(minor\)' and 'scratch \(major\)' of .*val"):
+        prepare(tmp_path, "", root, base=base)
+    prepare(tmp_path, "", root)
 
 
 def test_a_data_set_of_a_hook_is_said_to_stay(tmp_path, data):

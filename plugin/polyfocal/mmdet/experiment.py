@@ -13,6 +13,8 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.transforms import LoadImageFromNDArray, PackDetInputs
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import DumpDetResults, DumpODVGResults, DumpProposals
+from mmdet.models.detectors import GLIP, GroundingDINO
+from mmdet.models.detectors.glip import clean_label_name
 from mmdet.models.roi_heads import MultiInstanceRoIHead
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
@@ -305,6 +307,8 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             f"{cfg.filename} has a MultiInstanceRoIHead (CrowdDet), which knows no classes and is "
             "evaluated on CrowdHuman alone: take another config for a COCO-format folder."
         )
+    if is_a(cfg.model, MODELS, cfg.get("default_scope"), (GLIP, GroundingDINO)):
+        _check_phrases(val)
     _set_num_classes(cfg.model, len(val.classes))
     for hook in cfg.get("custom_hooks") or []:
         for dataset in leaf_datasets(hook):
@@ -483,6 +487,20 @@ def _set_num_classes(model: ConfigDict, count: int) -> None:
                         f"the data have {count}: write one for each, and one for no object."
                     )
                 node.loss_cls.class_weight = [weights[0]] * count + [background]
+
+
+def _check_phrases(split: CocoSplit) -> None:
+    """Refuse classes that a model which reads their names cannot tell apart."""
+    phrases: dict[str, str] = {}
+    for name in split.classes:
+        phrase = clean_label_name(name).strip().lower()
+        if phrase in phrases:
+            raise UserError(
+                f"the classes {phrases[phrase]!r} and {name!r} of {split.annotation_file} are both "
+                f"{phrase!r} to the model, which reads their names without brackets and in small "
+                "letters: give them names that differ in words."
+            )
+        phrases[phrase] = name
 
 
 def _queries(model: ConfigDict) -> int | None:
