@@ -287,8 +287,7 @@ def test_weights_and_resuming_as_the_config_says(tmp_path):
     assert same(trained("from", {"load_from": last}), first)
     file = str(tmp_path / "other one" / "epoch_2.pth")
     assert same(trained("option", {"load_from": last}, load_from=file), other)
-    epochs = {"train_cfg.max_epochs": 3, "resume": True, "load_from": last}
-    assert same(trained("go on", {**epochs, "train_cfg.max_epochs": 2, "resume": False}), first)
+    assert same(trained("go on", {"load_from": last, "resume": False}), first)
     trained_before = (tmp_path / "first" / "epoch_2.pth").stat().st_mtime_ns
     trained("first", {"resume": True})  # at its end already
     assert (tmp_path / "first" / "epoch_2.pth").stat().st_mtime_ns == trained_before

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from polyfocal.calibration.thresholds import Thresholds
 from polyfocal.coco import CocoSplit, hold_out, load_split
-from polyfocal.data.annotations import read_annotations
+from polyfocal.data.annotations import forget_annotations, read_annotations
 from polyfocal.data.evaluation import USUAL_LIMIT, detection_limit, remark_on_more
 from polyfocal.data.files import DatasetError
 from polyfocal.data.pictures import Loader
@@ -78,19 +78,18 @@ class Experiment(mmengine_experiment.Experiment):
                 "held out: give one of them with --data DIR."
             )
         root = source.get("data_root") or ""
-        kept, out = hold_out(_annotations_of(source), folder)
-        prefix = {key: os.path.join(root, value) for key, value in source.data_prefix.items()}
         whole = _annotations_of(source)
-        # A hook may fit something on val, which the search must not see.
-        hooks = list(leaf_datasets(cfg.get("custom_hooks") or []))
-        fitted = [dataset for dataset in hooks if _annotations_of(dataset) != whole]
+        kept, out = hold_out(whole, folder)
+        prefix = {key: os.path.join(root, value) for key, value in source.data_prefix.items()}
         evaluated = [*leaf_datasets(cfg.val_dataloader), *leaf_datasets(cfg.test_dataloader)]
-        trained = [source, *(dataset for dataset in hooks if _annotations_of(dataset) == whole)]
-        for file, datasets in ((kept, trained), (out, [*evaluated, *fitted])):
-            for dataset in datasets:
-                dataset.update(
-                    data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
-                )
+        files = [(source, kept), *((dataset, out) for dataset in evaluated)]
+        # A hook may fit something on val, which the search must not see.
+        for dataset in leaf_datasets(cfg.get("custom_hooks")):
+            files.append((dataset, kept if _annotations_of(dataset) == whole else out))
+        for dataset, file in files:
+            dataset.update(
+                data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
+            )
         for node in (*evaluators(cfg, "val"), *evaluators(cfg, "test")):
             if "ann_file" in node:
                 node.ann_file = str(out.resolve())
@@ -186,8 +185,9 @@ class Experiment(mmengine_experiment.Experiment):
         for dataset in leaf_datasets(cfg.test_dataloader.dataset):
             own = copy.deepcopy(cfg.get("tta_pipeline"))
             dataset.pipeline = own or _flipped(dataset.pipeline)
-        for kept in (cfg.model.get("test_cfg"), (cfg.model.get("test_cfg") or {}).get("rcnn")):
-            _raise_max_detections(wrapper.get("tta_cfg"), (kept or {}).get("max_per_img", 0))
+        test_cfg = cfg.model.get("test_cfg") or {}
+        for node in (test_cfg, test_cfg.get("rcnn") or {}):
+            _raise_max_detections(wrapper.get("tta_cfg"), node.get("max_per_img", 0))
         cfg.model = ConfigDict(**wrapper, module=cfg.model)
 
 
@@ -242,11 +242,11 @@ def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     _check_annotations(cfg, ("train", "val") if request.train else ("test",))
     experiment.notes += use_class_weights(cfg, train=request.train)
     if request.train:
-        experiment.notes += _read_run_lengths(cfg)
+        experiment.notes += _read_run_lengths(cfg, keep=bool(splits))
     return experiment
 
 
-def _read_run_lengths(cfg: Config) -> list[str]:
+def _read_run_lengths(cfg: Config, *, keep: bool) -> list[str]:
     """Have masks that are run lengths loaded; where polygons are asked for, they would be left out.
 
     MMDetection ignores such an object, and trains on a picture as if the object were not there.
@@ -266,6 +266,9 @@ def _read_run_lengths(cfg: Config) -> list[str]:
         except DatasetError:  # another format than COCO's
             continue
         found = sum(isinstance(one.get("segmentation"), dict) for one in objects)
+        if not keep:  # nobody else reads the config's own file here, which may be all of COCO
+            del objects
+            forget_annotations(file)
         if found:
             for step in steps:
                 step.poly2mask = True
@@ -510,9 +513,10 @@ def _queries(model: ConfigDict) -> int | None:
 
 
 def _raise_max_detections(test_cfg: ConfigDict | None, limit: int) -> None:
-    for node in (test_cfg, (test_cfg or {}).get("rcnn"), (test_cfg or {}).get("rpn")):
+    test_cfg = test_cfg or {}
+    for node in (test_cfg, test_cfg.get("rcnn") or {}, test_cfg.get("rpn") or {}):
         for key in ("max_per_img", "max_per_image", "topk"):  # Mask2Former's, CenterNet's
-            if node is not None and 0 <= node.get(key, -1) < limit:  # below 0: no limit
+            if 0 <= node.get(key, -1) < limit:  # below 0: no limit
                 node[key] = limit
 
 
@@ -534,7 +538,7 @@ def _usual_side(split: CocoSplit) -> int:
 def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
-            file = os.path.join(dataset.get("data_root") or "", dataset.ann_file)
+            file = _annotations_of(dataset)
             if "://" not in file and not os.path.isfile(file):
                 raise UserError(
                     f"there is no data set: {cfg.filename} wants {file}; give a COCO-format folder "

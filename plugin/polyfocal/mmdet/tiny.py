@@ -6,7 +6,6 @@ Every other width becomes a quarter, every number of samples an eighth, and ever
 most two deep. The pictures become small. What can be normalised is normalised.
 """
 
-import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -210,19 +209,19 @@ def _shrink_model(model: ConfigDict, scope: str | None, profile: str) -> tuple[i
     widths = _WIDTHS if "dn_cfg" not in model else {"feedforward_channels"}
     del model.backbone
     # CondInst's box head predicts the parameters, num_params, of a mask head of just this size.
-    dynamic = "num_params" in (model.get("bbox_head") or {})
-    masks: Any = model.mask_head if dynamic else {}
-    before = copy.deepcopy(masks)
+    fixed: dict[int, set[str]] = {}
+    if "num_params" in (model.get("bbox_head") or {}):
+        masks = model.mask_head
+        fixed[id(masks)] = {"num_layers", "feat_channels"}
+        fixed[id(masks.mask_feature_head)] = {"out_channels"}
     for node in walk(model):
         for key, value in node.items():
+            if key in fixed.get(id(node), ()):
+                continue
             if key in widths and isinstance(value, int):
                 node[key] = value // _SHRINK
             elif key in _DEPTHS:
                 node[key] = min(value, _MAX_DEPTH)
-        if node is masks:
-            node.update(num_layers=before.num_layers, feat_channels=before.feat_channels)
-        elif node is masks.get("mask_feature_head"):
-            node.out_channels = before.mask_feature_head.out_channels
         if "sampling_ratio" in node:
             node.sampling_ratio = 1  # the adaptive number of samples costs most on a CPU
         inits = node.get("init_cfg")

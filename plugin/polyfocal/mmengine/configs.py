@@ -99,10 +99,10 @@ def without_weights(cfg: Config) -> list[str]:
         What a person should know, a sentence or none.
     """
     file = cfg.get("load_from")
+    if not file:
+        return []
     cfg.load_from = None
-    return [f"load_from={file} of the config is left out: the profile has another model."] * bool(
-        file
-    )
+    return [f"load_from={file} of the config is left out: the profile has another model."]
 
 
 def _loaded(path: str | Path) -> Config:

@@ -197,9 +197,10 @@ def start_in(
         started = work_dir / "started.json"
         same = started.is_file() and started.read_text(encoding="utf-8") == settings
         if not (resume and same):
-            with own_folder(work_dir, "--work-dir"):  # unless another training is under way there
-                shutil.rmtree(work_dir, ignore_errors=True)
-            work_dir.mkdir(parents=True, exist_ok=True)
+            with own_folder(work_dir, "--work-dir"):
+                pass  # no other training is under way there
+            shutil.rmtree(work_dir, ignore_errors=True)
+            work_dir.mkdir(parents=True)
             write_text(started, settings)
     barrier()
     cfg.work_dir = str(work_dir)
