@@ -46,6 +46,7 @@ from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
     SCOPE_KEY,
+    annotation_file,
     class_of,
     evaluators,
     is_a,
@@ -78,14 +79,14 @@ class Experiment(mmengine_experiment.Experiment):
                 "held out: give one of them with --data DIR."
             )
         root = source.get("data_root") or ""
-        whole = _annotations_of(source)
+        whole = annotation_file(source)
         kept, out = hold_out(whole, folder)
         prefix = {key: os.path.join(root, value) for key, value in source.data_prefix.items()}
         evaluated = [*leaf_datasets(cfg.val_dataloader), *leaf_datasets(cfg.test_dataloader)]
         files = [(source, kept), *((dataset, out) for dataset in evaluated)]
         # A hook may fit something on val, which the search must not see.
         for dataset in leaf_datasets(cfg.get("custom_hooks")):
-            files.append((dataset, kept if _annotations_of(dataset) == whole else out))
+            files.append((dataset, kept if annotation_file(dataset) == whole else out))
         for dataset, file in files:
             dataset.update(
                 data_root="", ann_file=str(file.resolve()), data_prefix=ConfigDict(prefix)
@@ -200,11 +201,6 @@ def _flipped(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     return [*steps, ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
-def _annotations_of(dataset: ConfigDict) -> str:
-    """The annotation file of a data set in a config."""
-    return os.path.join(dataset.get("data_root") or "", dataset.ann_file)
-
-
 def prepare_experiment(request: Request, cfg: Config) -> Experiment:
     """Adapt an MMDetection 3.x config, in place, to what is asked for.
 
@@ -260,7 +256,7 @@ def _read_run_lengths(cfg: Config, *, keep: bool) -> list[str]:
         ]
         if not steps:
             continue
-        file = _annotations_of(dataset)
+        file = annotation_file(dataset)
         try:
             objects = read_annotations(file).objects
         except DatasetError:  # another format than COCO's
@@ -317,7 +313,7 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
         for dataset in leaf_datasets(hook):
             notes[
                 f"the data set of {type_name(hook)} stays that of the config, "
-                f"{_annotations_of(dataset)}."
+                f"{annotation_file(dataset)}."
             ] = None
     limit = detection_limit(val.annotations)
     queries = _queries(cfg.model)
@@ -538,7 +534,7 @@ def _usual_side(split: CocoSplit) -> int:
 def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
-            file = _annotations_of(dataset)
+            file = annotation_file(dataset)
             if "://" not in file and not os.path.isfile(file):
                 raise UserError(
                     f"there is no data set: {cfg.filename} wants {file}; give a COCO-format folder "

@@ -26,6 +26,7 @@ from polyfocal.mmengine import experiment as mmengine_experiment
 from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import (
     SCOPE_KEY,
+    annotation_file,
     class_of,
     evaluators,
     is_a,
@@ -223,7 +224,7 @@ def _our_metric(cfg: Config, notes: dict[str, None], node: ConfigDict) -> Config
 def _check_annotations(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         for dataset in leaf_datasets(cfg[f"{split}_dataloader"].dataset):
-            file = os.path.join(dataset.get("data_root") or "", dataset.ann_file)
+            file = annotation_file(dataset)
             if "://" in file or os.path.isfile(file):
                 continue
             advice = "make it with MMDetection3D's tools/create_data.py"

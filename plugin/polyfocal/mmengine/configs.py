@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def places(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The data sets that read annotations, inside the wrappers of the config."""
     return (node for node in walk(dataset) if "ann_file" in node)
+
+
+def annotation_file(dataset: ConfigDict) -> str:
+    """The annotation file of a data set in a config."""
+    return os.path.join(dataset.get("data_root") or "", dataset.ann_file)
 
 
 def evaluators(cfg: Config, split: str) -> list[ConfigDict]:
