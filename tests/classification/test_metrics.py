@@ -65,6 +65,11 @@ def test_knowing_nothing_is_not_right():
     assert measured["top1"] == measured["top3"] == 0
 
 
+def test_a_training_that_diverged_gets_nothing_right():
+    measured = measure([[np.nan, 0.5], [0.2, 0.8], [0.3, 0.7], [0.9, 0.1]], [0, 1, 1, 1], topk=2)
+    assert (measured["top1"], measured["top2"]) == (0.5, 0.75) and "ece" not in measured
+
+
 def test_bad_topk():
     with pytest.raises(UserError, match="topk=0"):
         ClassificationMetric(topk=0)

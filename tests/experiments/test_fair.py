@@ -134,7 +134,7 @@ def test_the_interval_is_that_of_the_detections_that_the_runs_keep(tmp_path, mon
     asked = []
 
     def intervals(truth, ours, theirs, kind, max_dets):
-        asked.append((truth, ours, theirs, kind, max_dets))
+        asked.append((truth.source, ours, theirs, kind, max_dets))
         return type("Found", (), {"mean": (0.1, 0.05, 0.2)})
 
     truth = tmp_path / "val.json"
@@ -160,13 +160,13 @@ def test_the_interval_is_that_of_the_detections_that_the_runs_keep(tmp_path, mon
     # Where each seed has its own pictures, no draw of pictures is one for all seeds.
     assert compare_rows(mine, outcomes, tmp_path, trained_on_scenes)[0].interval is None
     assert not asked
-    truth.touch()
+    truth.write_text('{"images": [], "annotations": [], "categories": [{"id": 3, "name": "cat"}]}')
     assert compare_rows(mine, outcomes, tmp_path, trained)[0].interval[0] == 0.1
     files = [
         [Path(tmp_path, row, f"seed_{seed}", "run", "val.bbox.json") for seed in (0, 1)]
         for row in ("other", "plain")
     ]
-    assert asked == [(truth, *files, "bbox", 300)], "as many detections as the evaluation counted"
+    assert asked == [(str(truth), *files, "bbox", 300)], "as many as the evaluation counted"
 
 
 def test_a_row_without_the_number_is_left_out(tmp_path):

@@ -88,6 +88,19 @@ def test_refuses_results_of_a_config_that_was_changed(tmp_path):
     assert run_study(after, None, tmp_path / "old", quiet)
 
 
+def test_refuses_results_of_data_that_was_changed(tmp_path):
+    def run(annotations):
+        settings = {"data": "cells", **({"annotations": annotations} if annotations else {})}
+        return run_study([Run("a", 0, settings)], lambda *_: {"top1": 0.5}, tmp_path, print)
+
+    run(None)  # of an older version, which kept no such thing
+    run("new")
+    (tmp_path / "a" / "seed_0" / "result.json").unlink()
+    run("old")
+    with pytest.raises(UserError, match=r"other settings \(what the data's annotations say\)"):
+        run("new")
+
+
 def test_finished(tmp_path):
     run_study(RUNS[1:3], measure, tmp_path, quiet)
     run_study(RUNS[3:], measure, tmp_path, quiet, writes=False)
@@ -152,6 +165,16 @@ def test_reads_a_study_and_plans_it(tmp_path):
     assert runs[5].settings["loss"]["bias"]["file"] == "{shallow}", "a result says no place"
 
 
+def test_a_key_without_entries_says_nothing(tmp_path):
+    (tmp_path / "mine.yml").write_text(
+        "title: a\nconfig: a.py\ncolumns: {top1: top-1}\noptions:\nsplits:\n"
+        "rows: {b: {options: , loss: , label: }}\n"
+    )
+    study = read_study(tmp_path / "mine.yml")
+    (one,) = study.runs([1], demo=True)
+    assert study.rows["b"].label == "b" and "splits" not in one.settings
+
+
 def test_a_study_can_change_another(tmp_path):
     (tmp_path / "base.yml").write_text(STUDY)
     (tmp_path / "mine.yml").write_text(
@@ -178,6 +201,8 @@ ROW = "title: a\ncolumns: {}\nrows: {a: "
         (ROW + "{config: b, away: c}}", "away"),
         (ROW + "{config: b, published: {x: 1}}}", "publishes x, which is none of its columns"),
         (ROW + "{config: b, loss: {file: '{away}'}}}", "a loss looks up away, which is no row"),
+        (ROW + "{config: b, options: [1]}}", r"options is \[1\], not a mapping"),
+        (ROW + "{config: b}}\nsplits: ood", "splits is 'ood', not a list"),
         ("_base_: away.yml", "away.yml"),
         ("_base_: mine.yml", "mine.yml is not a study: it is its own _base_"),
     ],

@@ -239,3 +239,15 @@ def test_class_statistics_of_a_map_of_labels_are_those_of_its_rows(dtype):
     hooks[1]._count("loss", loss, (rows, labels.reshape(-1)), {}, None)
     torch.testing.assert_close(hooks[0]._sums, hooks[1]._sums)
     assert hooks[0]._sums["loss"][0].tolist() == [(labels == c).sum() for c in range(3)]
+
+
+@pytest.mark.parametrize("activated", [False, True])
+def test_class_statistics_where_the_score_learns_the_overlap(activated):
+    """As GFL's, RTMDet's and TOOD's heads call their losses; p_t is the score itself."""
+    p = torch.tensor([[0.2, 0.1], [0.6, 0.3], [0.4, 0.9]])
+    labels, overlaps = torch.tensor([0, 0, 2]), torch.tensor([0.7, 0.8, 0.0])
+    loss = polyfocal.Poly1QualityFocalLoss(epsilon=1.0, use_sigmoid=True, activated=activated)
+    hook = polyfocal.mmengine.ClassStatisticsHook()
+    pred = p if activated else torch.logit(p)
+    hook._count("loss", loss, (pred, (labels, overlaps)), {}, None)
+    torch.testing.assert_close(hook._sums["loss"], torch.tensor([[2.0, 0.0], [0.8, 0.0]]))

@@ -20,6 +20,7 @@ pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[m
 
 from polyfocal.commands import compare
 from polyfocal.experiments import comparing
+from polyfocal.experiments.intervals import ap_intervals
 from polyfocal.experiments.trained import TrainedRun
 from polyfocal.mmengine.work_dir import read_trained_run
 
@@ -181,6 +182,48 @@ def test_cost_and_curves_of_a_resumed_training(data, tmp_path):
     assert rows["seconds per iteration, median"] == ["1.050", "1.050"]  # between 1.0 and 1.1
     assert rows["most memory, MiB"] == ["120", "120"]
     assert rows["epochs"] == ["2", "2"] and rows["last logged iteration"] == ["20", "20"]
+
+
+def test_a_new_start_leaves_nothing_of_the_training_before(data, tmp_path):
+    """Which logged more often, and was better."""
+    again = write_run(tmp_path / "again", data, starts=[range(1, 21), range(20, 41, 20)])
+    old, new = sorted(again.glob("*/vis_data"))
+    for place, start in ((old, False), (new, False)):
+        with (place / "config.py").open("a") as stream:
+            stream.write(f"\nresume = {start}\n")
+    records = [{"loss": 1.0, "iter": 20, "step": 20}, {"coco/bbox_mAP": 0.1, "step": 2}]
+    (new / "scalars.json").write_text("\n".join(map(json.dumps, records)) + "\n")
+    run = read_trained_run(again)
+    assert [record["iter"] for record in run.training] == [20]
+    assert run.evaluations == [{"bbox_mAP": 0.1, "step": 2}]
+
+
+def test_classes_that_the_config_leaves_out_do_not_count(data, tmp_path):
+    found = [one for one in detections(data, 0) if one["category_id"] == 2]
+    other = [one for one in detections(data, 1) if one["category_id"] == 2]
+    evaluations = [
+        pycocotools(data, one).eval["precision"][:, :, 1, 0, -1] for one in (found, other)
+    ]
+    dogs = [float(precision.mean()) for precision in evaluations]
+    runs = []
+    for name, one, mean_ap in zip("ab", (found, other), dogs, strict=True):
+        runs.append(write_run(tmp_path / name, data, one, mean_ap=mean_ap))
+        config = runs[-1] / "20260101_000000" / "vis_data" / "config.py"
+        with config.open("a") as stream:
+            stream.write("\nval_dataloader['dataset']['metainfo'] = dict(classes=('dog',))\n")
+    comparison = comparing.compare(runs, read_trained_run)
+    assert comparison.notes == []
+    rows = comparing.class_rows(comparison.detections["bbox"], comparison.names)
+    assert list(rows) == ["dog"] and rows["dog"] == pytest.approx(dogs)
+    results = comparing.result_rows(comparison)
+    assert results["bbox_LRP"][0] < 1
+    first = read_trained_run(runs[0])
+    truth = first.truth(data / "val.json")
+    assert ap_intervals(truth, [found], [other], draws=100).mean.value == pytest.approx(
+        dogs[0] - dogs[1]
+    )
+    whole = read_trained_run(write_run(tmp_path / "c", data, found))
+    assert whole.evaluated_as(first), "this one leaves its classes to the data"
 
 
 def test_best_threshold():

@@ -57,6 +57,7 @@ HIGH_HALF = (3.375 * log(2), 6.75 * log(2) - 6.75)  # (1 + p)^3 CE and its deriv
         ("Poly1CrossEntropyLoss epsilon=2", 0.25, log(4) + 1.5, -6.0),
         ("Poly1CrossEntropyLoss epsilon=2 loss_weight=0.5", 0.25, log(2) + 0.75, -3.0),
         ("PolyNLoss epsilons=(1,0.5)", 0.5, log(2) + 0.625, -3.5),
+        ("Poly1FocalLoss epsilon=0 alpha=None activated=True", 0.5, *FOCAL_HALF),
     ],
 )
 def test_values_by_hand(words: str, p: float, value: float, gradient: float) -> None:

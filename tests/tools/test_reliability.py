@@ -136,6 +136,51 @@ def test_two_runs_in_one_directory(tmp_path, capsys, uninterrupted):
     assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
+def test_a_resume_takes_nothing_of_the_training_before(tmp_path, capsys, uninterrupted, at_epoch):
+    """A new start in the directory of a finished training, killed in its first epoch."""
+    assert run(*CLASSIFIER, "--work-dir", tmp_path, *SHORT, "randomness.seed=5") == 0
+
+    def kill():
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        call_hook = ConsoleRunner.call_hook
+
+        def calling(self, name, **inputs):
+            if name == "after_train_iter":
+                kill()
+            call_hook(self, name, **inputs)
+
+        patch.setattr(ConsoleRunner, "call_hook", calling)
+        assert run(*CLASSIFIER, "--work-dir", tmp_path, *SHORT) == 130
+    assert latest_checkpoint(tmp_path) is None and (tmp_path / "epoch_3.pth").is_file()
+    capsys.readouterr()
+    assert run(*CLASSIFIER, "--work-dir", tmp_path, *SHORT, "--resume") == 0
+    assert "holds no checkpoint yet: this is a new start" in capsys.readouterr().out
+    assert same(weights(tmp_path), uninterrupted)
+
+
+def test_a_resume_says_where_it_goes_on_and_what_is_new(tmp_path, capsys, uninterrupted):
+    two = [*SHORT[:2], "train_cfg.max_epochs=2", *SHORT[3:]]
+    assert run(*CLASSIFIER, "--work-dir", tmp_path, *two) == 0
+    assert "goes on" not in capsys.readouterr().out
+    assert run(*CLASSIFIER, "--work-dir", tmp_path, *SHORT, "--resume") == 0
+    out = capsys.readouterr().out
+    assert f"note: this goes on from {tmp_path / 'epoch_2.pth'}." in out
+    assert "started with other settings of train_cfg.max_epochs; those given now hold" in out
+    assert (tmp_path / "epoch_3.pth").is_file()
+
+
+def test_without_a_checkpoint_a_resume_does_what_the_config_says(tmp_path, uninterrupted):
+    """As the runs of a study and the full trainings of a search do, which continue if they can."""
+    torch.save({"state_dict": uninterrupted, "meta": {}}, tmp_path / "given.pth")
+    options = ["optim_wrapper.optimizer.lr=0.0", f"load_from={tmp_path / 'given.pth'}"]
+    assert run(*CLASSIFIER, "--work-dir", tmp_path / "run", *SHORT, *options, "--resume") == 0
+    found = weights(tmp_path / "run")
+    learned = [name for name in found if name.endswith(("weight", "bias"))]
+    assert learned and all(torch.equal(found[name], uninterrupted[name]) for name in learned)
+
+
 @pytest.fixture
 def scenes(tmp_path):
     settings = DigitScenes(num_train=6, num_val=2, size=64, digits=(1, 2), digit_size=(20, 40))

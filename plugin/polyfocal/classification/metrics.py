@@ -20,7 +20,8 @@ class ClassificationMetric(BaseMetric):
     ``macro_top<K>``: the mean of the accuracies of the classes; ``many``, ``medium``, ``few``: the
     mean top-1 of the classes with that many pictures to train on, left out if there are none;
     ``ece`` of 15 bins. A score that equals the label's counts as better. So a model with equal
-    scores for all classes gets nothing.
+    scores for all classes gets nothing. Scores that are not finite are wrong, and there is no
+    ``ece`` then.
 
     Args:
         topk: K >= 1.
@@ -60,6 +61,8 @@ class ClassificationMetric(BaseMetric):
         labels = np.array([label for _, label in results])
         own = scores[np.arange(len(labels)), labels]
         rank = (scores >= own[:, None]).sum(axis=1)  # 1 is the best
+        finite = np.isfinite(scores).all(axis=1)
+        rank[~finite] = scores.shape[1] + 1  # the training has diverged: nothing is right
         measured = {}
         present = np.unique(labels)
         for k in dict.fromkeys((1, self.topk)):
@@ -69,9 +72,10 @@ class ClassificationMetric(BaseMetric):
             measured[f"macro_top{k}"] = float(np.mean(list(by_class.values())))
             if k == 1 and self.class_counts is not None:
                 measured.update(self._by_frequency(by_class))
-        calibration = ClassificationCalibration()
-        calibration.update(scores, labels)
-        measured["ece"] = float(calibration.compute().ece)
+        if finite.all():
+            calibration = ClassificationCalibration()
+            calibration.update(scores, labels)
+            measured["ece"] = float(calibration.compute().ece)
         self.measured = measured
         return measured
 

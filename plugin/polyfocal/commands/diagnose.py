@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--against", nargs="+", default=[], metavar="RESULTS.json", help=text)
     add("--masks", action="store_true", help="compare masks instead of boxes")
     add("--draws", type=int, default=1000, help="number of draws of the pictures (default 1000)")
-    text = "per cent of the draws that an interval holds (default 95)"
+    text = "how often the intervals hold the truth, in per cent (default 95)"
     add("--level", type=float, default=95.0, help=text)
     add("--seed", type=int, default=0, help="seed of the draws (default 0)")
     return parser.parse_args(argv)

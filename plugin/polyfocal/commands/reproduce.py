@@ -11,10 +11,12 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import get_rank
 
 from polyfocal.adapters import prepare
+from polyfocal.data.coco import annotations_digest
 from polyfocal.experiments.batch import Slurm, carry_out
 from polyfocal.experiments.command_line import (
     add_common_options,
@@ -94,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
     check_freeze(args)
     configs = {row.config for row in study.rows.values()}
     contents = {config: content_of(config_file(config)) for config in configs}
-    runs = study.runs(args.seeds, **given, options=args.cfg_options, contents=contents)
+    annotations = annotations_digest(args.data) if args.data else None
+    changing: dict[str, Any] = {"contents": contents, "annotations": annotations}
+    runs = study.runs(args.seeds, **given, options=args.cfg_options, **changing)
     wanted = chosen(runs, args.only)
     slurm = Slurm.of(args, ["-m", "polyfocal", "reproduce", *args.argv])
     check_launcher(args.launcher)

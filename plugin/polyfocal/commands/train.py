@@ -36,7 +36,8 @@ examples:
   # another epsilon and ten epochs; then go on after an interruption
   polyfocal train retinanet_poly1 --demo \\
       --cfg-options model.bbox_head.loss_cls.epsilon=0.5 train_cfg.max_epochs=10
-  polyfocal train retinanet_poly1 --demo --resume
+  polyfocal train retinanet_poly1 --demo --resume \\
+      --cfg-options model.bbox_head.loss_cls.epsilon=0.5 train_cfg.max_epochs=10
 
   # COCO 2017 in data/coco on 8 GPUs
   torchrun --nproc-per-node 8 -m polyfocal train retinanet_poly1 --launcher pytorch

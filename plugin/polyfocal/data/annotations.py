@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from numbers import Integral
@@ -88,6 +88,16 @@ class Annotations:
             others = [category for category in found if category != first]
             counted += [{**hard, "category_id": each, "id": next(free)} for each in others]
         return replace(self, content={**self.content, "annotations": counted})
+
+    def of_classes(self, names: Collection[str]) -> "Annotations":
+        """With the categories of these names alone."""
+        kept = [category for category in self.categories if category["name"] in names]
+        if len(kept) == len(self.categories):
+            return self
+        ids = {category["id"] for category in kept}
+        counted = [one for one in self.class_by_class.annotations if one["category_id"] in ids]
+        content = {**self.content, "categories": kept, "annotations": counted}
+        return replace(self, content=content)
 
     @cached_property
     def sizes(self) -> dict[int, list[int]]:

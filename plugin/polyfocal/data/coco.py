@@ -1,5 +1,6 @@
 """COCO-format folders: finds a split, checks it once, describes it; holds a part of it out."""
 
+import hashlib
 import json
 import os
 import re
@@ -176,6 +177,17 @@ def class_counts(file: str | Path) -> list[int]:
             f"{file} is not a COCO annotation file: its categories and annotations have no {error}."
         ) from None
     return list(counts.values())
+
+
+def annotations_digest(folder: str | Path) -> str | None:
+    """A hash of what a COCO-format folder says of train and val; None for data of another kind."""
+    found = hashlib.sha256()
+    try:
+        for split in ("train", "val"):
+            found.update(_annotation_file(Path(folder), split).read_bytes())
+    except (DatasetError, OSError):
+        return None
+    return found.hexdigest()
 
 
 def _annotation_file(folder: Path, split: str) -> Path:

@@ -9,10 +9,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
 
-from polyfocal.efficientnet import CHANNELS, EfficientNetLite0
-
-BACKBONE_RATE = 0.1
-"""Learning rate of the backbone, as a factor of the heads' learning rate."""
+from polyfocal.efficientnet import CHANNELS, FROZEN_STAGES, RATE_FACTOR, EfficientNetLite0
 
 _STAGES = tuple(f"res{number}" for number in range(2, 6))
 
@@ -33,7 +30,8 @@ class Lite0(Backbone):
     def __init__(self, out_features: Sequence[str]) -> None:
         super().__init__()
         self.names = [name for name in _STAGES if name in out_features]
-        self.net = EfficientNetLite0([_STAGES.index(n) for n in self.names], frozen_stages=1)
+        stages = [_STAGES.index(name) for name in self.names]
+        self.net = EfficientNetLite0(stages, FROZEN_STAGES)
         self.net.init_weights()
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
@@ -79,4 +77,4 @@ def rate_factor(parameter: str) -> float:
     Args:
         parameter: Name of the parameter in the model.
     """
-    return BACKBONE_RATE if parameter.startswith("backbone.bottom_up.") else 1.0
+    return RATE_FACTOR if parameter.startswith("backbone.bottom_up.") else 1.0

@@ -21,11 +21,12 @@ from pycocotools import mask as coco_mask
 
 from polyfocal.calibration import DetectionCalibration, DetectionResult, match
 from polyfocal.calibration.detection import LAECE_IOU, MatchedDetections
-from polyfocal.data.annotations import Annotations, read_annotations
+from polyfocal.data.annotations import Annotations
 from polyfocal.data.detections import Detections, Kind
 from polyfocal.data.evaluation import CocoResult, evaluate
 from polyfocal.errors import UserError
 from polyfocal.experiments.report import COLORS, Heading, Part, Picture, Table, page
+from polyfocal.experiments.study import flat
 from polyfocal.experiments.trained import TrainedRun
 
 KINDS = {"bbox": "boxes", "segm": "masks"}
@@ -149,7 +150,7 @@ def _add_detections(comparison: Comparison) -> None:
             "from the detections."
         )
         return
-    comparison.truth = read_annotations(file, pictures=False)
+    comparison.truth = next(iter(runs.values())).truth(file)
     for name, run in runs.items():
         for kind, results in run.results.items():
             found = _measure(run, comparison.truth, results, kind)
@@ -200,26 +201,13 @@ def best_threshold(score: NDArray[np.float64], right: NDArray[np.bool_], num_obj
 
 def differing_settings(runs: Mapping[str, TrainedRun]) -> dict[str, list[str]]:
     """Settings of the configs that differ between the runs, with the value of each run."""
-    flat = [dict(_flat(run.config)) for run in runs.values()]
-    table = {key: [one.get(key, "") for one in flat] for key in itertools.chain(*flat)}
+    every = [dict(flat(run.config)) for run in runs.values()]
+    table = {key: [one.get(key, "") for one in every] for key in itertools.chain(*every)}
     return {
         key: values
         for key, values in table.items()
         if len(set(values)) > 1 and not _NOT_A_SETTING.search(key)
     }
-
-
-def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, dict):
-        children = node.items()
-    elif isinstance(node, list | tuple) and any(isinstance(one, dict) for one in node):
-        children = enumerate(node)
-    else:
-        yield prefix, str(node)
-    for key, value in children:
-        if not str(key).startswith("_"):  # MMEngine's scopes, and the names of its own variables
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def result_rows(comparison: Comparison) -> dict[str, list[float]]:

@@ -136,12 +136,12 @@ def _interval(
     if kind is None or not all(file.is_file() for one in files for file in one):
         return None
     first, *others = (read(run) for run in (*ours, *theirs))
-    truth = first.annotation_file
-    if truth is None or not truth.is_file():
+    file = first.annotation_file
+    if file is None or not file.is_file():
         return None
     if not all(first.evaluated_as(other) for other in others):  # each seed has its own pictures
         return None
-    return ap_intervals(truth, *files, kind=kind, max_dets=first.max_dets).mean
+    return ap_intervals(first.truth(file), *files, kind=kind, max_dets=first.max_dets).mean
 
 
 def tuned_table(study: Study, outcomes: Sequence[Outcome]) -> Table:

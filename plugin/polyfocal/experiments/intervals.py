@@ -1,8 +1,10 @@
 """How certain average precision is: bootstrap intervals over the pictures of a split.
 
 The pictures are drawn anew with replacement, again and again, and AP is measured on each such
-split: the interval holds what a part of the draws gives (the percentile bootstrap of Efron, 1979).
-Two runs are compared on the same draws, so that pictures which are hard for both do not blur their
+split. The fewer the pictures, the higher is AP: a draw has more than the split, as the split has
+more than all pictures of its kind. So the interval is mirrored at the split's own AP (the basic
+bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 5.2). Two
+runs are compared on the same draws, so that pictures which are hard for both do not blur their
 difference. What is matched is matched once, as COCOeval does it; a draw only weighs the pictures.
 """
 
@@ -33,7 +35,7 @@ _FEWEST = 100  # draws
 
 
 class Interval(NamedTuple):
-    """A number, and the interval in which it lies in most draws.
+    """A number, and the interval in which it would lie with all pictures of this kind.
 
     Attributes:
         value: The number for the split as it is; NaN if there is nothing to measure.
@@ -57,7 +59,7 @@ class Intervals:
     Attributes:
         mean: mAP, the mean over the classes that have objects.
         classes: AP by the name of the class.
-        level: The part of the draws that an interval holds.
+        level: How often such intervals hold the truth.
         draws: Number of draws.
     """
 
@@ -127,7 +129,7 @@ class _Run:
             reached = np.searchsorted(RECALLS, recall, side="right")
             last = np.append(np.diff(label) != 0, True)  # the first of its class, forwards
             previous = np.where(last, 0, np.append(reached[1:], 0))
-            share = best * (reached - previous) * (own > 0)
+            share = best * (reached - previous)
             total += np.bincount(label, weights=share, minlength=self.count)
         total /= len(RECALLS) * len(THRESHOLDS)
         return np.where(objects > 0, total, np.nan)
@@ -157,7 +159,7 @@ def ap_intervals(
         kind: Boxes or masks.
         max_dets: Most detections of a category in a picture that count.
         draws: How often the pictures are drawn.
-        level: The part of the draws that an interval holds.
+        level: How often such intervals hold the truth, in (0, 1).
         seed: Seed of the draws.
 
     Raises:
@@ -214,25 +216,27 @@ def ap_intervals(
         weight = generator.multinomial(len(pictures), every)
         drawn[row] = measured(weight, generator.integers(len(ours), size=len(ours)))
     ends = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
+    least = -1.0 if theirs else 0.0
     found = [
-        Interval(float(value), *_percentiles(column, ends))
+        Interval(float(value), *_mirrored(float(value), column, ends, least))
         for value, column in zip(as_it_is, drawn.T, strict=True)
     ]
     return Intervals(found[-1], dict(zip(names, found[:-1], strict=True)), level, draws)
 
 
-def _percentiles(values: Floats, ends: list[float]) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
+def _mirrored(value: float, drawn: Floats, ends: list[float], least: float) -> tuple[float, float]:
+    known = drawn[~np.isnan(drawn)]
     if not known.size:
         return float("nan"), float("nan")
-    low, high = np.percentile(known, ends)
+    low, high = np.clip(2 * value - np.percentile(known, ends)[::-1], least, 1.0)
     return float(low), float(high)
 
 
 def intervals_table(found: Intervals, difference: bool = False) -> Table:
     """Average precision with its intervals for a terminal, in percent."""
     what = "Difference of AP" if difference else "AP"
-    table = Table(title=f"{what}, {100 * found.level:g}% of {found.draws} draws of the pictures")
+    level = f"{100 * found.level:g}%"
+    table = Table(title=f"{what}, {level} intervals of {found.draws} draws of the pictures")
     for name in ("", "AP", "from", "to"):
         table.add_column(name, justify="left" if not name else "right")
     for name, one in {"all": found.mean, **found.classes}.items():

@@ -51,9 +51,11 @@ def loss_and_gradient(
     Returns:
         The loss L and dL/dp_t, both (N,) in the dtype of p_t.
     """
+    activated = getattr(loss, "activated", False)
 
     def logits_of(p_t: Tensor) -> Tensor:
-        logits = torch.logit(p_t if positive else 1 - p_t).unsqueeze(1)
+        p = p_t if positive else 1 - p_t
+        logits = (p if activated else torch.logit(p)).unsqueeze(1)
         if loss.use_sigmoid:
             return logits
         return torch.cat([logits, torch.zeros_like(logits)], dim=1)

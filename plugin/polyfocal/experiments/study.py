@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -28,6 +28,11 @@ _TUNED = ".tuned"
 _TUNING_SEED = 0
 _ROUNDING = 1e-12  # differences of equal numbers spread less than this
 SCORES_FILE = "scores.npz"
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("columns", "options", "full_options", "scenes", "curvature", "fair"), dict),
+    **dict.fromkeys(("loss", "published", "series"), dict),
+    **dict.fromkeys(("notes", "splits", "hooks"), list),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Study:
         epochs: int | None = None,
         options: Mapping[str, Any] | None = None,
         contents: Mapping[str, str] | None = None,
+        annotations: str | None = None,
     ) -> list["Run"]:
         """All runs, with the seeds in the outer loop, so that a stopped study has all rows.
 
@@ -130,6 +136,7 @@ class Study:
                 names its own in its options keeps them.
             options: Overrides of all configs, which win over the study's.
             contents: What tells whether a config was changed, by the rows' configs.
+            annotations: What tells whether the data was changed.
 
         Raises:
             UserError: The options contradict each other or the study.
@@ -166,6 +173,7 @@ class Study:
         def settings(name: str, row: Row) -> dict[str, Any]:
             more = {
                 "content": (contents or {}).get(row.config),
+                "annotations": annotations,
                 "scores": name in needed,
                 "loss": row.loss,
                 "hooks": row.hooks,
@@ -243,11 +251,11 @@ def read_study(file: Path, config: str | None = None) -> Study:
         own = content.pop("config", None)
         rows = {}
         for key, row in content.pop("rows").items():
-            row = row or {}
+            row = _stated(row or {})
             if config and "config" in row:
                 raise UserError(f"--config {config}: the rows of {file.stem} have their own.")
             rows[str(key)] = Row(**{"label": str(key), "config": config or own, **row})
-        study = Study(name=file.stem, rows=rows, **content)
+        study = Study(name=file.stem, rows=rows, **_stated(content))
         unknown = [
             key for row in rows.values() for key in row.published if key not in study.columns
         ]
@@ -263,6 +271,16 @@ def read_study(file: Path, config: str | None = None) -> Study:
     if unknown:
         raise UserError(f"{file} publishes {unknown[0]}, which is none of its columns.")
     return study
+
+
+def _stated(content: dict[str, Any]) -> dict[str, Any]:
+    """What a file says; a key with nothing behind it says nothing."""
+    stated = {key: value for key, value in content.items() if value is not None}
+    for key, value in stated.items():
+        kind = _KINDS.get(key)
+        if kind is not None and not isinstance(value, kind):
+            raise TypeError(f"{key} is {value!r}, not {'a mapping' if kind is dict else 'a list'}")
+    return stated
 
 
 def _check_fair(study: Study, file: Path) -> None:
@@ -573,6 +591,20 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The settings of a config and their values as text; the keys are joined by dots."""
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list | tuple) and any(isinstance(one, dict) for one in node):
+        children = enumerate(node)
+    else:
+        yield prefix, str(node)
+    for key, value in children:
+        if not str(key).startswith("_"):  # MMEngine's scopes, and the names of its own variables
+            yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def _read(run: Run, place: Path) -> Outcome | None:
     file = place / RESULT_FILE
     try:
@@ -587,10 +619,11 @@ def _read(run: Run, place: Path) -> Outcome | None:
             f"{file} is not the result of a run: remove it to measure again."
         ) from error
     wanted = json.loads(json.dumps(run.settings))
-    if "content" not in settings or "content" not in wanted:  # an older version kept none
-        settings, wanted = ({**one, "content": None} for one in (settings, wanted))
+    names = {"content": "what the config says", "annotations": "what the data's annotations say"}
+    for key in names:
+        if key not in settings or key not in wanted:  # an older version kept none
+            settings, wanted = ({**one, key: None} for one in (settings, wanted))
     if settings != wanted:
-        names = {"content": "what the config says"}
         changed = ", ".join(names.get(key, key) for key in differing(settings, wanted))
         raise UserError(
             f"{file} was measured with other settings ({changed}): give another folder,"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyfocal.data.annotations import Annotations, read_annotations
 from polyfocal.data.detections import Kind
 
 KEPT_RESULTS = "val"
@@ -57,6 +58,17 @@ class TrainedRun:
         return self._place(self.dataset["ann_file"])
 
     @property
+    def classes(self) -> set[str] | None:
+        """The names of the classes that the config names; None where it leaves them to the data."""
+        named = (self.dataset.get("metainfo") or {}).get("classes")
+        return None if named is None or isinstance(named, str) else set(named)
+
+    def truth(self, file: Path) -> Annotations:
+        """What the evaluation counted of an annotation file: objects of the config's classes."""
+        truth = read_annotations(file, pictures=False)
+        return truth if self.classes is None else truth.of_classes(self.classes)
+
+    @property
     def image_dir(self) -> Path:
         """Where the pictures of the val split are."""
         return self._place((self.dataset.get("data_prefix") or {}).get("img", ""))
@@ -77,10 +89,12 @@ class TrainedRun:
         return next((one["max_dets"] for one in metrics if "max_dets" in one), 100)
 
     def evaluated_as(self, other: "TrainedRun") -> bool:
-        """Whether both were evaluated on the same data: the same annotations, or data settings."""
+        """Whether both were evaluated on the same data: annotations and classes, or settings."""
         mine, theirs = self.annotation_file, other.annotation_file
         if mine is None or theirs is None:
             return self.dataset == other.dataset
+        if self.classes and other.classes and self.classes != other.classes:
+            return False
         if mine == theirs:
             return True
         try:

@@ -172,14 +172,19 @@ class Tuning:
             if deadline is not None and time.monotonic() >= deadline:
                 study.stop()
 
-        # No pruning in the first third: during the warm-up of the learning rate it says nothing.
-        study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=-(-epochs // 3))
+        study.pruner = pruner(epochs)
         callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [ended]
         if trials is not None:
             callbacks.append(optuna.study.MaxTrialsCallback(trials, states=DONE))
         study.optimize(objective, catch=(OutOfTime,), callbacks=callbacks, gc_after_trial=True)
         if deadline is not None and time.monotonic() >= deadline:
             study.set_user_attr("searched_minutes", minutes)
+
+
+def pruner(epochs: int) -> optuna.pruners.BasePruner:
+    """What gives up trials of so many epochs."""
+    # Not in the first third: during the warm-up of the learning rate a trial says nothing.
+    return optuna.pruners.MedianPruner(n_warmup_steps=-(-epochs // 3))
 
 
 class _TrialWatcher:
@@ -296,6 +301,8 @@ def open_study(
             raise UserError(f"{place} cannot keep a search: {reason}.") from error
         raise UserError(f"{file} cannot be used as the file of a search: {reason}.") from error
     found = study.user_attrs.get("identity")
+    if found is not None and "annotations" not in found:  # an older version kept none
+        identity.pop("annotations", None)
     if found is None:
         study.set_user_attr("identity", identity)
         study.enqueue_trial({name: s.value for name, s in settings.items()}, skip_if_exists=True)

@@ -59,7 +59,6 @@ _RESNET18_CHANNELS = tuple(_BASE_CHANNELS * 2**stage for stage in range(4))
 _CELL = 32  # pixels of the coarsest stage of both backbones
 _NECK_GROUPS = 4  # of GroupNorm, on EfficientNet-Lite0
 _SMALL_RATE = 3e-3  # docs/results/detection.md has what other rates gave
-_BACKBONE_RATE = 0.1  # of the heads' learning rate, where the backbone is pretrained
 # From scratch, necks and heads without normalisation learn several times more slowly.
 _NORM = {"type": "GN", "num_groups": 8, "requires_grad": True}
 
@@ -115,16 +114,17 @@ def use_small_profile(cfg: Config, side: int = MAX_SIDE) -> None:
     for node in walk(cfg.model.neck):
         if "num_groups" in node:
             node.num_groups = _NECK_GROUPS
-    # The first stage knows edges already, and costs as much as all the others.
     cfg.model.backbone = ConfigDict(
-        type="polyfocal.EfficientNetLite0", out_indices=stages, frozen_stages=1
+        type="polyfocal.EfficientNetLite0",
+        out_indices=stages,
+        frozen_stages=efficientnet.FROZEN_STAGES,
     )
     cfg.model.data_preprocessor.update(
         mean=[efficientnet.PIXEL_MEAN] * 3, std=[efficientnet.PIXEL_STD] * 3, bgr_to_rgb=True
     )
     cfg.optim_wrapper.optimizer.lr = _SMALL_RATE
     cfg.optim_wrapper.paramwise_cfg = ConfigDict(
-        custom_keys={"backbone": dict(lr_mult=_BACKBONE_RATE)},
+        custom_keys={"backbone": dict(lr_mult=efficientnet.RATE_FACTOR)},
         bypass_duplicate=True,  # of heads whose levels share their convolutions
     )
 

@@ -18,6 +18,9 @@ from polyfocal._torch import allow_names
 from polyfocal.data import unpickling
 from polyfocal.errors import UserError
 
+STARTED_FILE = "started.json"
+"""The settings of the training in a work directory, written when it begins."""
+
 _HISTORY_METHODS = ("min", "max", "current", "mean")
 
 
@@ -113,7 +116,7 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 
     It is the checkpoint that MMEngine's file ``last_checkpoint`` names, also if the directory has
     been moved since. That file is not written in one piece. If it is empty or missing, the newest
-    checkpoint is the one that was written last.
+    checkpoint is the one that was written last, after the start of the training.
     """
     folder = Path(work_dir)
     with contextlib.suppress(OSError):
@@ -122,7 +125,10 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
             if file.is_file():
                 return file
     files = [*folder.glob("epoch_*.pth"), *folder.glob("iter_*.pth")]
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    started = folder / STARTED_FILE
+    since = started.stat().st_mtime_ns if started.is_file() else 0
+    written = [(file.stat().st_mtime_ns, file) for file in files]
+    return max((one for one in written if one[0] >= since), default=(0, None))[1]
 
 
 class CheckpointGuardHook(Hook):

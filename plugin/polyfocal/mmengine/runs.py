@@ -18,9 +18,11 @@ from rich.console import Console, RenderableType
 
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
+from polyfocal.experiments.study import differing, flat
 from polyfocal.experiments.trained import KEPT_RESULTS
 from polyfocal.folders import own_folder
 from polyfocal.mmengine.checkpoint import (
+    STARTED_FILE,
     CheckpointGuardHook,
     check_checkpoint,
     latest_checkpoint,
@@ -32,6 +34,9 @@ from polyfocal.mmengine.hooks import ExactResumeHook
 from polyfocal.mmengine.objects import check_training_objects, is_empty, nothing_to_train_on
 from polyfocal.mmengine.work_dir import short_names
 from polyfocal.tables import table
+
+_PLACE = ("work_dir", "launcher", "experiment_name")  # where a training runs, not what it trains
+_SHOWN = 5
 
 
 class Runnable(Protocol):
@@ -162,7 +167,7 @@ def train_into(
         experiment: With its seed.
         hooks: See :func:`train`.
         resume: Continue an interrupted run in ``place/run``, unless it was started with another
-            config; ``started.json`` in that folder holds the config with all settings.
+            config; :data:`STARTED_FILE` in that folder holds the config with all settings.
         launcher: How the processes that train together were started, ``"none"`` for a single
             process.
 
@@ -193,15 +198,13 @@ def start_in(
     """
     cfg, work_dir = experiment.config, place / "run"
     if name == "train" and is_main_process():
-        settings = json.dumps(cfg.to_dict(), default=str, indent=1)
-        started = work_dir / "started.json"
-        same = started.is_file() and started.read_text(encoding="utf-8") == settings
+        started = work_dir / STARTED_FILE
+        same = started.is_file() and started.read_text(encoding="utf-8") == _settings(cfg)
         if not (resume and same):
             with own_folder(work_dir, "--work-dir"):
                 pass  # no other training is under way there
             shutil.rmtree(work_dir, ignore_errors=True)
             work_dir.mkdir(parents=True)
-            write_text(started, settings)
     barrier()
     cfg.work_dir = str(work_dir)
     cfg.launcher = launcher
@@ -306,16 +309,20 @@ def _build_training(
     experiment: Runnable, resume: str | None, load_from: str | None, hooks: Sequence[Hook]
 ) -> ConsoleRunner:
     cfg = experiment.config
-    if not resume and not load_from:  # the command line says nothing: what does the config say?
-        load_from = cfg.get("load_from")
-        if cfg.get("resume"):
-            resume, load_from = load_from or "auto", None
+    settings = _settings(cfg)
+    given = cfg.get("load_from")
+    if not resume and not load_from and cfg.get("resume"):
+        resume = given or "auto"  # the command line says nothing, and the config does
     if resume == "auto":
         latest = latest_checkpoint(cfg.work_dir)
         resume = None if latest is None else str(latest)
         if resume is None:
             experiment.notes.append(f"{cfg.work_dir} holds no checkpoint yet: this is a new start.")
+    if not resume and not load_from:
+        load_from = given
     cfg.resume = resume is not None
+    if resume:
+        experiment.notes += _continued(Path(cfg.work_dir), resume, settings)
     cfg.load_from = resume or load_from
     saving = cfg.default_hooks.checkpoint
     if saving.get("max_keep_ckpts") == 1:
@@ -331,7 +338,44 @@ def _build_training(
     runner.register_hook(HostMemoryHook())
     for hook in hooks:
         runner.register_hook(hook)
+    if is_main_process() and not (resume and _in(resume, cfg.work_dir)):
+        _begin(Path(cfg.work_dir), settings)
     return runner
+
+
+def _settings(cfg: Config) -> str:
+    """What tells whether a training goes on as it was started, as JSON."""
+    content = {key: value for key, value in cfg.to_dict().items() if key not in _PLACE}
+    return json.dumps(content, default=str, indent=1)
+
+
+def _continued(work_dir: Path, checkpoint: str, settings: str) -> list[str]:
+    """What a person should know about a training that goes on, a sentence each."""
+    notes = [f"this goes on from {checkpoint}."]
+    if not _in(checkpoint, work_dir):
+        return notes
+    with contextlib.suppress(OSError, ValueError):  # of another tool, or of an older version
+        old = json.loads((work_dir / STARTED_FILE).read_text(encoding="utf-8"))
+        others = differing(*(dict(flat(one)) for one in (old, json.loads(settings))))
+        if others := [key for key in others if key.split(".")[0] not in _PLACE]:
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            notes.append(
+                f"this training was started with other settings of {', '.join(others[:_SHOWN])}"
+                f"{more}; those given now hold."
+            )
+    return notes
+
+
+def _in(checkpoint: str, work_dir: str | Path) -> bool:
+    return Path(checkpoint).resolve().parent == Path(work_dir).resolve()
+
+
+def _begin(work_dir: Path, settings: str) -> None:
+    """Keep an earlier training's files out of what is read of the one that begins."""
+    (work_dir / "last_checkpoint").unlink(missing_ok=True)
+    for file in work_dir.glob(f"{KEPT_RESULTS}.*.json"):
+        file.unlink()
+    write_text(work_dir / STARTED_FILE, settings)
 
 
 @contextlib.contextmanager

@@ -53,6 +53,8 @@ class ClassStatisticsHook(Hook):
     ) -> None:
         pred = (args[0] if args else kwargs["pred"]).detach()
         target = args[1] if len(args) > 1 else kwargs["target"]
+        if isinstance(target, tuple | list):  # labels and the overlaps that the scores shall have
+            target = target[0]
         if target.shape == pred.shape or not torch.is_grad_enabled():
             return
         columns = pred.shape[1]
@@ -60,7 +62,10 @@ class ClassStatisticsHook(Hook):
         if module.ignore_index is not None:
             positive &= target != module.ignore_index
         label = torch.where(positive, target, 0).long()
-        p = pred.float().sigmoid() if module.use_sigmoid else pred.float().softmax(dim=1)
+        if getattr(module, "activated", False):
+            p = pred.float()
+        else:
+            p = pred.float().sigmoid() if module.use_sigmoid else pred.float().softmax(dim=1)
         p_t = p.gather(1, label.unsqueeze(1)).reshape(-1)
         seen, label = positive.float().reshape(-1), label.reshape(-1)  # rows, or a map of labels
         if name not in self._sums:

@@ -6,6 +6,7 @@ repeated.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
         part = _records(log)
         first = next((record["iter"] for record in part if _is_training(record)), None)
         if first is not None:
-            # From here on an earlier start's log was trained again, or belongs to another run.
-            kept = (n for n, r in enumerate(records) if _is_training(r) and r["iter"] >= first)
-            del records[next(kept, len(records)) :]
             config_file = log.with_name("config.py")
+            # A new start leaves nothing of an earlier one. A resume trains again from here on.
+            again = (n for n, r in enumerate(records) if _is_training(r) and r["iter"] >= first)
+            del records[0 if _is_new(config_file) else next(again, len(records)) :]
         records += part
     if config_file is None:
         raise UserError(
@@ -83,6 +84,15 @@ def short_names(measured: dict[str, Any]) -> dict[str, float]:
             length += 1
         short[end(name, length)] = float(measured[name])
     return short
+
+
+def _is_new(config_file: Path) -> bool:
+    """Whether a start was no resume, as the config that MMEngine leaves of it says."""
+    try:
+        text = config_file.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^resume = False$", text, re.MULTILINE) is not None
 
 
 def _records(log: Path) -> list[dict[str, Any]]:
