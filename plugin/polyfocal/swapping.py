@@ -91,7 +91,8 @@ def swap(cfg: Any, loss: str = "poly1", slots: Sequence[str] | None = None, **se
         loss: 'poly1' for the Poly-1 form of what stands there, with its gamma, alpha, weights and
             reduction; or the name of a loss of this package.
         slots: which losses, as :func:`find_losses` names them ('bbox_head.loss_cls'), or parts of
-            those names. None for all that decide on classes: no masks, centrenesses or proposals.
+            those names; a whole name means that loss alone. None for all that decide on classes:
+            no masks, centrenesses or proposals.
         settings: settings of the loss, for instance ``epsilon=1.0``.
 
     Returns:
@@ -113,9 +114,7 @@ def plan(
 ) -> list[tuple[Any, dict[str, Any]]]:
     """What :func:`swap` changes: the losses, and settings of their heads, which hold them."""
     found = find_losses(model)
-    chosen = [
-        f for f in found if (f.decides if slots is None else any(part in f.where for part in slots))
-    ]
+    chosen = [f for f in found if (f.decides if slots is None else _is_named(f, found, slots))]
     if not chosen:
         names = ", ".join(f.where for f in found) or "none"
         which = "that decides on classes" if slots is None else f"named {', '.join(slots)}"
@@ -124,6 +123,12 @@ def plan(
         changes = _detectron2().changes
         return [(f, changes(_at(model, f.path), f, loss, settings)) for f in chosen]
     return [(f, _changes(f, loss, settings)) for f in chosen]
+
+
+def _is_named(one: Any, found: Sequence[Any], slots: Sequence[str]) -> bool:
+    """Whether slots name a loss: by its whole name, or by a part that is no other's whole name."""
+    names = {f.where for f in found}
+    return any(slot == one.where if slot in names else slot in one.where for slot in slots)
 
 
 def as_text(
@@ -161,11 +166,13 @@ def as_text(
         return "\n".join(lines + _assignments(changes)) + "\n"
     tree: dict[str, Any] = {}
     for found, changed in changes:
-        node = tree
+        node, stock = tree, _at(cfg["model"], found.path)
         for key in found.path:
             node = node.setdefault(str(key), {})
         for name, value in changed.items():
-            node[name] = {"_delete_": True, **value} if isinstance(value, dict) else value
+            # MMEngine takes the key away only where it has something to delete.
+            replaces = isinstance(value, dict) and name in stock
+            node[name] = {"_delete_": True, **value} if replaces else value
     return f"_base_ = {base!r}\n\nmodel = {_shown(tree)}\n"
 
 

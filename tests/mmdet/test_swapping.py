@@ -7,8 +7,10 @@ import pytest
 
 pytest.importorskip("mmdet.models", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 
 import polyfocal
 from polyfocal.commands import swap_loss
@@ -150,6 +152,33 @@ def test_the_written_config_is_the_swapped_one(config, tmp_path):
         assert read.model.bbox_head.type == "polyfocal.Anchor3DHead"
     with pytest.raises(UserError, match="a loss of this package already: set its epsilon"):
         polyfocal.swap(out)
+
+
+def test_a_loss_that_the_base_leaves_to_its_head(tmp_path):
+    """The head's default is FCOS's focal loss, gamma 2 and alpha 0.25, which the new file names."""
+    own, out = tmp_path / "own.py", tmp_path / "my.py"
+    own.write_text(
+        "default_scope = 'mmdet'\n"
+        "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=50),\n"
+        "    bbox_head=dict(type='FCOSHead', num_classes=3, in_channels=8))\n"
+    )
+    assert swap_loss.main([str(own), "--loss", "poly1", "--out", str(out)]) == 0
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        loss = MODELS.build(Config.fromfile(out).model.bbox_head).loss_cls
+    assert type(loss).__name__ == "Poly1FocalLoss"
+    assert (loss.epsilon, loss.gamma, loss.alpha) == (1.0, 2.0, 0.25)
+
+
+def test_a_whole_name_selects_one_loss():
+    """``bbox_head.loss_cls`` begins the name of ``bbox_head.loss_cls_fl``, too."""
+    vfnet = "mmdet::vfnet/vfnet_r50_fpn_1x_coco.py"
+    stock = get_config(vfnet).model.bbox_head
+    head = polyfocal.swap(vfnet, slots=["bbox_head.loss_cls"]).model.bbox_head
+    assert head.loss_cls.type == "polyfocal.Poly1VarifocalLoss"
+    assert "loss_cls_fl" not in stock and "loss_cls_fl" not in head
+    part = polyfocal.swap(vfnet, slots=["bbox_head.loss"]).model.bbox_head
+    assert part.loss_cls.type == "polyfocal.Poly1VarifocalLoss"
+    assert part.loss_cls_fl.type == "polyfocal.Poly1FocalLoss"
 
 
 def test_a_file_of_ones_own(tmp_path):
