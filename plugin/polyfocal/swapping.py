@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from polyfocal import heads, losses
 from polyfocal.errors import UserError
-from polyfocal.losses.class_weights import from_data
+from polyfocal.losses.class_weights import from_data, no_alpha
 from polyfocal.losses.quality import QualityLoss
 
 # What a stock loss is in the family, its Poly-1 form, and the settings that mean the same. Those of
@@ -29,7 +29,8 @@ _POLY1 = {
 }
 # The same of a Poly-1 form that stands in a config.
 _SHARED = {name: keys for stock, (ours, keys) in _POLY1.items() for name in (stock, ours)}
-_OF_LABELS = ("FocalLoss", "Poly1FocalLoss", "CrossEntropyLoss", "Poly1CrossEntropyLoss")
+_FOCAL = ("FocalLoss", "Poly1FocalLoss")
+_OF_LABELS = (*_FOCAL, "CrossEntropyLoss", "Poly1CrossEntropyLoss")
 # Settings of a loss's config that are not the loss's own: the head takes them, or an adapter.
 _BESIDE = {"bg_cls_weight", "pos_weight", "neg_weight"}
 # The slots that decide on classes; the others are swapped when they are named.
@@ -408,6 +409,9 @@ def _changes(found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any
     if loss == "poly1" and "epsilon" not in settings:
         settings = {"epsilon": 1.0, **settings}
     new = {"type": new.pop("type"), **settings, **{k: new[k] for k in new if k not in settings}}
+    weighed = name_of(found.loss["type"]) in _FOCAL and not _is_sigmoid(found.loss)
+    if "alpha" not in settings and not weighed:
+        new |= no_alpha(losses.LOSSES[name_of(new["type"])], new)
     adapter = _adapter(kind, new)
     _check(found, kind, new)
     if adapter is not None:
@@ -422,10 +426,8 @@ def _poly1(found: Found, kind: str, where: str) -> dict[str, Any]:
     if name not in _POLY1:
         raise UserError(f"{where} is a {name}, which has no Poly-1 form in this package")
     new: dict[str, Any] = {"type": f"polyfocal.{_POLY1[name][0]}"}
-    if name == "CrossEntropyLoss":
+    if name != "GaussianFocalLoss":
         new["use_sigmoid"] = _is_sigmoid(stock)
-    elif name != "GaussianFocalLoss":
-        new["use_sigmoid"] = True
     new |= _kept(found, where)
     if kind.startswith("probabilities"):
         new["activated"] = True

@@ -151,6 +151,20 @@ def test_the_focal_settings_of_a_model_go_to_its_loss(loss):
     assert polyfocal.swap(stock, "SampleDependentFocalLoss").model.cls_loss.alpha == 0.25
 
 
+@pytest.mark.parametrize("loss", ["FocalLoss", "Poly1FocalLoss"])
+def test_without_gamma_a_focal_loss_in_the_place_of_a_cross_entropy_is_one(loss):
+    """In the softmax form alpha, 0.25 by default for the sigmoid form, would quarter the loss."""
+    more = dict(gamma=0.0) if loss == "FocalLoss" else dict(gamma=0.0, epsilon=0.0)
+    swapped = polyfocal.swap(MASK, loss, **more).model.roi_heads.box_predictor.cls_loss
+    ours = build_loss(OmegaConf.to_container(swapped), "FastRCNNOutputLayers", needs_sigmoid=False)
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 81), torch.randint(81, (40,))
+    expected = torch.nn.functional.cross_entropy(logits, labels)  # Detectron2's, see its class
+    torch.testing.assert_close(ours(logits, labels), expected)
+    given = polyfocal.swap(MASK, loss, **more, alpha=0.5).model.roi_heads.box_predictor.cls_loss
+    assert given.alpha == 0.5
+
+
 def test_weights_from_the_data_are_taken():
     model = polyfocal.swap(RETINANET, "FocalLoss", class_weight="balanced", alpha="sqrt").model
     assert (model.cls_loss.class_weight, model.cls_loss.alpha) == ("balanced", "sqrt")

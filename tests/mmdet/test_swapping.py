@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("mmdet.models", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -73,10 +74,51 @@ def test_another_loss_is_put_into_the_form_of_the_head():
         type="polyfocal.CyclicalFocalLoss", gamma_hc=2.0, use_sigmoid=True, alpha=0.25,
         loss_weight=1.0,
     )  # fmt: skip
-    assert polyfocal.swap(MASK, "FocalLoss").model.roi_head.bbox_head.loss_cls.use_sigmoid is False
     topk = polyfocal.swap(MASK, "NoisedTopKLoss", k=3, epsilon=0.1).model.roi_head.bbox_head
     assert topk.loss_cls.type == "polyfocal.RoILoss"
     assert topk.loss_cls.loss.type == "polyfocal.NoisedTopKLoss"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("FocalLoss", dict(gamma=0.0)),
+        ("Poly1FocalLoss", dict(gamma=0.0, epsilon=0.0)),
+        ("PolyNLoss", dict(gamma=0.0, epsilons=[0.0])),
+        ("CyclicalFocalLoss", dict(gamma_hc=0.0, gamma_lc=0.0)),
+    ],
+)
+def test_without_gamma_a_focal_loss_in_the_place_of_a_cross_entropy_is_one(name, settings):
+    """In the softmax form alpha, 0.25 by default for the sigmoid form, would quarter the loss."""
+    found = {}
+    for cfg in (get_config(MASK), polyfocal.swap(MASK, name, **settings)):
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            config = dict(cfg.model.roi_head.bbox_head, in_channels=4, fc_out_channels=8)
+            head = MODELS.build(config)
+        if hasattr(head.loss_cls, "set_progress"):
+            head.loss_cls.set_progress(1.0)
+        torch.manual_seed(0)
+        scores, labels = torch.randn(40, 81), torch.randint(81, (40,))
+        boxes = torch.zeros(40, 4)
+        losses = head.loss(
+            scores, torch.zeros(40, 320), torch.zeros(40, 5), labels, torch.ones(40), boxes, boxes
+        )
+        found[cfg.model.roi_head.bbox_head.loss_cls.type] = losses["loss_cls"]
+    torch.testing.assert_close(found[f"polyfocal.{name}"], found["CrossEntropyLoss"])
+
+
+def test_alpha_is_left_out_where_a_loss_becomes_a_softmax():
+    retina = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"  # sigmoid, alpha 0.25
+    for name in ("poly1", "FocalLoss", "PolyNLoss"):
+        more = dict(epsilons=[1.0]) if name == "PolyNLoss" else {}
+        loss = polyfocal.swap(retina, name, use_sigmoid=False, **more).model.bbox_head.loss_cls
+        assert loss.use_sigmoid is False and loss.alpha is None, name
+    box = "roi_head.bbox_head.loss_cls"
+    swapped = polyfocal.swap(MASK, "FocalLoss", alpha=0.5)
+    assert swapped.model.roi_head.bbox_head.loss_cls.alpha == 0.5
+    # A softmax focal loss keeps its form and its alpha.
+    loss = polyfocal.swap(swapped, slots=[box]).model.roi_head.bbox_head.loss_cls
+    assert (loss.type, loss.use_sigmoid, loss.alpha) == ("polyfocal.Poly1FocalLoss", False, 0.5)
 
 
 def test_another_loss_keeps_the_settings_that_mean_the_same():

@@ -11,7 +11,7 @@ from polyfocal.detectron2 import dense, rcnn
 from polyfocal.detectron2.lazy_tree import walk
 from polyfocal.detectron2.loss import build_loss
 from polyfocal.errors import UserError
-from polyfocal.losses.class_weights import from_data
+from polyfocal.losses.class_weights import from_data, no_alpha
 
 _OURS = {
     cls.__name__: cls
@@ -122,6 +122,8 @@ def changes(node: DictConfig, found: Found, loss: str, settings: dict[str, Any])
         softmax_only = takes["use_sigmoid"].default is False and name != "Poly1CrossEntropyLoss"
         new["use_sigmoid"] = sigmoid and not softmax_only
     new = {"type": f"polyfocal.{name}", **new, **settings}
+    if "alpha" not in settings:
+        new |= no_alpha(losses.LOSSES[name], new)
     numbers = {k: v for k, v in new.items() if k not in from_data(losses.LOSSES[name], new)}
     built = build_loss(numbers, found.head, needs_sigmoid=not of_box)
     if of_box and sigmoid and not built.use_sigmoid:

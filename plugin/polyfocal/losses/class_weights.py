@@ -15,6 +15,7 @@ With n_c samples of class c, P classes that have a sample, and N samples in all:
 A class without a sample weighs 1, and takes no part in the scale of the others.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -145,6 +146,20 @@ def from_data(loss: Any, settings: Mapping[str, Any]) -> list[str]:
         for name in FROM_DATA
         if isinstance(loss.settings.get(name), Numbers) and weighing(name, settings.get(name))
     ]
+
+
+def no_alpha(loss: Any, settings: Mapping[str, Any]) -> dict[str, None]:
+    """``alpha=None`` for a softmax loss whose alpha was chosen for the sigmoid form.
+
+    There it balances positives and negatives; in the softmax form it would divide every row alike.
+
+    Args:
+        loss: class of the loss.
+        settings: its settings in a config.
+    """
+    own = inspect.signature(loss).parameters.get("alpha")
+    has = "alpha" in settings or (own is not None and isinstance(own.default, float))
+    return {"alpha": None} if has and settings.get("use_sigmoid") is False else {}
 
 
 def use_counts(
