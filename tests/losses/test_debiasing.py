@@ -342,8 +342,11 @@ def test_stored_scores_are_looked_up_by_id(tmp_path, ids):
 
 def test_a_bad_file_of_scores_is_one_sentence(tmp_path):
     file = tmp_path / "scores.npz"
-    with pytest.raises(ValueError, match="is not a file of stored scores"):
-        StoredScores(file)
+    missing = StoredScores(file)  # as in a test of the trained model, elsewhere
+    with pytest.raises(ValueError, match=r"is not a file of stored scores \(.*No such file"):
+        missing.select([1])
+    with pytest.raises(ValueError, match="StoredScores knows no sample ids for 2 rows"):
+        missing(torch.zeros(2, 2), False)
     file.write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="is not a file of stored scores"):
         StoredScores(file)

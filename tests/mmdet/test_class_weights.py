@@ -122,3 +122,29 @@ def test_from_the_command_line_to_the_dump_and_a_test_without_annotations(tmp_pa
     checkpoint = work_dir / "epoch_1.pth"
     assert tool("test")(RETINANET, checkpoint, *common) == 0
     assert "class_weight is" not in capsys.readouterr().out
+
+
+def test_counts_of_a_file_are_numbers_in_the_dump_and_a_test_needs_no_file(tmp_path):
+    root, work_dir = uneven(tmp_path), tmp_path / "run"
+    path = tmp_path / "mine.py"
+    file = str(root / "annotations" / "train.json")
+    path.write_text(
+        f"_base_ = {str(RETINANET)!r}\n"
+        "model = dict(bbox_head=dict(loss_cls=dict(_delete_=True,"
+        " type='polyfocal.DebiasedFocalLoss', use_sigmoid=True,"
+        f" bias=dict(type='polyfocal.ClassPriors', class_counts={file!r}))))\n"
+    )
+    fast = ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
+    common = ["--data", root, "--profile", "tiny", "--work-dir", work_dir, "--cfg-options"]
+    common += [*fast, "test_dataloader.num_workers=0"]
+    assert tool("train")(path, *common, "train_cfg.max_epochs=1") == 0
+    (dump,) = work_dir.glob("*/vis_data/config.py")
+    assert Config.fromfile(dump).model.bbox_head.loss_cls.bias.class_counts == [
+        4,
+        3,
+        4,
+    ]  # the crowd is a WBC
+    (root / "annotations" / "train.json").unlink()
+    assert tool("test")(path, work_dir / "epoch_1.pth", *common) == 0
+    with pytest.raises(UserError, match="train.json"):
+        use_class_weights(Config.fromfile(path))

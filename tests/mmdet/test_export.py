@@ -422,6 +422,37 @@ def test_the_tool_needs_a_config_and_a_checkpoint(trained, capsys):
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        ours("FocalLoss", use_sigmoid=True, class_weight="balanced", alpha="sqrt"),
+        ours("DebiasedFocalLoss", use_sigmoid=True,
+             bias=ours("StoredScores", file="none.npz")),
+        ours("DebiasedFocalLoss", use_sigmoid=True,
+             bias=ours("ClassPriors", class_counts="none.json")),
+        ours("LDAMLoss", class_counts="none.json"),
+    ],
+    ids=["balanced", "scores", "priors", "counts"],
+)  # fmt: skip
+def test_what_only_the_loss_needs_may_be_missing(loss, trained):
+    """A checkpoint and the user's config, where the training data and other files are not."""
+    folder, model = trained
+    cfg = Config.fromfile(folder / "config.py")
+    if loss["type"] == "polyfocal.LDAMLoss":  # one more column in the head
+        cfg.model.bbox_head.loss_cls = dict(type="CrossEntropyLoss")
+        model = with_opinions(MODELS.build(cfg.model), 0.05)
+        torch.save(dict(state_dict=model.state_dict()), folder / "epoch_2.pth")
+    cfg.model.bbox_head.loss_cls = loss
+    cfg.dump(folder / "own.py")
+    own = read_config(folder / "own.py")
+    found, _ = export.load_detector(own, str(folder / "epoch_2.pth"))
+    assert own.model.bbox_head.loss_cls == loss, "the config given stays"
+    ((one,), (expected,)) = (predicted(each, pictures(1, 96, 96)) for each in (found, model))
+    assert len(one) == len(expected) > 20
+    torch.testing.assert_close(one.scores, expected.scores, rtol=0, atol=0)
+    torch.testing.assert_close(one.bboxes, expected.bboxes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--out", "model.pt"], "--out takes a name that ends in .onnx, got model.pt"),

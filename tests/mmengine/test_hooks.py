@@ -116,6 +116,11 @@ def test_stored_scores_without_the_hook_or_an_id_are_refused(tmp_path):
         runner(tmp_path / "b", loss, [StoredScoresHook()]).train()
     with pytest.raises(ValueError, match="of the batch has no 'img_id'"):
         runner(tmp_path / "c", loss, [StoredScoresHook(key="img_id")]).train()
+    loss = dict(loss, bias=dict(bias, file=str(tmp_path / "none.npz")))
+    run = runner(tmp_path / "d", loss, [StoredScoresHook()])
+    with pytest.raises(ValueError, match=r"none.npz is not a file of stored scores \(.*No such f"):
+        run.train()
+    assert not hasattr(run.model, "last"), "before the first step"
     with pytest.raises(ValueError, match="expected a name in .npz"):
         StoreScoresHook("scores.pkl", {})
 

@@ -180,25 +180,33 @@ class StoredScores(BiasSource):
     it in a Runner. :func:`write_scores` makes the file.
 
     Args:
-        file: npz of ``ids`` (M,), whole numbers or texts, and ``log_probabilities`` (M, C).
+        file: npz of ``ids`` (M,), whole numbers or texts, and ``log_probabilities`` (M, C). Only a
+            training needs it: a file that is missing is refused by the first ``select``.
     """
 
-    log_probabilities: Tensor
+    log_probabilities: Tensor | None
 
     def __init__(self, file: str | Path) -> None:
         super().__init__()
-        ids, scores = _read_scores(Path(file))
         self.file = str(file)
-        self._rows = {key: row for row, key in enumerate(ids)}
-        self.register_buffer("log_probabilities", scores, persistent=False)
+        self._rows: dict[Hashable, int] = {}
+        self.register_buffer("log_probabilities", None, persistent=False)
         self._selected: Tensor | None = None
+        if Path(file).exists():
+            self._read()
+
+    def _read(self) -> None:
+        ids, self.log_probabilities = _read_scores(Path(self.file))
+        self._rows = {key: row for row, key in enumerate(ids)}
 
     def select(self, ids: Sequence[Hashable]) -> None:
         """Says which samples the rows of the next call are.
 
         Raises:
-            UserError: a sample is not in the file.
+            UserError: a sample is not in the file, or there is none.
         """
+        if self.log_probabilities is None:
+            self._read()
         unknown = [key for key in ids if key not in self._rows]
         if unknown:
             raise UserError(
@@ -208,14 +216,15 @@ class StoredScores(BiasSource):
         self._selected = torch.tensor([self._rows[key] for key in ids], dtype=torch.int64)
 
     def forward(self, pred: Tensor, use_sigmoid: bool) -> Tensor:
-        if self._selected is None or len(self._selected) != len(pred):
+        table = self.log_probabilities
+        if table is None or self._selected is None or len(self._selected) != len(pred):
             count = "no" if self._selected is None else len(self._selected)
             raise UserError(
                 f"StoredScores knows {count} sample ids for {len(pred)} rows: write"
                 " custom_hooks=[dict(type='polyfocal.StoredScoresHook')], or call select(ids)"
                 " before each step"
             )
-        rows = self.log_probabilities[self._selected.to(self.log_probabilities.device)]
+        rows = table[self._selected.to(table.device)]
         if rows.shape != pred.shape:
             raise UserError(
                 f"{self.file} holds {rows.shape[1]} classes for logits of {pred.shape[1]} columns"

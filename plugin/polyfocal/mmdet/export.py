@@ -40,6 +40,7 @@ from polyfocal.mmengine.checkpoint import (
     only_data,
     written_whole,
 )
+from polyfocal.mmengine.class_weights import use_class_weights
 from polyfocal.mmengine.configs import is_a, walk
 
 if "custom_translation_table" not in inspect.signature(torch.onnx.export).parameters:
@@ -62,7 +63,7 @@ def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, .
     """The detector of a config with the weights of a checkpoint, and the names of its classes.
 
     Args:
-        cfg: A config; its data sets are not opened.
+        cfg: A config; its data are not opened, nor those that only its losses need.
         checkpoint: A file.
 
     Returns:
@@ -74,6 +75,8 @@ def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, .
     """
     check_checkpoint(checkpoint)
     content = unpickling.read_weights(checkpoint)
+    cfg = copy.deepcopy(cfg)
+    use_class_weights(cfg, train=False)
     with only_data(), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         model = MODELS.build(cfg.model)
     model.load_state_dict(check_weights(model, content, checkpoint, strict=True), strict=False)

@@ -1,16 +1,18 @@
-"""Weights of classes from the training data, in the configs of MMEngine's frameworks."""
+"""Weights and counts of classes from the data, in the configs of MMEngine's frameworks."""
 
 import copy
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
+from polyfocal.data.coco import class_counts as counts_of_file
 from polyfocal.errors import UserError
-from polyfocal.losses import Loss
+from polyfocal.losses import BiasSource, Loss
 from polyfocal.losses.class_weights import use_counts, weighing
 from polyfocal.losses.settings import BY_COUNTS, FROM_DATA, Numbers
 from polyfocal.mmengine.configs import class_of, places, type_name
@@ -22,6 +24,8 @@ _WITHOUT_CLASSES = {
     "mask_head": "a mask head",
     "loss_mask": "a loss of masks",
 }
+# Of a loss that is built and never computed, where the file is missing.
+_NO_COUNTS = (1, 1)
 
 
 def use_class_weights(
@@ -31,31 +35,37 @@ def use_class_weights(
     train: bool = True,
     background: bool = True,
 ) -> list[str]:
-    """Replace ``class_weight="balanced"`` and the like in a config by numbers.
+    """Replace ``class_weight="balanced"``, ``class_counts="train.json"`` and the like by numbers.
 
     ``class_weight`` and ``alpha`` of each loss of the model may be ``"balanced"``, ``"effective"``,
     ``"sqrt"`` or ``dict(method="effective", beta=0.999)``; see
-    :mod:`polyfocal.losses.class_weights`. The tools do this when they prepare a training; your own
-    train script calls it before it builds its Runner.
+    :mod:`polyfocal.losses.class_weights`. ``class_counts`` of a loss or of its bias model may be
+    the path of a COCO file. The tools do this when they prepare a training, so that the config it
+    leaves has the numbers; your own train script calls it before it builds its Runner.
 
     Args:
-        cfg: Changed in place; nothing is read or built if no loss asks for it.
+        cfg: Changed in place; nothing is read or built if nothing asks for it.
         class_counts: Training samples by class; None for the objects that the built training data
             set has, without crowds and those to ignore.
-        train: Whether the loss is computed. If not, such settings become None, and no data
-            set is read.
+        train: Whether the loss is computed. If not, such weights become None, no data set is
+            built, and a file of counts may be missing.
         background: Whether the last column of a softmax loss is the background, as in detectors.
 
     Returns:
-        A sentence for each setting, which says the numbers.
+        A sentence for each weight or alpha, which says the numbers.
 
     Raises:
-        UserError: No such method, a place without classes, or data that do not tell their objects.
+        UserError: No such method, a place without classes, data that do not tell their objects, or
+            a file of counts that cannot be read.
     """
     scope = cfg.get("default_scope")
     sentences = []
     for place, node in places(cfg.model, "model"):
         kind = class_of(node, MODELS, scope)
+        file = node.get("class_counts")
+        if isinstance(file, str | Path) and kind and issubclass(kind, Loss | BiasSource):
+            missing = not train and not Path(file).exists()
+            node.class_counts = _NO_COUNTS if missing else counts_of_file(file)
         asked = [name for name in FROM_DATA if _asks(place, node, name, kind)]
         if not asked:
             continue

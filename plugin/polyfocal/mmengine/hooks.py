@@ -61,6 +61,10 @@ class StoredScoresHook(Hook):
     def __init__(self, key: str = "sample_idx") -> None:
         self.key = key
 
+    def before_train(self, runner: Any) -> None:
+        for _, source in _of_type(runner.model, StoredScores):
+            source.select([])  # a missing file ends a training before its first step
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         sources = _of_type(runner.model, StoredScores)
         if sources:
