@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'po
 
 import onnxruntime
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet_models import tiny_model
 from mmengine.config import Config, ConfigDict
@@ -477,7 +477,15 @@ def test_only_detectors_of_pictures(trained, capsys):
 
 
 def test_the_usual_size_of_a_config():
-    for scale, size in (((1333, 800), (800, 1333)), (640, (640, 640))):
-        pipeline = [dict(type="Resize", scale=scale)]
-        cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-        assert export.usual_size(cfg) == size
+    """As MMCV resizes a picture of landscape form to it; without a ratio that is any picture."""
+    for settings, shape in (
+        (dict(scale=(1333, 800), keep_ratio=True), (1600, 2666)),
+        (dict(scale=(800, 1333), keep_ratio=True), (1600, 2666)),
+        (dict(scale=(480, 640), keep_ratio=False), (100, 300)),
+        (dict(scale=(480, 640)), (300, 100)),
+        (dict(scale=640), (100, 300)),
+    ):
+        step = dict(type="Resize", **settings)
+        cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[step]))))
+        resized = TRANSFORMS.build(step)(dict(img=np.zeros((*shape, 3), np.uint8)))
+        assert export.usual_size(cfg) == resized["img"].shape[:2]

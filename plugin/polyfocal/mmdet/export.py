@@ -87,7 +87,9 @@ def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, .
 
 
 def usual_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width to which the test pipeline of a config resizes pictures of landscape form.
+    """Height and width to which the test pipeline of a config resizes pictures.
+
+    Where it keeps the ratio of the sides, those of a picture of landscape form.
 
     Returns:
         None if it resizes them to no fixed size.
@@ -96,7 +98,8 @@ def usual_size(cfg: Config) -> tuple[int, int] | None:
         scale = step.get("scale")
         if is_a(step, TRANSFORMS, cfg.get("default_scope"), Resize) and scale is not None:
             sides = (scale, scale) if isinstance(scale, int) else scale
-            return min(sides), max(sides)
+            width, height = sorted(sides, reverse=True) if step.get("keep_ratio") else sides
+            return height, width
     return None
 
 
