@@ -168,7 +168,7 @@ def test_a_loss_imported_from_polyfocal_is_the_registered_one(folder, data):
     )
     cfg = prepare_experiment(config(folder, "retinanet", more), data=data).config
     assert class_of(cfg.model.bbox_head.loss_cls, MODELS, None) is (
-        polyfocal.mmengine.CyclicalFocalLoss
+        polyfocal.mmengine.losses.CyclicalFocalLoss
     )
 
 

@@ -1,6 +1,8 @@
 """The losses under MMEngine's Runner: progress, resume, EMA, accumulation, two processes."""
 
+import inspect
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import polyfocal.mmengine
+from polyfocal.losses import LOSSES, bias
 from polyfocal.losses.functional import cyclical_focal_loss
+from polyfocal.losses.quality import QualityLoss
 
 CYCLICAL = dict(type="polyfocal.CyclicalFocalLoss", use_sigmoid=True, factor=2.0)
 
@@ -210,3 +214,50 @@ def test_two_processes_train_as_one(tmp_path):
     one.train()
     weight = torch.load(work / "weight.pth", weights_only=True)
     torch.testing.assert_close(weight, one.model.fc.weight.detach())
+
+
+COUNTS = [8.0, 4.0, 2.0, 1.0]
+PRIORS = dict(type="polyfocal.ClassPriors", class_counts=COUNTS)
+NEEDED = dict(
+    epsilon=1.0, epsilons=[1.0], gamma=2.0, k=2, class_counts=COUNTS, max_margin=0.5, bias=PRIORS,
+    teacher=PRIORS, use_sigmoid=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_loss_of_a_config_is_pickled(name):
+    """As ``torch.save(model)`` and a spawned process do it."""
+    wanted = inspect.signature(LOSSES[name]).parameters
+    settings = {
+        key: value
+        for key, value in NEEDED.items()
+        if key in wanted and wanted[key].default in (inspect.Parameter.empty, None)
+    }
+    loss = MODELS.build(dict(type=f"polyfocal.{name}", **settings))
+    again = pickle.loads(pickle.dumps(loss))
+    assert type(again) is type(loss)
+    torch.manual_seed(0)
+    pred, labels, scores = torch.rand(6, 4), torch.arange(6) % 4, torch.rand(6, 4)
+    of_quality = issubclass(LOSSES[name], QualityLoss)
+    of_map = name == "GaussianPoly1FocalLoss"
+    target = (labels, scores[:, 0]) if of_quality else scores if of_map else labels
+    values = []
+    for one in (loss, again):
+        if hasattr(one, "set_progress"):
+            one.set_progress(0.5)
+        torch.manual_seed(0)
+        values.append(one(pred, target))
+    assert values[0] > 0 and values[0] == values[1]
+
+
+def test_a_bias_model_of_a_config_is_pickled(tmp_path):
+    file = tmp_path / "scores.npz"
+    stored = torch.log_softmax(torch.randn(2, 3), dim=1)
+    bias.write_scores(file, [7, 9], stored)
+    source = MODELS.build(dict(type="polyfocal.StoredScores", file=str(file)))
+    again = pickle.loads(pickle.dumps(source))
+    again.select([9, 7])
+    torch.testing.assert_close(again(torch.zeros(2, 3), False), stored[[1, 0]])
+    head = MODELS.build(dict(type="polyfocal.BiasHead", num_classes=2, sees="colour"))
+    seen = torch.rand(3, 6)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(head)).classify(seen), head.classify(seen))

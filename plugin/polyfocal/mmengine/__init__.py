@@ -26,7 +26,7 @@ from polyfocal.mmengine.hooks import (
     StoreScoresHook,
 )
 from polyfocal.mmengine.logs import MLflowVisBackend
-from polyfocal.mmengine.losses import CyclicalFocalLoss, class_counts
+from polyfocal.mmengine.losses import class_counts
 from polyfocal.mmengine.statistics import ClassStatisticsHook
 
 allow_mmengine_checkpoints()
@@ -35,7 +35,6 @@ __all__ = [
     "AdaFocalHook",
     "ClassStatisticsHook",
     "CurvatureHook",
-    "CyclicalFocalLoss",
     "ExactResumeHook",
     "MLflowVisBackend",
     "StoreScoresHook",

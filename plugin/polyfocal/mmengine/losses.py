@@ -97,7 +97,9 @@ def _configurable(cls: type[nn.Module]) -> Any:
     bases = (RunnerProgress, cls) if issubclass(cls, losses.ScheduledLoss) else (cls,)
     described = {"__doc__": cls.__doc__, "__module__": __name__, "__init__": __init__}
     keywords = {"table": False} if issubclass(cls, losses.Loss) else {}
-    return types.new_class(cls.__name__, bases, keywords, lambda body: body.update(described))
+    made = types.new_class(cls.__name__, bases, keywords, lambda body: body.update(described))
+    globals()[cls.__name__] = made  # where pickle looks for the class
+    return made
 
 
 def _register(cls: type[nn.Module]) -> None:
@@ -120,4 +122,3 @@ def _register(cls: type[nn.Module]) -> None:
 for _source in (losses.ClassPriors, losses.BiasHead, losses.StoredScores):
     _register(_source)
 losses.LOSSES.follow(_register)
-CyclicalFocalLoss = MODELS.module_dict["CyclicalFocalLoss"]
