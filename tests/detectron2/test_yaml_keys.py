@@ -10,6 +10,7 @@ pytest.importorskip("detectron2_models")
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from detectron2_models import pictures, small, training_step
 from detectron2_models import yaml_config as config
@@ -272,6 +273,45 @@ def test_heads_at_epsilon_0_are_detectron2s(name, heads, count):
     for key, gradient in gradients.items():
         scale = gradient.abs().max().item() + 1e-6
         torch.testing.assert_close(our_gradients[key], gradient, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.fixture
+def frequencies():
+    """A data set that says how many pictures have each class, as LVIS's does."""
+    counts = [dict(id=k + 1, image_count=count) for k, count in enumerate((100, 25, 4))]
+    MetadataCatalog.get("counted").class_image_count = counts
+    yield torch.tensor([10.0, 5.0, 2.0])  # Detectron2 takes the square root
+    MetadataCatalog.remove("counted")
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        (MASK_RCNN, "PolyfocalStandardROIHeads"),
+        (CASCADE, "PolyfocalCascadeROIHeads"),
+        (C4, "PolyfocalRes5ROIHeads"),
+    ],
+)
+def test_the_federated_loss_needs_a_sigmoid_loss_alone(name, heads, frequencies):
+    cfg = small(config(name))
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.MASK_ON = (50 if name == C4 else 18), False
+    cfg.DATASETS.TRAIN = ("counted",)
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
+    cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES = 2
+    cfg.MODEL.ROI_HEADS.NAME = heads
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = FOCAL
+    cfg.freeze()
+    found = build_model(cfg).roi_heads
+    for predictor in found.box_predictor if name == CASCADE else [found.box_predictor]:
+        assert isinstance(predictor, FastRCNNOutputLayers) and predictor.use_fed_loss
+        assert predictor.fed_loss_num_classes == 2
+        torch.testing.assert_close(predictor.fed_loss_cls_weights, frequencies)
+    assert cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS, "the config given stays"
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = SOFTMAX
+    with pytest.raises(UserError, match="use_fed_loss is for a sigmoid loss, but the cls_loss of"):
+        build_model(cfg)
 
 
 def test_c4_trains_what_the_config_says():

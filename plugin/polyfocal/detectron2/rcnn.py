@@ -120,6 +120,14 @@ class FastRCNNOutputLayers(roi_heads.FastRCNNOutputLayers):
         return weight[:-1].expand(len(labels), -1)
 
 
+def _without_fed_loss(cfg: Any) -> Any:
+    """The config for a stock predictor that is replaced: it wants its own sigmoid loss for that."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    return cfg
+
+
 class StandardROIHeads(roi_heads.StandardROIHeads):
     """Detectron2's class with :class:`FastRCNNOutputLayers`, for yaml.
 
@@ -132,7 +140,7 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        parts = super()._init_box_head(cfg, input_shape)
+        parts = super()._init_box_head(_without_fed_loss(cfg), input_shape)
         parts["box_predictor"] = FastRCNNOutputLayers(cfg, parts["box_head"].output_shape)
         return parts
 
@@ -145,7 +153,7 @@ class CascadeROIHeads(roi_heads.CascadeROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        parts = super()._init_box_head(cfg, input_shape)
+        parts = super()._init_box_head(_without_fed_loss(cfg), input_shape)
         parts["box_predictors"] = [
             FastRCNNOutputLayers(
                 cfg, head.output_shape, box2box_transform=predictor.box2box_transform
@@ -163,7 +171,7 @@ class Res5ROIHeads(roi_heads.Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        parts = super().from_config(cfg, input_shape)
+        parts = super().from_config(_without_fed_loss(cfg), input_shape)
         channels = parts["box_predictor"].cls_score.in_features
         parts["box_predictor"] = FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels))
         return parts
