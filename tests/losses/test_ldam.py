@@ -38,6 +38,16 @@ def test_margins_follow_an_assigned_max_margin():
     assert topk(scores, label).item() == pytest.approx(0.5)  # the label's score is the second one
 
 
+def test_background_has_the_smallest_margin():
+    loss = LDAMLoss(COUNTS, scale=2.0, reduction="none")
+    scores = torch.tensor([[0.5, 0.0, 0.25]] * 3)
+    # Each label's score without its margin: 0.5 - 0.25, 0 - 0.5, 0.25 - 0.25.
+    changed = [[0.25, 0.0, 0.25], [0.5, -0.5, 0.25], [0.5, 0.0, 0.0]]
+    expected = [math.log(sum(math.exp(2 * s) for s in row)) - 2 * row[y]
+                for y, row in enumerate(changed)]  # fmt: skip
+    assert loss(scores, torch.arange(3)).tolist() == pytest.approx(expected)
+
+
 def test_gradient():
     loss = LDAMLoss([50, 7, 1], scale=3.0)
     scores = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -52,8 +62,12 @@ def test_gradient():
         (lambda: LDAMLoss(COUNTS, scale=-1.0), "scale=-1.0"),
         (lambda: LDAMLoss(COUNTS, use_sigmoid=True), "use_sigmoid"),
         (
-            lambda: LDAMLoss(COUNTS)(torch.zeros(1, 3), torch.tensor([0])),
-            r"LDAMLoss has 2 class counts for logits \(1, 3\)",
+            lambda: LDAMLoss(COUNTS)(torch.zeros(1, 4), torch.tensor([0])),
+            r"2 class counts \(margins\) for logits of 4 columns: expected 4, or 3 if the last",
+        ),
+        (
+            lambda: LDAMLoss(COUNTS)(torch.zeros(1, 2, 5), torch.zeros(1, 5).long()),
+            r"LDAMLoss has logits \(1, 2, 5\) and a target \(1, 5\): expected logits \(N, C\)",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -213,6 +214,31 @@ def test_softmax_losses_train_in_a_roi_head(loss):
     found, gradients = losses_and_gradients(model)
     assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
     assert gradients["roi_head.bbox_head.fc_cls.weight"].abs().sum() > 0
+
+
+def test_ldam_in_a_roi_head_takes_the_counts_of_a_coco_file(tmp_path):
+    """It counts the classes, and the head has a column more."""
+    file = tmp_path / "train.json"
+    objects = [dict(id=i, image_id=1, category_id=c, bbox=[0, 0, 5, 5], area=25, iscrowd=0)
+               for i, c in enumerate([1] * 16 + [2] + [3] * 81)]  # fmt: skip
+    classes = [dict(id=c, name=str(c)) for c in (1, 2, 3)]
+    images = [dict(id=1, width=9, height=9, file_name="a.png")]
+    file.write_text(json.dumps(dict(images=images, annotations=objects, categories=classes)))
+    loss = dict(type="polyfocal.LDAMLoss", class_counts=str(file), scale=1.0)
+    head = MODELS.build(
+        dict(type="Shared2FCBBoxHead", in_channels=2, fc_out_channels=8, num_classes=3,
+             loss_cls=loss)
+    )  # fmt: skip
+    torch.manual_seed(0)
+    scores, boxes = head(torch.randn(8, 2, 7, 7))
+    assert scores.shape == (8, 4)
+    labels, weights = torch.arange(8) % 4, torch.ones(8)
+    found = head.loss(scores, boxes, None, labels, weights, torch.zeros(8, 4), torch.zeros(8, 4))
+    # 0.5 / the fourth roots of 16, 1 and 81; background as the most frequent class.
+    margins = torch.tensor([1 / 4, 1 / 2, 1 / 6, 1 / 6])
+    changed = scores - margins * torch.nn.functional.one_hot(labels, 4)
+    expected = torch.nn.functional.cross_entropy(changed, labels)
+    torch.testing.assert_close(found["loss_cls"], expected)
 
 
 def test_adafocal_hook_reads_the_boxes_that_a_roi_head_is_trained_on():

@@ -60,16 +60,8 @@ def imbalanced_noised_topk_loss(
     over = gap(rows, k, epsilon, num_samples, generator, noise)
     margin: Tensor | float = 1.0
     if margins is not None:
-        columns = logits.shape[1]
         table = torch.as_tensor(margins, dtype=compute_dtype(logits), device=logits.device)
-        if len(table) == columns - 1:
-            table = torch.cat([table, table.amin(dim=0, keepdim=True)])
-        if len(table) != columns:
-            raise UserError(
-                f"{len(table)} class counts (margins) for logits of {columns} columns: expected"
-                f" {columns}, or {columns - 1} if the last column is background"
-            )
-        margin = table[rows.target]
+        margin = of_columns(table, logits.shape[1])[rows.target]
     return weighed(rows, torch.relu(scale * (margin + over)))
 
 
@@ -95,6 +87,22 @@ def topk_margins(class_counts: PerClass, max_margin: float) -> Tensor:
         raise UserError("class_counts: expected one number per class, one of them above 0")
     rarest = counts[counts > 0].min()
     return (max_margin * (rarest / counts.clamp_min(rarest)) ** 0.25).float()
+
+
+def of_columns(margins: Tensor, columns: int) -> Tensor:
+    """(columns,) margins; a last column without one is background, and gets the smallest.
+
+    Raises:
+        UserError: there are more or fewer margins.
+    """
+    if len(margins) == columns - 1:
+        margins = torch.cat([margins, margins.amin(dim=0, keepdim=True)])
+    if len(margins) != columns:
+        raise UserError(
+            f"{len(margins)} class counts (margins) for logits of {columns} columns: expected"
+            f" {columns}, or {columns - 1} if the last column is background"
+        )
+    return margins
 
 
 def rescaled(margins: Tensor, max_margin: float) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polyfocal.errors import UserError
 from polyfocal.losses.base import ClassificationLoss
-from polyfocal.losses.imbalanced_noised_topk import rescaled, topk_margins
+from polyfocal.losses.imbalanced_noised_topk import of_columns, rescaled, topk_margins
 from polyfocal.losses.poly1_cross_entropy import poly1_cross_entropy
 from polyfocal.losses.rows import positives
 from polyfocal.losses.settings import (
@@ -29,8 +29,9 @@ class LDAMLoss(ClassificationLoss):
         m_y = C / n_y^{1/4}, \; \max_y m_y = M
 
     Args:
-        class_counts: n, training samples of each class, one per column of the logits; from a config
-            it may also be the path of a COCO annotation file.
+        class_counts: n, training samples of each class; for logits with a background column, those
+            of the other classes, and background gets the smallest margin. From a config it may also
+            be the path of a COCO annotation file.
         max_margin: M > 0; the authors use 0.5.
         scale: S > 0. 30, the authors' value, is for scores that are cosines; for others write 1.
         use_sigmoid: False.
@@ -73,14 +74,15 @@ class LDAMLoss(ClassificationLoss):
         return torch.softmax(self.scale * pred.float(), dim=1)
 
     def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
-        if pred.dim() != 2 or pred.shape[1] != len(self.margins) or target.dim() != 1:
+        if pred.dim() != 2 or target.dim() != 1:
             raise UserError(
-                f"LDAMLoss has {len(self.margins)} class counts for logits {tuple(pred.shape)} and"
-                f" a target {tuple(target.shape)}: expected a column per count and labels (N,)"
+                f"LDAMLoss has logits {tuple(pred.shape)} and a target {tuple(target.shape)}:"
+                " expected logits (N, C) and labels (N,)"
             )
         # Not in half precision: the scale would take the logits beyond its range.
         pred = pred if pred.dtype == torch.float64 else pred.float()
-        margins = self.margins.to(pred.device, pred.dtype) * positives(target, pred.shape[1])
+        margins = of_columns(self.margins.to(pred.device, pred.dtype), pred.shape[1])
+        margins = margins * positives(target, pred.shape[1])
         return poly1_cross_entropy.unchecked(  # type: ignore[attr-defined]
             self.scale * (pred - margins), target, weight, epsilon=0.0, **common
         )
