@@ -19,23 +19,25 @@ from polyfocal.losses.quality import QualityLoss
 # What a loss is, as far as heads are concerned.
 SIGMOID = "sigmoid"
 SOFTMAX = "softmax"
-TOPK = "top-K"
+OWN_SOFTMAX = "softmax of its own"
 QUALITY = "IoU-aware"
 PROBABILITY_QUALITY = "IoU-aware, activated"
 PROBABILITY = "focal, activated"
 HEATMAP = "heatmap"
-# Adapters, by their class.
+# Adapters, by their class; a RoILoss with C + 1 outputs apart, since more heads have those.
 ADAPTERS = ("RoILoss", "MaskLoss", "MinusOneBackground")
+ROI_SOFTMAX = "RoILoss, C + 1 outputs"
 
 FAMILIES = {
     SIGMOID: "a sigmoid loss",
     SOFTMAX: "a softmax loss",
-    TOPK: "a noised top-K loss",
+    OWN_SOFTMAX: "a noised top-K loss, or `LDAMLoss` with a scale that is not 1",
     QUALITY: "an IoU-aware loss",
     PROBABILITY_QUALITY: "`Poly1QualityFocalLoss` with `activated=True`",
     PROBABILITY: "`Poly1FocalLoss` with `activated=True`",
     HEATMAP: "`GaussianPoly1FocalLoss`",
-    "RoILoss": "`RoILoss` around a sigmoid or top-K loss",
+    "RoILoss": "`RoILoss` around a sigmoid loss",
+    ROI_SOFTMAX: "`RoILoss` around a top-K loss or `LDAMLoss`",
     "MaskLoss": "`MaskLoss` around a sigmoid loss",
     "MinusOneBackground": "`MinusOneBackground` around a sigmoid loss",
 }
@@ -114,8 +116,13 @@ KINDS = {
     ),
     "rows": Kind(
         "logits (N, C + 1) and labels, of which it takes the softmax",
-        (SOFTMAX, "RoILoss"),
+        (SOFTMAX, "RoILoss", ROI_SOFTMAX),
         "a softmax loss, or type='polyfocal.RoILoss' around a sigmoid loss",
+    ),
+    "rows of C + 1": Kind(
+        "logits (N, C + 1), whatever the loss is, and labels, of which it takes the softmax",
+        (SOFTMAX, ROI_SOFTMAX),
+        "a softmax loss, for instance type='polyfocal.Poly1CrossEntropyLoss', use_sigmoid=False",
     ),
     "softmax rows": Kind(
         "logits and labels, of which it takes the softmax",
@@ -274,7 +281,8 @@ SLOTS: tuple[Slot, ...] = (
     # MMDetection, RoI heads.
     *_of("mmdet", "rows", "softmax", "CrossEntropyLoss",
          "BBoxHead.loss_cls ConvFCBBoxHead.loss_cls Shared2FCBBoxHead.loss_cls"
-         " Shared4Conv1FCBBoxHead.loss_cls DoubleConvFCBBoxHead.loss_cls SCNetBBoxHead.loss_cls"),
+         " Shared4Conv1FCBBoxHead.loss_cls SCNetBBoxHead.loss_cls"),
+    *_of("mmdet", "rows of C + 1", "softmax", "CrossEntropyLoss", "DoubleConvFCBBoxHead.loss_cls"),
     *_of("mmdet", "softmax rows", "softmax", "CrossEntropyLoss",
          "SABLHead.loss_cls MultiInstanceBBoxHead.loss_cls"),
     *_of("mmdet", "masks", "sigmoid", "CrossEntropyLoss",
@@ -413,7 +421,8 @@ def family(loss: nn.Module) -> str | None:
     """What a loss of this package is, as far as heads are concerned; None for anything else."""
     name = type(loss).__name__
     if name in ADAPTERS and type(loss).__module__.startswith("polyfocal."):
-        return name
+        of_softmax = name == "RoILoss" and getattr(loss.loss, "use_sigmoid", None) is False
+        return ROI_SOFTMAX if of_softmax else name
     if isinstance(loss, losses.GaussianPoly1FocalLoss):
         return HEATMAP
     if not isinstance(loss, losses.ClassificationLoss):
@@ -423,8 +432,10 @@ def family(loss: nn.Module) -> str | None:
         return PROBABILITY_QUALITY if activated else QUALITY
     if activated:
         return PROBABILITY
-    if isinstance(loss, losses.NoisedTopKLoss):
-        return TOPK
+    if isinstance(loss, losses.NoisedTopKLoss) or (
+        isinstance(loss, losses.LDAMLoss) and loss.scale != 1
+    ):
+        return OWN_SOFTMAX
     return SIGMOID if loss.use_sigmoid else SOFTMAX
 
 
@@ -450,15 +461,15 @@ def misplaced(head: type, name: str, loss: nn.Module, kind: Kind) -> str | None:
             f" test time: write dict(type='polyfocal.RoILoss', {inner}, use_sigmoid=True, ...)), or"
             " use_sigmoid=False"
         )
-    if "RoILoss" in kind.fits and of == TOPK:
+    if of == OWN_SOFTMAX:
+        take = "it is for BBoxHeads, inside RoILoss"
+        if ROI_SOFTMAX in kind.fits:
+            take = f"write dict(type='polyfocal.RoILoss', {inner}, ...))"
+        if SOFTMAX in kind.fits and isinstance(loss, losses.LDAMLoss):
+            take += ", or write scale=1"
         return (
-            f"{start}, whose scores are nearly flat under a BBoxHead's softmax: write"
-            f" dict(type='polyfocal.RoILoss', {inner}, ...))"
-        )
-    if of == TOPK:
-        return (
-            f"{start}: {head.__name__} takes the plain softmax at test time, under which this"
-            " loss's scores are nearly flat; it is for BBoxHeads, inside RoILoss"
+            f"{start}, whose scores are a softmax of its own, which {head.__name__} does not take"
+            f" at test time: {take}"
         )
     if "MaskLoss" in kind.fits:
         return (
@@ -473,7 +484,7 @@ def misplaced(head: type, name: str, loss: nn.Module, kind: Kind) -> str | None:
         )
     if of == "MaskLoss":
         return f"{where} is a MaskLoss: expected one in loss_mask of an FCNMaskHead only"
-    if of in ADAPTERS:
+    if what in ADAPTERS:
         return (
             f"{where} is a {what}, which is for other heads: give {head.__name__} the inner loss,"
             f" {type(loss.loss).__name__}, itself, if it is {kind.take}"

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from polyfocal import heads, losses
 from polyfocal.errors import UserError
 from polyfocal.losses.class_weights import from_data, no_alpha
@@ -412,9 +414,13 @@ def _changes(found: Found, loss: str, settings: dict[str, Any]) -> dict[str, Any
     weighed = name_of(found.loss["type"]) in _FOCAL and not _is_sigmoid(found.loss)
     if "alpha" not in settings and not weighed:
         new |= no_alpha(losses.LOSSES[name_of(new["type"])], new)
-    adapter = _adapter(kind, new)
-    _check(found, kind, new)
-    if adapter is not None:
+    built = _built(new)
+    adapter = _adapter(kind, heads.family(built))
+    if adapter is None:
+        reason = heads.misplaced(type(found.head, (), {}), found.name, built, heads.KINDS[kind])
+        if reason is not None:
+            raise UserError(reason)
+    else:
         new = dict(type=f"polyfocal.{adapter}", loss=new)
     return {**changes, found.name: new}
 
@@ -493,17 +499,19 @@ def _named(loss: str, found: Found, kind: str, where: str) -> dict[str, Any]:
     return new
 
 
-def _adapter(kind: str, new: dict[str, Any]) -> str | None:
+def _adapter(kind: str, family: str | None) -> str | None:
     if kind == "masks":
         return "MaskLoss"
     if kind == "minus one":
         return "MinusOneBackground"
-    topk = name_of(new["type"]) in ("NoisedTopKLoss", "ImbalancedNoisedTopKLoss")
-    return "RoILoss" if kind == "rows" and (new.get("use_sigmoid") or topk) else None
+    takes_own = heads.ROI_SOFTMAX in heads.KINDS[kind].fits
+    if (kind == "rows" and family == heads.SIGMOID) or (takes_own and family == heads.OWN_SOFTMAX):
+        return "RoILoss"
+    return None
 
 
-def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
-    """Builds the loss, so that its settings are checked, and asks the table whether it fits."""
+def _built(new: dict[str, Any]) -> nn.Module:
+    """The loss of a config, so that its settings are checked."""
     # As a config builds it, with dictionaries and paths; without MMEngine the class itself.
     cls: Any = _class_of(new["type"]) or losses.LOSSES[name_of(new["type"])]
     known = inspect.signature(cls).parameters
@@ -511,7 +519,7 @@ def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
     if isinstance(new.get("class_weight"), float):
         skipped.add("class_weight")  # DETR's, of which the head makes a list
     try:
-        built = cls(**{k: v for k, v in new.items() if k not in skipped})
+        return cls(**{k: v for k, v in new.items() if k not in skipped})
     except TypeError as error:
         wrong = [k for k in new if k not in known and k not in skipped]
         if not wrong:
@@ -519,8 +527,3 @@ def _check(found: Found, kind: str, new: dict[str, Any]) -> None:
         raise UserError(
             f"{name_of(new['type'])} has no setting {wrong[0]!r}: it has {', '.join(known)}"
         ) from error
-    fits = heads.KINDS[kind]
-    if _adapter(kind, new) is None:
-        reason = heads.misplaced(type(found.head, (), {}), found.name, built, fits)
-        if reason is not None:
-            raise UserError(reason)

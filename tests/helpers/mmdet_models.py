@@ -14,6 +14,7 @@ CONFIGS = {
     "rpn": "mmdet::rpn/rpn_r50_fpn_1x_coco.py",
     "faster": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "mask": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "double": "mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
     "cascade": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
     "deformable": "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
     "dino": "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",

@@ -175,7 +175,7 @@ SETTINGS = {
     "DualFocalLoss": ("softmax", dict(gamma=2.0)),
     "SampleDependentFocalLoss": ("sigmoid", dict()),
     "AdaFocalLoss": ("softmax", dict()),
-    "LDAMLoss": ("softmax", dict(class_counts=COUNTS)),
+    "LDAMLoss": ("roi", dict(class_counts=COUNTS)),
     "NoisedTopKLoss": ("roi", dict(k=1, epsilon=0.1)),
     "ImbalancedNoisedTopKLoss": (
         "roi",

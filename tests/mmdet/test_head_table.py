@@ -77,12 +77,15 @@ def built(name, **settings):
 LOSSES = {
     heads.SIGMOID: lambda: built("Poly1FocalLoss", **POLY1),
     heads.SOFTMAX: lambda: built("Poly1CrossEntropyLoss", use_sigmoid=False),
-    heads.TOPK: lambda: built("NoisedTopKLoss", k=1, epsilon=0.1),
+    heads.OWN_SOFTMAX: lambda: built("NoisedTopKLoss", k=1, epsilon=0.1),
     heads.QUALITY: lambda: built("Poly1VarifocalLoss", **POLY1),
     heads.PROBABILITY_QUALITY: lambda: built("Poly1QualityFocalLoss", activated=True, **POLY1),
     heads.PROBABILITY: lambda: built("Poly1FocalLoss", activated=True, **POLY1),
     heads.HEATMAP: lambda: built("GaussianPoly1FocalLoss", epsilon=0.5),
     "RoILoss": lambda: built("RoILoss", loss=dict(type="polyfocal.Poly1FocalLoss", **POLY1)),
+    heads.ROI_SOFTMAX: lambda: built(
+        "RoILoss", loss=dict(type="polyfocal.LDAMLoss", class_counts=[5, 1])
+    ),
     "MaskLoss": lambda: built("MaskLoss", loss=dict(type="polyfocal.Poly1FocalLoss", **POLY1)),
 }
 
@@ -96,6 +99,11 @@ def test_a_loss_that_does_not_fit_is_answered_with_what_does(kind):
         assert (reason is None) == (of in kind.fits)
         if reason is not None:
             assert reason.startswith("RetinaHead.loss_cls is a ") and "RetinaHead" in reason
+
+
+def test_ldam_serves_the_plain_softmax_only_at_scale_1():
+    assert heads.family(built("LDAMLoss", class_counts=[5, 1])) == heads.OWN_SOFTMAX
+    assert heads.family(built("LDAMLoss", class_counts=[5, 1], scale=1.0)) == heads.SOFTMAX
 
 
 def test_other_losses_are_let_through():

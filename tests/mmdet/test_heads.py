@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
+from polyfocal import heads
 from polyfocal.mmengine import AdaFocalHook
 
 STOCK_FOCAL = dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
@@ -150,10 +152,21 @@ TAIL = dict(
     type="polyfocal.ImbalancedNoisedTopKLoss", k=2, epsilon=0.01, class_counts=[100, 10, 1],
     max_margin=0.2, scale=60.0, use_sigmoid=False,
 )  # fmt: skip
+LDAM = dict(type="polyfocal.LDAMLoss", class_counts=[100, 10, 1])
 
 
-@pytest.mark.parametrize(("name", "loss"), [("faster", TAIL), ("cascade", TOPK), ("faster", TOPK)])
-def test_topk_in_roi_heads_trains_and_predicts(name, loss):
+@pytest.mark.parametrize(
+    ("name", "loss", "stretch"),
+    [
+        ("faster", TAIL, math.log(4) / 0.2),
+        ("cascade", TOPK, math.log(4)),
+        ("faster", TOPK, math.log(4)),
+        ("faster", LDAM, 30.0),
+        ("double", TOPK, math.log(4)),
+        ("double", LDAM, 30.0),
+    ],
+)
+def test_a_loss_with_a_softmax_of_its_own_trains_and_predicts_in_roi_heads(name, loss, stretch):
     model = tiny_model(name, dict(type="polyfocal.RoILoss", loss=loss))
     box_heads = model.roi_head.bbox_head
     head = box_heads[-1] if isinstance(box_heads, torch.nn.ModuleList) else box_heads
@@ -172,10 +185,17 @@ def test_topk_in_roi_heads_trains_and_predicts(name, loss):
     hook.remove()
     scores = torch.cat([r.pred_instances.scores for r in results])
     assert len(scores) and results[0].pred_instances.labels.max() < 3
-    if name == "faster":
-        stretch = torch.log(torch.tensor(4.0)) / (1.0 if loss is TOPK else 0.2)
+    if name != "cascade":
         softmax = (stretch * seen[0]).softmax(dim=1)[:, :3].flatten()
         assert all((softmax - score).abs().min() < 1e-5 for score in scores)
+
+
+@pytest.mark.parametrize("head", [s.head for s in heads.SLOTS if s.kind == "rows"])
+def test_a_head_that_takes_the_adapter_makes_an_output_for_each_class(head):
+    loss = dict(type="polyfocal.RoILoss", loss=FOCAL)
+    layers = dict(num_shared_fcs=1) if head in ("ConvFCBBoxHead", "SCNetBBoxHead") else {}
+    config = dict(type=head, in_channels=2, num_classes=3, loss_cls=loss, **layers)
+    assert MODELS.build(config).fc_cls.out_features == 3
 
 
 def test_normalised_classifier_is_an_option_of_the_head():
@@ -331,8 +351,37 @@ def test_bare_names_and_scoped_names_mean_the_same_class():
             r"Shared2FCBBoxHead.loss_cls is a sigmoid Poly1CrossEntropyLoss",
         ),
         ("faster", dict(type="polyfocal.RoILoss", loss=POLY1_CE), None, "of softmax form"),
-        ("faster", TOPK, None, "NoisedTopKLoss, whose scores are nearly flat under a BBoxHead's"),
-        ("retina", TOPK, None, "NoisedTopKLoss: RetinaHead takes the plain softmax at test time"),
+        (
+            "faster",
+            TOPK,
+            None,
+            "a softmax of its own, which Shared2FCBBoxHead does not take at test time: write dict",
+        ),
+        (
+            "retina",
+            TOPK,
+            None,
+            "NoisedTopKLoss, .* RetinaHead does not .*: it is for BBoxHeads, inside RoILoss$",
+        ),
+        (
+            "faster",
+            LDAM,
+            None,
+            r"LDAMLoss, .*: write .*type='polyfocal.RoILoss'.*, or write scale=1$",
+        ),
+        (
+            "retina",
+            LDAM,
+            None,
+            "LDAMLoss, .*: it is for BBoxHeads, inside RoILoss, or write scale=1$",
+        ),
+        (
+            "double",
+            dict(type="polyfocal.RoILoss", loss=FOCAL),
+            None,
+            "DoubleConvFCBBoxHead.loss_cls is a RoILoss, .* itself, if it is a softmax loss",
+        ),
+        ("double", FOCAL, None, r"logits \(N, C \+ 1\), whatever the loss is"),
         (
             "faster",
             dict(type="polyfocal.RoILoss", loss=STOCK_FOCAL),
@@ -360,6 +409,10 @@ def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, 
             dict(type="YOLOXHead", num_classes=3, in_channels=8, feat_channels=8),
             "is a softmax Poly1CrossEntropyLoss, .* use_sigmoid=True",
         ),
+        (
+            dict(type="YOLOXHead", num_classes=3, in_channels=8, feat_channels=8, loss_cls=LDAM),
+            "LDAMLoss, .* YOLOXHead does not take at test time: it is for BBoxHeads, inside RoIL",
+        ),
         (dict(type="GFLHead", num_classes=3, in_channels=8), "pairs of labels and quality scores"),
         (dict(type="VFNetHead", num_classes=3, in_channels=8), "overlaps of the predicted boxes"),
         (
@@ -370,7 +423,7 @@ def test_a_wrong_combination_is_refused_when_the_model_is_built(name, loss_cls, 
 )
 def test_heads_that_a_loss_cannot_serve_are_refused(head, message):
     with pytest.raises(ValueError, match=message):
-        MODELS.build(dict(head, loss_cls=POLY1_CE))
+        MODELS.build(dict(loss_cls=POLY1_CE) | head)
 
 
 def test_probabilities_are_no_logits():

@@ -24,6 +24,7 @@ CASCADE = "mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py"
 MASK = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 SEESAW = "mmdet::seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py"
 POINTPILLARS = "mmdet3d::pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
+DOUBLE = "mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py"
 DETR = "mmdet::detr/detr_r50_8xb2-150e_coco.py"
 
 
@@ -77,6 +78,10 @@ def test_another_loss_is_put_into_the_form_of_the_head():
     topk = polyfocal.swap(MASK, "NoisedTopKLoss", k=3, epsilon=0.1).model.roi_head.bbox_head
     assert topk.loss_cls.type == "polyfocal.RoILoss"
     assert topk.loss_cls.loss.type == "polyfocal.NoisedTopKLoss"
+    for config in (MASK, DOUBLE):
+        ldam = polyfocal.swap(config, "LDAMLoss", class_counts=[1] * 80).model.roi_head.bbox_head
+        assert ldam.loss_cls.type == "polyfocal.RoILoss"
+        assert ldam.loss_cls.loss.type == "polyfocal.LDAMLoss"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +277,12 @@ def test_the_table_shows_every_loss(capsys):
     [
         (SEESAW, "poly1", {}, "Shared2FCBBoxHead.loss_cls is a SeesawLoss, which has no Poly-1"),
         (RTMDET, "FocalLoss", {}, "RTMDetSepBNHead.loss_cls is a FocalLoss, which takes logits"),
+        (
+            DOUBLE,
+            "FocalLoss",
+            dict(use_sigmoid=True),
+            r"logits \(N, C \+ 1\), whatever the loss is",
+        ),
         (RTMDET, "poly1", dict(gamma=2), "Poly1QualityFocalLoss has no setting 'gamma': it has ep"),
         (RTMDET, "poly1", dict(epsilon=-3), "epsilon=-3: expected"),
         (RTMDET, "poly", {}, "loss='poly': expected poly1 or one of AdaFocalLoss"),

@@ -70,8 +70,8 @@ class LDAMLoss(ClassificationLoss):
             self.margins = rescaled(self.margins, self.max_margin)
 
     def activation(self, pred: Tensor) -> Tensor:
-        """Scores (N, C): the softmax that the loss trains, without margins."""
-        return torch.softmax(self.scale * pred.float(), dim=1)
+        """Scores (..., C): the softmax that the loss trains, without margins."""
+        return torch.softmax(self.scale * pred.float(), dim=-1)
 
     def compute(self, pred: Tensor, target: Any, weight: Tensor | None, **common: Any) -> Tensor:
         if pred.dim() != 2 or target.dim() != 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from polyfocal import losses
 from polyfocal.errors import UserError
-from polyfocal.losses import ClassificationLoss, NoisedTopKLoss
+from polyfocal.losses import ClassificationLoss
 from polyfocal.mmengine.registry import MODELS
 
 
@@ -36,13 +36,14 @@ class RoILoss(nn.Module):
 
     - a sigmoid loss: C outputs, one per class, and their sigmoid. A last column, 1 - max_k p_k,
       is the score of background;
-    - a noised top-K loss: C + 1 outputs and the softmax of the scores stretched by log(C + 1) over
-      the margin, :meth:`polyfocal.losses.NoisedTopKLoss.activation`.
+    - a noised top-K loss or :class:`~polyfocal.losses.LDAMLoss`: C + 1 outputs and the loss's own
+      activation, :meth:`polyfocal.losses.NoisedTopKLoss.activation` or
+      :meth:`polyfocal.losses.LDAMLoss.activation`.
 
     Any other softmax loss needs no adapter there.
 
     Args:
-        loss: config of a sigmoid loss or of a noised top-K loss of this package.
+        loss: config of a sigmoid loss, of a noised top-K loss or of LDAMLoss of this package.
 
     Example:
         >>> loss_cls = dict(
@@ -57,22 +58,22 @@ class RoILoss(nn.Module):
     def __init__(self, loss: dict[str, Any]) -> None:
         super().__init__()
         self.loss = build_inner("RoILoss", loss)
-        if not isinstance(self.loss, NoisedTopKLoss) and not self.loss.use_sigmoid:
+        if not self.loss.use_sigmoid and not hasattr(self.loss, "activation"):
             raise UserError(
                 f"RoILoss holds a {type(self.loss).__name__} of softmax form: a BBoxHead takes it"
                 " without an adapter"
             )
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Outputs of the classifier: one per class; one more, for background, with a top-K loss."""
-        return num_classes + isinstance(self.loss, NoisedTopKLoss)
+        """Outputs of the classifier: one per class; one more, for background, with a softmax."""
+        return num_classes + (not self.loss.use_sigmoid)
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Scores (..., C + 1), the background last, of logits (..., C) or, top-K, (..., C + 1).
+        """Scores (..., C + 1), the background last, of logits (..., C) or, softmax, (..., C + 1).
 
         A head gives (N, C), a tool that exports the model (B, N, C).
         """
-        if isinstance(self.loss, NoisedTopKLoss):
+        if not self.loss.use_sigmoid:
             return self.loss.activation(cls_score)
         scores = cls_score.sigmoid()
         if scores.shape[-1] == 0:
