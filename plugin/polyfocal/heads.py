@@ -74,6 +74,12 @@ KINDS = {
         "a loss of labels, for instance type='polyfocal.Poly1FocalLoss', or an IoU-aware loss, for"
         " instance type='polyfocal.Poly1QualityFocalLoss'",
     ),
+    "sigmoid labels or qualities": Kind(
+        "logits and labels, or labels with the overlaps of the boxes for an IoU-aware loss",
+        (SIGMOID, QUALITY),
+        "a sigmoid loss of labels, for instance type='polyfocal.Poly1FocalLoss', use_sigmoid=True,"
+        " or an IoU-aware loss, for instance type='polyfocal.Poly1QualityFocalLoss'",
+    ),
     "qualities": Kind(
         "pairs of labels and quality scores",
         (QUALITY,),
@@ -214,12 +220,14 @@ def _of(
 SLOTS: tuple[Slot, ...] = (
     # MMDetection, dense heads.
     *_of("mmdet", "labels", _FOLLOWS, "FocalLoss",
-         "RetinaHead.loss_cls RetinaSepBNHead.loss_cls PISARetinaHead.loss_cls FSAFHead.loss_cls"
-         " SABLRetinaHead.loss_cls GARetinaHead.loss_cls ATSSHead.loss_cls DDODHead.loss_cls"
-         " FCOSHead.loss_cls NASFCOSHead.loss_cls"
-         " RepPointsHead.loss_cls CondInstBboxHead.loss_cls"
-         " BoxInstBboxHead.loss_cls AnchorHead.loss_cls AnchorFreeHead.loss_cls"
-         " GuidedAnchorHead.loss_cls YOLOFHead.loss_cls"),
+         "RetinaHead.loss_cls RetinaSepBNHead.loss_cls SABLRetinaHead.loss_cls"
+         " GARetinaHead.loss_cls ATSSHead.loss_cls DDODHead.loss_cls FCOSHead.loss_cls"
+         " NASFCOSHead.loss_cls RepPointsHead.loss_cls AnchorHead.loss_cls"
+         " AnchorFreeHead.loss_cls GuidedAnchorHead.loss_cls"),
+    # These count C columns of the logits whatever the loss is; PISA one, with a softmax.
+    *_of("mmdet", "sigmoid labels", "sigmoid", "FocalLoss",
+         "PISARetinaHead.loss_cls FSAFHead.loss_cls YOLOFHead.loss_cls"
+         " CondInstBboxHead.loss_cls BoxInstBboxHead.loss_cls"),
     *_of("mmdet", "sigmoid labels", "sigmoid", "FocalLoss",
          "PAAHead.loss_cls LADHead.loss_cls FoveaHead.loss_cls SOLOHead.loss_cls"
          " DecoupledSOLOHead.loss_cls DecoupledSOLOLightHead.loss_cls SOLOV2Head.loss_cls"
@@ -234,9 +242,13 @@ SLOTS: tuple[Slot, ...] = (
     *_of("mmdet", "unused", "sigmoid", "none",
          "FreeAnchorRetinaHead.loss_cls AutoAssignHead.loss_cls SSDHead.loss_cls"),
     *_of("mmdet", "labels or qualities", _FOLLOWS, "FocalLoss",
-         "DETRHead.loss_cls ConditionalDETRHead.loss_cls DABDETRHead.loss_cls"
-         " DeformableDETRHead.loss_cls DINOHead.loss_cls",
+         "DETRHead.loss_cls ConditionalDETRHead.loss_cls DABDETRHead.loss_cls",
          "the cost of the matching is its own, `assigner.match_costs`"),
+    *_of("mmdet", "labels or qualities", _FOLLOWS, "FocalLoss", "DeformableDETRHead.loss_cls",
+         "as DETRHead, but with `as_two_stage=True` as DINOHead"),
+    *_of("mmdet", "sigmoid labels or qualities", "sigmoid", "FocalLoss", "DINOHead.loss_cls",
+         "ranks the encoder's places by single logits, which a softmax leaves open; the cost of"
+         " the matching is its own, `assigner.match_costs`"),
     *_of("mmdet", "sigmoid labels", "sigmoid", "FocalLoss", "DDQDETRHead.loss_cls",
          "of distinct queries it gives labels alone"),
     *_of("mmdet", "entries", "sigmoid", "FocalLoss",

@@ -36,3 +36,19 @@ HEADS = {
         THIN | dict(norm_cfg=None),
     ),
 }
+# Of the heads that tests/mmdet/test_zoo_models.py has in whole models.
+MORE = {
+    "atss": ("atss/atss_r50_fpn_1x_coco.py", FPN, THIN | dict(norm_cfg=None)),
+    "retina sepbn": ("nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco.py", FPN, THIN),
+    "nas fcos nashead": (
+        "nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py",
+        FPN,
+        THIN | dict(norm_cfg=None),
+    ),
+    "condinst": (
+        "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py",
+        FPN,
+        THIN | dict(norm_cfg=None),
+    ),
+    "boxinst": ("boxinst/boxinst_r50_fpn_ms-90k_coco.py", FPN, THIN | dict(norm_cfg=None)),
+}

@@ -80,8 +80,17 @@ def test_dense_head_takes_a_softmax_loss(name):
     assert_same_training(name, STOCK_CE, POLY1_CE)
 
 
-def test_rpn_at_epsilon_0_is_stock():
-    assert_same_training("rpn", STOCK_BCE, POLY1_BCE)
+@pytest.mark.parametrize(("stock", "ours"), [(STOCK_BCE, POLY1_BCE), (STOCK_CE, POLY1_CE)])
+def test_rpn_at_epsilon_0_is_stock(stock, ours):
+    assert_same_training("rpn", stock, ours)
+    scores = []
+    for loss in (stock, ours):
+        model = tiny_model("rpn", loss).eval()
+        with torch.no_grad():
+            results = model.predict(*batch(model))
+        scores.append(torch.cat([one.pred_instances.scores for one in results]))
+    assert len(scores[0])
+    torch.testing.assert_close(scores[1], scores[0])
 
 
 @pytest.mark.parametrize("name", ["faster", "cascade"])

@@ -13,9 +13,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
-from zoo_heads import CLASSES, HEADS
+from zoo_heads import CLASSES, HEADS, MORE
 
-from polyfocal import swapping
+from polyfocal import heads, swapping
+from polyfocal.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def mmdet_scope():
 
 def head_of(name):
     """The head's config in the zoo, thin, and its features' strides."""
-    config, strides, changes = HEADS[name]
+    config, strides, changes = (HEADS | MORE)[name]
     model = get_config(f"mmdet::{config}").model
     head = copy.deepcopy(model.bbox_head)
     head.update(changes)
@@ -114,6 +115,99 @@ def test_at_epsilon_0_a_head_is_the_stock_one(name):
         more, _ = swapped(head, 1.0)
         costs = results(more, strides, epoch)[0]
         assert sum(v.sum() for v in costs.values()) > sum(v.sum() for v in expected[0].values())
+
+
+SOFTMAX = {
+    "retinanet": "RetinaHead",
+    "retina sepbn": "RetinaSepBNHead",
+    "sabl retina": "SABLRetinaHead",
+    "ga retina": "GARetinaHead",
+    "atss": "ATSSHead",
+    "ddod": "DDODHead",
+    "fcos": "FCOSHead",
+    "nas fcos nashead": "NASFCOSHead",
+    "reppoints": "RepPointsHead",
+}
+DETR = {  # what each is given beside the hidden states: reference points
+    "DETRHead": (),
+    "ConditionalDETRHead": (torch.full((2, 20, 2), 0.5),),
+    "DABDETRHead": (torch.full((2, 2, 20, 4), 0.5),),
+    "DeformableDETRHead": ([torch.full((2, 20, 2), 0.5)] * 2,),
+}
+CE = dict(type="mmdet.CrossEntropyLoss", use_sigmoid=False)
+POLY1_CE = dict(type="polyfocal.Poly1CrossEntropyLoss", epsilon=0.0, use_sigmoid=False)
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_with_a_softmax_loss_at_epsilon_0_a_head_is_that_of_the_stock_softmax(name):
+    head, strides = head_of(name)
+    assert head.type == SOFTMAX[name]
+    found = []
+    for loss in (POLY1_CE, CE):
+        head.loss_cls = ConfigDict(loss)
+        found.append(results(head, strides))
+    assert_same(*found)
+    assert all(len(one) and (one.labels < CLASSES).all() for one in found[0][2])
+
+
+@pytest.mark.parametrize("name", DETR)
+def test_with_a_softmax_loss_at_epsilon_0_a_detr_head_is_that_of_the_stock_softmax(name):
+    model = get_config("mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py").model
+    more = dict(num_pred_layer=2) if name == "DeformableDETRHead" else {}
+    found = []
+    for loss in (POLY1_CE, CE):
+        torch.manual_seed(0)
+        head = MODELS.build(
+            dict(type=name, num_classes=CLASSES, embed_dims=16, loss_cls=loss,
+                 train_cfg=model.train_cfg, test_cfg=dict(max_per_img=10), **more)
+        )  # fmt: skip
+        samples = demo_mm_inputs(
+            2, [[3, 128, 128]] * 2, num_classes=CLASSES, num_items=[4, 1], with_mask=False
+        )["data_samples"]
+        hidden = torch.randn(2, 2, 20, 16)
+        places = DETR[name]
+        encoder = (None, None) if name == "DeformableDETRHead" else ()
+        losses = head.loss(hidden, *places, *encoder, samples)
+        with torch.no_grad():
+            boxes = head.predict(hidden, *places, samples, rescale=False)
+        assert all(len(one) == 10 and (one.labels < CLASSES).all() for one in boxes)
+        found.append((losses, [], boxes))
+    assert_same(*found)
+
+
+def test_every_head_that_follows_use_sigmoid_is_run_with_a_softmax_loss():
+    followed = {
+        slot.head
+        for slot in heads.SLOTS
+        if slot.framework == "mmdet" and slot.decodes == "as `use_sigmoid` says"
+    }
+    assert all(
+        heads.SOFTMAX in heads.KINDS[slot.kind].fits
+        for slot in heads.SLOTS
+        if slot.decodes == "as `use_sigmoid` says"
+    )
+    bases = {"AnchorHead", "AnchorFreeHead", "GuidedAnchorHead"}
+    # In test_heads.py; need a GPU's convolution, and the stage before.
+    proposals = {"RPNHead", "GARPNHead", "StageCascadeRPNHead"}
+    assert followed == {*SOFTMAX.values(), *DETR} | bases | proposals
+
+
+@pytest.mark.parametrize("name", ["pisa", "fsaf", "yolof", "condinst", "boxinst"])
+def test_a_head_that_counts_c_columns_refuses_a_softmax_loss(name):
+    head, _ = head_of(name)
+    head.loss_cls = POLY1_CE
+    with pytest.raises(UserError, match=r"is a softmax Poly1CrossEntropyLoss, .* use_sigmoid=True"):
+        MODELS.build(head)
+
+
+@pytest.mark.parametrize("head", ["DINOHead", "DeformableDETRHead"])
+def test_an_encoder_whose_places_are_ranked_by_logits_refuses_a_softmax_loss(head):
+    head = dict(type=head, num_classes=3, num_pred_layer=2, as_two_stage=True)
+    with pytest.raises(UserError, match=r"is a softmax Poly1CrossEntropyLoss, .* or an IoU-aware"):
+        MODELS.build(head | dict(loss_cls=POLY1_CE))
+    for loss in ("Poly1FocalLoss", "Poly1QualityFocalLoss"):
+        loss = dict(type=f"polyfocal.{loss}", epsilon=1.0, use_sigmoid=True)
+        assert MODELS.build(head | dict(loss_cls=loss)).cls_out_channels == 3
 
 
 def test_paa_weighs_its_positives_as_with_the_stock_loss(monkeypatch):

@@ -45,6 +45,8 @@ def check(head: nn.Module, name: str, loss: nn.Module | None) -> None:
     # VFNetHead keeps the focal loss of its other form under the same name.
     without_vfl = slot is not None and slot.kind == "quality matrix" and not head.use_vfl
     kind = "labels" if slot is None or without_vfl else slot.kind
+    if kind == "labels or qualities" and getattr(head, "as_two_stage", False):
+        kind = "sigmoid labels or qualities"
     if slot is not None or heads.is_known(type(head)):
         reason = heads.misplaced(type(head), name, loss, heads.KINDS[kind])
         if reason is not None:
