@@ -135,6 +135,11 @@ KINDS = {
         (SOFTMAX,),
         "a softmax loss, for instance type='polyfocal.Poly1CrossEntropyLoss', use_sigmoid=False",
     ),
+    "training rows": Kind(
+        "logits and labels, and takes no scores of them",
+        (SOFTMAX, OWN_SOFTMAX),
+        "a softmax loss, for instance type='polyfocal.Poly1CrossEntropyLoss', use_sigmoid=False",
+    ),
     "masks": Kind(
         "the masks of all classes, with labels where other heads pass weights",
         ("MaskLoss",),
@@ -301,7 +306,7 @@ SLOTS: tuple[Slot, ...] = (
          "FCNMaskHead.loss_mask HTCMaskHead.loss_mask SCNetMaskHead.loss_mask"
          " CoarseMaskHead.loss_mask MaskPointHead.loss_point"),
     # MMDetection, the rest.
-    *_of("mmdet", "softmax rows", "none", "CrossEntropyLoss", "LinearReIDHead.loss_cls",
+    *_of("mmdet", "training rows", "none", "CrossEntropyLoss", "LinearReIDHead.loss_cls",
          "training only: features are compared at test time"),
     *_of("mmdet", "softmax rows", "softmax", "CrossEntropyLoss",
          "PanopticFPNHead.loss_seg RoIEmbedHead.loss_match"),

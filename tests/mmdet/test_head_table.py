@@ -106,6 +106,16 @@ def test_ldam_serves_the_plain_softmax_only_at_scale_1():
     assert heads.family(built("LDAMLoss", class_counts=[5, 1], scale=1.0)) == heads.SOFTMAX
 
 
+def test_a_head_that_compares_features_takes_any_scale_of_ldam():
+    from mmdet.models.reid import LinearReIDHead
+
+    kind = heads.KINDS[heads.slot_of(LinearReIDHead, "loss_cls").kind]
+    loss = built("LDAMLoss", class_counts=[5, 1], scale=30.0)
+    assert heads.misplaced(LinearReIDHead, "loss_cls", loss, kind) is None
+    loss = LOSSES[heads.SIGMOID]()
+    assert "takes no scores" in heads.misplaced(LinearReIDHead, "loss_cls", loss, kind)
+
+
 def test_other_losses_are_let_through():
     assert heads.family(MODELS.build(dict(type="mmdet.FocalLoss"))) is None
     assert heads.family(losses.ClassPriors([1, 2])) is None
