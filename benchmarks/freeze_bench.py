@@ -1,4 +1,4 @@
-"""What a step costs fine-tuned and on kept features, one after the other in one process.
+"""What a step costs from scratch, fine-tuned and on kept features, in turns in one process.
 
 Each step has its own batch, the data loader's work included, so that the ratio is that of epochs.
 The time is the processor's, of this process, which other processes do not change much.
@@ -67,6 +67,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {name: {"profile": name} for name in ("tiny", "small")}
+    whole = {"model.backbone.frozen_stages": -1}
+    rows["small, all of it trained"] = {"profile": "small", "options": whole}
     rows["small --freeze"] = {"profile": "small", "freeze": True}
     with tempfile.TemporaryDirectory() as kept:
         requests = {
@@ -83,7 +85,7 @@ def main() -> None:
     middle = {name: median(seconds) for name, seconds in found.items()}
     for name, seconds in middle.items():
         print(
-            f"{name:15} {seconds:.3f} s a step ({min(found[name]):.3f} to {max(found[name]):.3f}), "
+            f"{name:25} {seconds:.3f} s a step ({min(found[name]):.3f} to {max(found[name]):.3f}), "
             f"{seconds / middle['small --freeze']:.1f} times small --freeze"
         )
 

@@ -429,7 +429,7 @@ def test_the_tool_needs_a_config_and_a_checkpoint(trained, capsys):
              bias=ours("StoredScores", file="none.npz")),
         ours("DebiasedFocalLoss", use_sigmoid=True,
              bias=ours("ClassPriors", class_counts="none.json")),
-        ours("LDAMLoss", class_counts="none.json"),
+        ours("LDAMLoss", class_counts="none.json", scale=1.0),
     ],
     ids=["balanced", "scores", "priors", "counts"],
 )  # fmt: skip
