@@ -51,7 +51,7 @@ def cyclical_focal_loss(
     only the log p_t of a sample's label, and a dense head has some 10^5 confident background
     entries per picture, which (1 + p_t)^gamma_hc would raise. A soft target y weighs xi by y.
 
-    The gradient is :func:`polyfocal.ops.poly_focal.slope_of`, written out in
+    The gradient, in :mod:`polyfocal.ops.poly_focal` beside the formula, is written out in
     docs/losses/cyclical_focal.md.
 
     With label smoothing a (softmax form), the classes other than the label have the weight

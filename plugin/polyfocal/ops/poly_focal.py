@@ -12,10 +12,10 @@ dCE/dz = -q, so that the gradient is
     -df/dz = q^gamma [(1 - xi) (q + gamma p_t CE) + p_t sum_j (gamma + j) epsilon_j q^j]
              + xi (1 + p_t)^gamma_hc q [1 - gamma_hc CE p_t / (1 + p_t)]
 
-:func:`loss_of` is f and :func:`slope_of` is -df/dz, both computed from CE, q and q^gamma. Every
-pass of this package gets these three in its own way. The composed operations take them from
-``logsigmoid``, exact in either tail, with powers as exponentials of logarithms, so that autograd's
-gradient is finite for gamma < 1 too.
+:func:`loss_of` is f and :func:`slope_of` is -df/dz, both computed from CE, q and q^gamma, which
+every pass gets in its own way; :func:`rate_of` is -df/dz divided by q. The composed operations take
+them from ``logsigmoid``, exact in either tail, with powers as exponentials of logarithms, so that
+autograd's gradient is finite for gamma < 1 too.
 """
 
 from collections.abc import Sequence
