@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+from cells import cells
 from mmengine.registry import MODELS
 
 from polyfocal.adapters import prepare
@@ -308,3 +310,17 @@ def test_pictures_show_the_weights_that_were_measured():
     with studies.runs._as_evaluated(runner):
         assert runner.weights == "averages"
     assert runner.weights == "last"
+
+
+def test_a_further_split_has_the_classes_of_val(tmp_path):
+    """In another order of the categories, every label would be another class."""
+    root, config = cells(tmp_path), ROOT / "configs" / "retinanet_poly1.py"
+    val = json.loads((root / "annotations" / "val.json").read_text())
+    shutil.copytree(root / "images" / "val", root / "images" / "more")
+    (root / "annotations" / "more.json").write_text(json.dumps(val))
+    options = studies._split_options(config, root, "more")
+    assert options["test_evaluator.ann_file"] == str(root / "annotations" / "more.json")
+    turned = {**val, "categories": val["categories"][::-1]}
+    (root / "annotations" / "more.json").write_text(json.dumps(turned))
+    with pytest.raises(UserError, match=r"more.json and .*val.json must declare the same categ"):
+        studies._split_options(config, root, "more")

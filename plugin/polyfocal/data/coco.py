@@ -47,6 +47,18 @@ class CocoSplit:
         """Their ids in the same order."""
         return tuple(category["id"] for category in self.annotations.categories)
 
+    def check_same_classes(self, other: "CocoSplit") -> None:
+        """Refuse another split whose labels mean other classes.
+
+        Raises:
+            DatasetError: It has other categories, or another order of them.
+        """
+        if self.classes != other.classes:
+            raise DatasetError(
+                f"{self.annotation_file} and {other.annotation_file} must declare the same "
+                f"categories in the same order, got {list(self.classes)} and {list(other.classes)}."
+            )
+
     @property
     def num_images(self) -> int:
         """Number of pictures."""

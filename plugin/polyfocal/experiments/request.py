@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from polyfocal.data.coco import annotations_digest
 from polyfocal.losses import Range
 
 _RECIPES = {"small": 3}  # 2: a learning rate of 3e-3, not 1e-3; 3: two frozen stages, not one
@@ -129,6 +130,11 @@ class Request:
     options: Any = field(default_factory=dict)
     train: bool = True
     freeze: bool = False
+
+    @cached_property
+    def annotations(self) -> str | None:
+        """A hash of the annotations of a COCO-format folder of data; None for anything else."""
+        return annotations_digest(self.data) if self.data else None
 
     @cached_property
     def _prepared(self) -> Any:

@@ -16,7 +16,6 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from polyfocal.data.coco import annotations_digest
 from polyfocal.data.files import write_text, written_whole
 from polyfocal.errors import UserError
 from polyfocal.experiments.report import Table, summary_table
@@ -278,7 +277,6 @@ def _data_options(request: Request, settings: Mapping[str, Setting]) -> list[str
 
 def _conditions(request: Request) -> dict[str, Any]:
     """What every training of a search depends on beside its config."""
-    annotations = annotations_digest(request.data) if request.data else None
     return {
         "data": None if request.data is None else str(Path(request.data).resolve()),
         "demo": request.demo,
@@ -286,7 +284,7 @@ def _conditions(request: Request) -> dict[str, Any]:
         **recipe(request.profile),
         **({"freeze": True} if request.freeze else {}),
         "options": {key: str(value) for key, value in request.options.items()},
-        **({"annotations": annotations} if annotations else {}),
+        **({"annotations": request.annotations} if request.annotations else {}),
     }
 
 

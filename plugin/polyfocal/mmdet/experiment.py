@@ -287,11 +287,8 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
                 f"{cfg.filename} needs masks: {split.mask_problem} Take a config without masks for "
                 f"it, such as configs/retinanet_poly1.py."
             )
-    if train is not None and train.classes != val.classes:
-        raise UserError(
-            f"{train.annotation_file} and {val.annotation_file} must declare the same categories "
-            f"in the same order, got {list(train.classes)} and {list(val.classes)}."
-        )
+    if train is not None:
+        train.check_same_classes(val)
     notes: dict[str, None] = {}
     for loader, split in (("train", train), ("val", val), ("test", val)):
         if split is not None:

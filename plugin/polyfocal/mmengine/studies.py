@@ -196,12 +196,8 @@ def _split_options(config: Path, data: str | Path | None, split: str) -> dict[st
         return {"test_dataloader.dataset.split": split}
     if data is None:
         raise UserError(f"the study measures on the split {split}: give --data DIR.")
-    found, usual = load_split(data, split), load_split(data, "val")
-    if found.classes != usual.classes:
-        raise UserError(
-            f"{found.annotation_file} and {usual.annotation_file} must declare the same categories "
-            f"in the same order, got {list(found.classes)} and {list(usual.classes)}."
-        )
+    found = load_split(data, split)
+    found.check_same_classes(load_split(data, "val"))
     annotations = str(found.annotation_file.resolve())
     return {
         "test_dataloader.dataset.ann_file": annotations,
