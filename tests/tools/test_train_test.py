@@ -105,7 +105,10 @@ def test_tensorboard_gets_ap_by_class_and_the_statistics_of_the_loss(trained):
 
 def test_console_has_the_table_and_no_dumps(trained, scenes, capsys):
     arguments = (RETINANET, trained / "epoch_2.pth", "--data", scenes, "--profile", "tiny")
-    assert run(test_tool, *arguments, "--work-dir", trained, *FAST) == 0
+    config = (trained / Path(RETINANET).name).read_bytes()
+    other = "model.bbox_head.loss_cls.epsilon=0.25"
+    assert run(test_tool, *arguments, "--work-dir", trained, *FAST, other) == 0
+    assert (trained / Path(RETINANET).name).read_bytes() == config, "the training's, not the test's"
     out = capsys.readouterr().out
     assert re.search(r"AR@100\s*│\s*\d\.\d{3}", out) and "mAP by class" in out
     for noise in (

@@ -74,6 +74,16 @@ class ConsoleRunner(Runner):
                 handler.addFilter(_is_for_people)
         return logger
 
+    def dump_config(self) -> None:
+        """Do not write yet: a Runner that only tests must leave a training's config as it is.
+
+        :meth:`keep_config` writes it for a training. Each start has its config beside its log.
+        """
+
+    def keep_config(self) -> None:
+        """Write the config into the work directory, as MMEngine does for every Runner."""
+        super().dump_config()
+
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint under another name, then give it its own.
 

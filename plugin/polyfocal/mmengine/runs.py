@@ -340,6 +340,7 @@ def _build_training(
         runner.register_hook(hook)
     if is_main_process() and not (resume and _in(resume, cfg.work_dir)):
         _begin(Path(cfg.work_dir), settings)
+    runner.keep_config()
     return runner
 
 
