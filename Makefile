@@ -6,7 +6,8 @@ TORCH ?= newest
 STACK ?=
 # Which tests; empty is all.
 TESTS ?=
-SETUP := $(PYTHON) tools/setup_env.py
+# A PYTHON that was asked for is not dropped for that of an environment that is there.
+SETUP := $(PYTHON) tools/setup_env.py $(if $(filter command environment,$(origin PYTHON)),--this-python)
 PYTEST := -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 DEMO := work_dirs/demo
 DEMO_3D := work_dirs/demo_3d

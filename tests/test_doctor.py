@@ -140,6 +140,32 @@ BROKEN = {
         f"FORCE_CUDA=1 {PIP} install --no-build-isolation --force-reinstall --no-deps "
         "--no-cache-dir mmcv==2.1.0",
     ),
+    "a driver that is too old for torch": (
+        CORE,
+        {"looks": {"torch": Look(found={"cuda": "13.0", "gpus": []})}, "gpu": True},
+        r"has a GPU, and torch 2.13.0 finds none: the driver is too old for CUDA 13.0, or CUDA_V",
+        "nvidia-smi",
+    ),
+    "an mmcv that is too new, on a Python without another": (
+        {**UPSTREAM, "mmcv": "2.2.0"},
+        {"python": (3, 13, 5)},
+        r"mmcv 2.2.0 does not fit mmdet 3.3.0, .* cannot be built for this Python",
+        f"{PIP} uninstall -y mmengine mmcv mmdet && "
+        f"{PIP} install --no-build-isolation 'onedl-mmengine<1,>=0.10.12' 'onedl-mmcv<3,>=2.3.6' "
+        "'onedl-mmdetection<4,>=3.5.1'",
+    ),
+    "a package whose module has another name": (
+        {**UPSTREAM, "numpy": "1.26.4", "mmdet3d": "1.4.0"},
+        {"looks": {"mmdet3d": Look("ModuleNotFoundError: No module named 'skimage'")}},
+        r"mmdet3d 1.4.0 does not work: ModuleNotFoundError: No module named 'skimage'",
+        f"{PIP} install scikit-image",
+    ),
+    "a package that asks for old ones": (
+        {**UPSTREAM, "numpy": "1.26.4", "mmdet3d": "1.4.0"},
+        {"looks": {"mmdet3d": Look("ModuleNotFoundError: No module named 'nuscenes'")}},
+        r"mmdet3d 1.4.0 does not work: ModuleNotFoundError: No module named 'nuscenes'",
+        f"{PIP} install --no-deps nuscenes-devkit",
+    ),
     "NumPy 2 beside torch 2.1": (
         {**CORE, "torch": "2.1.2+cu121"},
         {"looks": {"torch": Look("RuntimeError: Numpy is not available")}},

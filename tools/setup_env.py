@@ -767,6 +767,16 @@ def set_up_detectron2(environment: Environment) -> None:
     say_complete(environment, start)
 
 
+def check_python(environment: Environment) -> None:
+    """Refuses an environment of another Python, which would be used in place of this one."""
+    name, version = environment.folder.name, environment.python_version()
+    if version != sys.version_info[:2]:
+        raise Refused(
+            f"{name} has Python {dotted(version)}, and PYTHON is {dotted(sys.version_info[:2])}: "
+            f"leave PYTHON out, or remove the environment first: rm -r {name}"
+        )
+
+
 def say_complete(environment: Environment, start: float) -> None:
     """The last line of a set-up."""
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
@@ -800,9 +810,16 @@ def main() -> int:
         choices=("needed", "where-possible"),
         help="with MMDetection3D, which is refused or left out where it cannot be had",
     )
+    parser.add_argument(
+        "--this-python",
+        action="store_true",
+        help="refuse an environment of another Python than the one that runs this",
+    )
     args = parser.parse_args()
     environment = Environment(ROOT / args.into)
     try:
+        if args.this_python:
+            check_python(environment)
         if args.core:
             set_up_core(environment, args.core)
         elif args.detectron2:

@@ -49,7 +49,14 @@ _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "pkg_resources": "setuptools<81",
+    "skimage": "scikit-image",
+    "google": "protobuf",
+    "mpl_toolkits": "matplotlib",
+    "nuscenes": "nuscenes-devkit",
+    "lyft_dataset_sdk": "lyft-dataset-sdk",
 }
+_WITHOUT_NEEDS = ("nuscenes-devkit", "lyft-dataset-sdk")  # they ask for old packages of others
+_NEWEST_OF_UPSTREAM = (3, 12)  # mmcv below 2.2 cannot be built for a newer Python
 # Beside MMDetection 3.3, whatever polyfocal's metadata says; it may be on the path without any.
 _MMDET_TAKES = {"mmcv": ">=2.0.0rc4,<2.2.0"}
 _WHEELS = "https://download.openmmlab.com/mmcv/dist/{}/torch{}/index.html"
@@ -211,7 +218,8 @@ def look_around() -> Found:
         looks,
         compiler,
         _compiler_error(compiler),
-        os.environ.get("CUDA_VISIBLE_DEVICES") != "" and _output(["nvidia-smi", "-L"]) != "",
+        os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+        and _output(["nvidia-smi", "-L"]) != "",
     )
 
 
@@ -326,7 +334,15 @@ def _ranges(found: Found, blamed: set[str]) -> Iterable[Problem]:
             sentence = f"{beside} is not a version that polyfocal works with: it needs {range_}."
         else:
             sentence = f"{wanted} {version} does not fit {beside}, which needs {range_}."
-        yield Problem(sentence, _build(found, {wanted: range_}), (name,))
+        mend = _build(found, {wanted: range_})
+        if wanted == "mmcv" and found.python[:2] > _NEWEST_OF_UPSTREAM:
+            sentence += " That cannot be built for this Python, and OneDL's line can."
+            there = [one for n in DISTRIBUTIONS for one in PROVIDERS[n] if one in found.versions]
+            mend = (
+                f"{_python()} -m pip uninstall -y {' '.join(there)} && "
+                f"{_build(found, _asked(found, 'onedl'))}"
+            )
+        yield Problem(sentence, mend, (name,))
     if line == "onedl" and found.version("mmdet3d"):
         yield Problem(
             f"mmdet3d {found.version('mmdet3d')} needs an mmcv below 2.2, and OneDL's is newer: "
@@ -402,6 +418,14 @@ def _gpu(found: Found, blamed: set[str]) -> Iterable[Problem]:
             f"this machine has a GPU, and torch {found.version('torch')} is a build for CPUs.",
             _pip("--force-reinstall", f"torch=={version}"),
         )
+    elif found.gpu and not torch["gpus"]:
+        yield Problem(
+            f"this machine has a GPU, and torch {found.version('torch')} finds none: the driver is "
+            f"too old for CUDA {torch['cuda']}, or CUDA_VISIBLE_DEVICES names no GPU of this "
+            "machine. nvidia-smi says which CUDA the driver can do: install a newer driver, or a "
+            "torch for that CUDA.",
+            "nvidia-smi",
+        )
     mmcv = found.looks.get("mmcv", Look()).found
     if torch["gpus"] and mmcv and mmcv["cuda"] == "not available" and "mmcv" not in blamed:
         provider = found.provider("mmcv")
@@ -426,7 +450,8 @@ def _imports(found: Found, blamed: set[str]) -> Iterable[Problem]:
             mend = _build(found, {provider: f"=={version}"}, again=True)
         elif missing and missing[1].partition(".")[0] not in PROVIDERS:
             top = missing[1].partition(".")[0]
-            mend = _pip(_DISTRIBUTIONS.get(top, top))
+            package = _DISTRIBUTIONS.get(top, top)
+            mend = _pip(*["--no-deps"] * (package in _WITHOUT_NEEDS), package)
         elif name == "torchvision":
             minor = _numbers(found.version("torch"))[1] + 15  # its version counts with torch's
             mend = f"{_python()} -m pip uninstall -y torchvision"
@@ -585,7 +610,7 @@ def _line(found: Found) -> str:
     if upstream != onedl:
         return "onedl" if onedl else "mmdet"
     if upstream:
-        return "onedl" if found.python[:2] > (3, 12) else "mmdet"  # mmcv 2.1 cannot be built there
+        return "onedl" if found.python[:2] > _NEWEST_OF_UPSTREAM else "mmdet"
     return "onedl" if any(name.startswith("onedl") for name in found.versions) else "mmdet"
 
 

@@ -99,6 +99,26 @@ def test_a_python_that_it_does_not_know(version, monkeypatch, capsys):
     assert error.startswith("error: Python 3.10 to 3.14 is needed") and error.count("\n") == 1
 
 
+def test_an_environment_keeps_its_python(tmp_path, monkeypatch):
+    environment = Held(tmp_path)
+    environment.python.parent.mkdir()
+    environment.python.symlink_to(sys.executable)
+    setup_env.check_python(environment)
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    with pytest.raises(setup_env.Refused, match=rf"env has Python {own}, and PYTHON is 3\.99"):
+        setup_env.check_python(environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"), [([], False), (["PYTHON=python3"], True), (["STACK=onedl"], False)]
+)
+def test_make_tells_the_set_up_of_a_python_that_was_asked_for(arguments, given):
+    make = ["make", "--dry-run", *arguments, "setup"]
+    said = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert ("--this-python" in said) == given
+
+
 def test_the_environments_own_programs_are_found(tmp_path):
     """Ninja above all: without it mmcv's files are compiled one after the other."""
     environment = Held(tmp_path)
