@@ -6,10 +6,12 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 
+from polyfocal.__main__ import main
 from polyfocal.errors import UserError
-from polyfocal.experiments.command_line import add_experiment_options, run_tool, value_of
+from polyfocal.experiments.command_line import add_experiment_options, run_tool, seed, value_of
 
 TEXTS = (
     "1", "-3", "0.5", "1e-3", "true", "False", "None", "none", "adam", "a,b", "1,2.5,x", "[a,b]",
@@ -34,6 +36,33 @@ def test_a_mistake_is_a_usage_error(text, capsys):
         parser.parse_args(["--cfg-options", text if text == "novalue" else f"key={text}"])
     assert stopped.value.code == 2
     assert "--cfg-options takes KEY=VALUE, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**32), "1.5", "one"])
+def test_a_seed_is_one_that_numpy_takes(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=seed)
+    largest = parser.parse_args(["--seed", str(2**32 - 1)]).seed
+    np.random.RandomState(largest)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--seed={text}"])
+    error = f"argument --seed: '{text}': expected a whole number from 0 to 4294967295"
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("train", "work_dirs/CONFIG's name"),
+        ("tune", "work_dirs/tune/CONFIG's name"),
+        ("reproduce", "work_dirs/reproduce/STUDY's name"),
+    ],
+)
+def test_help_says_where_the_results_go(command, place, capsys):
+    pytest.importorskip("mmengine")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"(default: {place})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_exit_status_and_sentence(capsys):

@@ -129,7 +129,8 @@ def test_bad_use(files):
     assert status == 2 and err.startswith(f"error: {files / 'none.json'} cannot be read")
     status, _, err = run(found, truth, "--iou", 2)
     assert status == 2 and err == "error: iou must be between 0 and 1, got 2.0.\n"
-    for wrong in (["--fit", "platt"], ["--save", "x"], ["--out", "x"]):
+    wrongs = (["--fit", "platt"], ["--save", "x"], ["--out", "x"], ["--shared"])
+    for wrong in (*wrongs, ["--apply", "x", "--target", "iou"]):
         with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
             calibration.parse_args([str(found), str(truth), *wrong])
 

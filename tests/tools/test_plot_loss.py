@@ -194,6 +194,13 @@ def test_refuses(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize("option", ["--negatives", "--log"])
+def test_options_of_the_other_drawing_are_refused(option: str) -> None:
+    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as err:
+        plot_loss.parse_args(["--loss", "FocalLoss", "--scores", option])
+    assert "not for --scores" in err.getvalue()
+
+
 def test_the_docs_curves_have_commands_that_work() -> None:
     pictures = set()
     for page in sorted((ROOT / "docs" / "losses").glob("*.md")):

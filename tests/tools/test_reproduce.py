@@ -364,6 +364,12 @@ def test_slurm_gets_a_job_for_each_run_that_is_not_done(tmp_path, capsys, slurm)
     assert "'-A' is not one of sbatch's long options" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--gpus=4", "--sbatch-args=--time=1-0"])
+def test_options_of_jobs_without_jobs_are_refused(option, capsys):
+    assert run("polyloss_coco", "--demo", "--dry-run", option) == 2
+    assert capsys.readouterr().err == f"error: {option.split('=')[0]} is for the jobs of --slurm.\n"
+
+
 def test_one_option_of_sbatch():
     """Alone it would look like an option of the tool, so an equals sign stands before it."""
     args = tool.parse_args(["polyloss_coco", "--slurm", "lab", "--sbatch-args=--time=1-0"])

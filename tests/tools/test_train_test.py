@@ -241,6 +241,7 @@ def test_checkpoint_errors(trained, scenes, tmp_path, capsys, monkeypatch):
             ["--cfg-options", "optim_wrapper.optimizer.lrr=3"],
             "the optimizer cannot be built: .*lrr",
         ),
+        (["--cfg-options", "randomness.seed=-1"], "seed is -1: expected a whole number from 0"),
         (["--resume", "--load-from", "a.pth"], "--resume and --load-from"),
         (["--demo"], "--demo is the built-in data set and --data another one"),
     ],

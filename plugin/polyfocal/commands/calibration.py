@@ -51,14 +51,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--fit", choices=METHODS, help="fit a calibrator to the detections")
     way.add_argument("--apply", metavar="FILE", help="apply a calibrator that --save wrote")
-    text = "with --fit, what scores should mean: iou (for LaECE) or precision (for D-ECE)"
-    add("--target", choices=TARGETS, default="iou", help=text)
+    text = (
+        "with --fit, what scores should mean: iou (for LaECE, the default) or precision (for D-ECE)"
+    )
+    add("--target", choices=TARGETS, help=text)
     add("--shared", action="store_true", help="with --fit, one map for all classes")
     add("--save", metavar="FILE", help="with --fit, the file for the calibrator")
     add("--out", metavar="FILE", help="with --apply, the file for the new results")
     args = parser.parse_args(argv)
     if bool(args.fit) != bool(args.save):
         parser.error("--fit METHOD and --save FILE are given together")
+    if not args.fit and (args.target or args.shared):
+        parser.error("--target and --shared go with --fit METHOD")
+    args.target = args.target or "iou"
     if args.out and not args.apply:
         parser.error("--out takes the results of --apply FILE")
     return args

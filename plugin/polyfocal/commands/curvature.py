@@ -69,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     methods, text = ["hutchinson", "hutch++"], "how the trace is estimated (default: hutchinson)"
     add("--method", choices=methods, default=methods[0], help=text)
     add("--batches", type=int, default=4, help="batches of training pictures to use (default: 4)")
-    add("--seed", type=int, default=0, help="seed of the pictures and the probes (default: 0)")
+    add(
+        "--seed",
+        type=command_line.seed,
+        default=0,
+        help="seed of the pictures and the probes (default: 0)",
+    )
     add("--out", metavar="FILE", help="write the numbers to NAME.json")
     add("--plot", metavar="FILE", help="draw the spectral density into NAME.png or NAME.svg")
     return command_line.run_tool(run, parser.parse_args(argv))

@@ -15,7 +15,7 @@ from polyfocal.calibration.tide import mistakes, mistakes_table
 from polyfocal.data.annotations import read_annotations
 from polyfocal.data.detections import Detections, Kind
 from polyfocal.data.evaluation import detection_limit
-from polyfocal.experiments.command_line import parser_of, run_tool
+from polyfocal.experiments.command_line import parser_of, run_tool, seed
 from polyfocal.experiments.intervals import ap_intervals, intervals_table
 
 EXAMPLES = """\
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--draws", type=int, default=1000, help="number of draws of the pictures (default 1000)")
     text = "how often the intervals hold the truth, in per cent (default 95)"
     add("--level", type=float, default=95.0, help=text)
-    add("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    add("--seed", type=seed, default=0, help="seed of the draws (default 0)")
     return parser.parse_args(argv)
 
 

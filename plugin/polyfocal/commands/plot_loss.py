@@ -79,7 +79,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scores", action="store_true", help=text)
     text = "picture to write, .png or .svg (default loss.png)"
     add("--out", type=Path, default=Path("loss.png"), metavar="FILE", help=text)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.scores and (args.negatives or args.log):
+        parser.error("--negatives and --log are for curves of the loss, not for --scores")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

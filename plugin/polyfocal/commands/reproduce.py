@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=config_file,
         help="config for the rows, instead of the one that the study names",
     )
-    add_common_options(parser)
+    add_common_options(parser, place="work_dirs/reproduce/STUDY's name")
     add_freeze_option(parser)
     add(
         "--seeds",
@@ -76,10 +76,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="ROW[/SEED]", help="do these rows or runs now, not all")
     add("--dry-run", action="store_true", help="show the runs that are left to do, and do nothing")
     add("--slurm", metavar="PARTITION", help="submit a job for each run that is not done")
-    add("--gpus", type=int, default=8, help="GPUs of each job of --slurm, 0 for a CPU (default: 8)")
+    add("--gpus", type=int, help="GPUs of each job of --slurm, 0 for a CPU (default: 8)")
     add(
         "--sbatch-args",
-        default="",
         metavar="ARGS",
         help="more of sbatch's long options, behind an equals sign: "
         '--sbatch-args="--time=2-0 --account=lab"',

@@ -16,6 +16,7 @@ from polyfocal.experiments.command_line import (
     parser_of,
     request_of,
     run_tool,
+    seed,
 )
 
 EXAMPLES = """\
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     add_common_options(parser)
     add_freeze_option(parser)
     add = parser.add_argument
-    add("--seed", type=int, help="seed of everything random (default: the config's, or 0)")
+    add("--seed", type=seed, help="seed of everything random (default: the config's, or 0)")
     add("--amp", action="store_true", help="mixed precision; needs a GPU")
     text = "go on from this checkpoint; without a name, from the last one in the work directory"
     add("--resume", nargs="?", const="auto", metavar="CHECKPOINT", help=text)

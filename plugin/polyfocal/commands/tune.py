@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_line.parser_of("tune", __doc__, EXAMPLES)
     add = parser.add_argument
     command_line.add_config(parser)
-    command_line.add_experiment_options(parser)
+    command_line.add_experiment_options(parser, "work_dirs/tune/CONFIG's name")
     command_line.add_freeze_option(parser)
     text = "minutes of searching, earlier starts included; a trial under way then does not count"
     add("--minutes", type=float, metavar="M", help=text)

@@ -49,16 +49,20 @@ class Slurm:
             UserError: They contradict each other, or submitit is not installed.
         """
         if args.slurm is None:
+            for option in ("gpus", "sbatch_args"):
+                if getattr(args, option) is not None:
+                    raise UserError(f"--{option.replace('_', '-')} is for the jobs of --slurm.")
             return None
         if args.launcher != "none":
             raise UserError(
                 "--slurm starts jobs and --launcher is for the processes of one: give one of them."
             )
-        if args.gpus < 0:
-            raise UserError(f"--gpus {args.gpus}: expected 0, for a CPU, or more.")
+        gpus = 8 if args.gpus is None else args.gpus
+        if gpus < 0:
+            raise UserError(f"--gpus {gpus}: expected 0, for a CPU, or more.")
         if find_spec("submitit") is None:
             raise UserError("--slurm needs submitit: pip install 'polyfocal[slurm]'")
-        return cls(args.slurm, args.gpus, _long_options(args.sbatch_args), command)
+        return cls(args.slurm, gpus, _long_options(args.sbatch_args or ""), command)
 
     def job(self, run: Run) -> list[str]:
         """The command line that does one run, in each process of its job."""

@@ -39,6 +39,13 @@ def add_config(parser: argparse.ArgumentParser, text: str = "config of the train
     parser.add_argument("config", metavar="CONFIG", type=config_file, help=text)
 
 
+def seed(text: str) -> int:
+    """The value of a seed's option: a whole number that NumPy takes as a seed."""
+    if not re.fullmatch(r"\d+", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a data set and a size."""
     parser.add_argument(
@@ -62,13 +69,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_experiment_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of :func:`add_data_options`, and those of a place and of overrides."""
+def add_experiment_options(
+    parser: argparse.ArgumentParser, place: str = "work_dirs/CONFIG's name"
+) -> None:
+    """Add the options of :func:`add_data_options`, and those of a place and of overrides.
+
+    Args:
+        parser: Of a command.
+        place: The default of ``--work-dir``, in words.
+    """
     add_data_options(parser)
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
-        help="where logs, checkpoints and pictures go (default: work_dirs/CONFIG's name)",
+        help=f"where logs, checkpoints and pictures go (default: {place})",
     )
     add_overrides(parser)
 
@@ -95,9 +109,9 @@ def add_freeze_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(parser: argparse.ArgumentParser, **place: str) -> None:
     """Add the options of :func:`add_experiment_options` and those of a run on several devices."""
-    add_experiment_options(parser)
+    add_experiment_options(parser, **place)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],

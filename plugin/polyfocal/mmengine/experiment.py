@@ -196,10 +196,18 @@ class Experiment:
         raise UserError("--tta is for detectors, and this config is for a classifier.")
 
     def use_seed(self, seed: int | None) -> None:
-        """The seed of everything random; None for the config's, or 0."""
+        """The seed of everything random; None for the config's, or 0.
+
+        Raises:
+            UserError: It is none.
+        """
         randomness = {"seed": None, **self.config.get("randomness", {})}
         if seed is not None or randomness["seed"] is None:
             randomness["seed"] = seed or 0
+        if not (isinstance(randomness["seed"], int) and 0 <= randomness["seed"] < 2**32):
+            raise UserError(
+                f"seed is {randomness['seed']!r}: expected a whole number from 0 to {2**32 - 1}."
+            )
         self.config.randomness = randomness
 
     def use_mixed_precision(self) -> None:
