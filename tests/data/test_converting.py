@@ -13,6 +13,7 @@ from PIL import Image
 
 from polyfocal.coco import DatasetError, load_split
 from polyfocal.commands.convert import main
+from polyfocal.data import converting
 from polyfocal.data.converting import convert
 from polyfocal.errors import UserError
 
@@ -337,6 +338,64 @@ def test_pictures_of_one_name_in_two_folders(tmp_path: Path) -> None:
     _, found, lines = converted(root)
     assert found == {"one/images/a.jpg": [BOX], "two/images/a.jpg": [BOX]}
     assert "note: 1 pictures are in train and in val: scores on val mean little." in lines
+
+
+@needs_library
+@pytest.mark.parametrize("ups", [1, 2, 3, 4])
+def test_pictures_beside_the_folder_stay_inside_the_new_one(tmp_path: Path, ups: int) -> None:
+    """A source ``../`` away from the others; a file of a user's lies where it would have gone."""
+    root = yolo(tmp_path / "in/a/b/c/set", {"train/a.jpg": GOOD, "val/b.jpg": GOOD})
+    other = root.joinpath(*[".."] * ups, "more").resolve()
+    picture(other / "images" / "e.jpg")
+    write(other / "labels" / "e.txt", GOOD)
+    up = "../" * ups
+    text = f"train: [images/train, {up}more/images]\nval: images/val\nnames: [cat, dog]"
+    write(root / "data.yaml", text)
+    for place in (tmp_path, tmp_path / "out"):
+        write(place / "more" / "images" / "mine.jpg", "mine")
+        write(place / "more" / "images" / "e.jpg", "mine") if place != other.parent else None
+    before = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    convert(root, tmp_path / "out" / "coco")
+    _, found = read(tmp_path / "out" / "coco")
+    here = root.relative_to(other.parent).as_posix()
+    assert found == {f"{here}/images/train/a.jpg": [BOX], "more/images/e.jpg": [BOX]}
+    assert (tmp_path / "out/more/images/e.jpg").read_text() == "mine"
+    new = {file for file in tmp_path.rglob("*") if file.is_file()}.difference(before)
+    assert all(file.is_relative_to(tmp_path / "out" / "coco") for file in new)
+
+
+@pytest.mark.parametrize("name", ["../../../a.jpg", "a_jpg.rf.0123.jpg"])
+def test_no_file_is_written_over(tmp_path: Path, monkeypatch, name: str) -> None:
+    """Whatever the names of the pictures are: outside of the folder, or one for two of them."""
+    monkeypatch.setattr(converting, "_file_names", lambda pictures: [name] * len(pictures))
+    root = roboflow(tmp_path / "set")
+    image = {"file_name": "b.jpg", "width": 80, "height": 60}
+    content = json.loads((root / "train/_annotations.coco.json").read_text())
+    content["images"].append({"id": 1, **image})
+    write(root / "train/_annotations.coco.json", json.dumps(content))
+    picture(root / "train" / "b.jpg")
+    assert f" cannot become {name} of the train split, which is outside of it or there" in refused(
+        root
+    )
+
+
+@needs_library
+def test_one_picture_by_several_paths(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set", {"train/a.jpg": GOOD, "train/b.jpg": GOOD})
+    text = "train: images/train\nval: ../set/images/train\nnames: [cat, dog]"
+    write(root / "data.yaml", text)
+    note = "note: 2 pictures are in train and in val: scores on val mean little."
+    assert note in converted(root)[2]
+    shutil.rmtree(tmp_path / "set_coco")
+    text = "train: [images/train, ../set/images/train]\nval: images/val\nnames: [cat, dog]"
+    write(root / "data.yaml", text)
+    (root / "images" / "val").mkdir()
+    os.link(root / "images/train/a.jpg", root / "images/val/c.jpg")
+    write(root / "labels" / "val" / "c.txt", GOOD)
+    _, found, lines = converted(root)
+    assert found == {"a.jpg": [BOX], "b.jpg": [BOX]}
+    assert "note: 2 pictures of train are listed twice." in lines
+    assert note.replace("2", "1") in lines
 
 
 @needs_library

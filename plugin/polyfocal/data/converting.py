@@ -12,11 +12,18 @@ from typing import Any
 
 from polyfocal.data.annotations import forget_annotations, read_annotations
 from polyfocal.data.coco import load_split
-from polyfocal.data.files import DatasetError, folder_written_whole, is_new, write_text
+from polyfocal.data.files import (
+    DatasetError,
+    folder_written_whole,
+    identity,
+    is_new,
+    true_path,
+    write_text,
+)
 from polyfocal.data.labelled import Labelled, Picture, agree, measured, split_of
 from polyfocal.data.layouts import ROBOFLOW, Layout, files_below, recognise
 from polyfocal.data.masks import area_of
-from polyfocal.data.splits import held_out
+from polyfocal.data.splits import held_out, remark_on_overlap
 from polyfocal.data.voc import read_voc
 from polyfocal.data.yolo import description_in, read_yolo
 from polyfocal.errors import UserError
@@ -50,10 +57,13 @@ def convert(source: str | Path, destination: str | Path) -> list[str]:
         raise UserError(f"{destination} is there already: give a new or empty folder.")
     layout = _recognised(source)
     found = _READERS[layout.kind](source)
+    for one in (one for pictures in found.splits.values() for one in pictures):
+        one.path = true_path(one.path)
     _hold_out(source, found)
     _check_files(source, found)
     found.splits = {split: found.splits[split] for split in _ORDER if split in found.splits}
-    _note_overlap(found)
+    train, val = ([identity(one.path) for one in found.splits[name]] for name in ("train", "val"))
+    found.notes += remark_on_overlap(train, val)
     used = [one for pictures in found.splits.values() for one in pictures]
     lines = [
         f"read as {layout.what} ({layout.file})",
@@ -189,17 +199,10 @@ def _check_files(source: Path, found: Labelled) -> None:
                 ) from None
 
 
-def _note_overlap(found: Labelled) -> None:
-    paths = {split: {one.path for one in pictures} for split, pictures in found.splits.items()}
-    both = len(paths["train"] & paths["val"])
-    if both:
-        found.notes.append(f"{both} pictures are in train and in val: scores on val mean little.")
-
-
 def _file_names(pictures: list[Picture]) -> list[str]:
     """The paths of pictures below the deepest folder that has all of them: each is unique."""
-    folder = os.path.commonpath([one.path.absolute().parent for one in pictures])
-    return [one.path.absolute().relative_to(folder).as_posix() for one in pictures]
+    folder = os.path.commonpath([one.path.parent for one in pictures])
+    return [one.path.relative_to(folder).as_posix() for one in pictures]
 
 
 def _write(
@@ -218,6 +221,11 @@ def _write(
                 annotation["area"], _ = area_of(one, [image["height"], image["width"]])
             annotations.append(annotation)
         target = folder / "images" / split / name
+        if ".." in Path(name).parts or os.path.lexists(target):  # never write over another file
+            raise DatasetError(
+                f"{picture.path} cannot become {name} of the {split} split, which is outside of it "
+                "or there already: give the picture another name."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(picture.path.resolve(), target)

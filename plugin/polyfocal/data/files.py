@@ -218,6 +218,17 @@ def folder_written_whole(folder: Path, *, replace: bool = False) -> Iterator[Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def true_path(file: Path) -> Path:
+    """The path of a file, which may be a link itself, without ``..`` and links to folders."""
+    return Path(os.path.realpath(file.parent), file.name)
+
+
+def identity(file: Path) -> tuple[int, int]:
+    """What two paths have in common if they lead to one file, over links of any kind."""
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino
+
+
 def is_new(folder: Path) -> bool:
     """Whether nothing is lost if a folder is written there: there is nothing, or an empty one."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

@@ -1,7 +1,7 @@
-"""Which samples of a training set judge the settings of a search."""
+"""Which samples of a training set judge a search, and which judge what they taught."""
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from polyfocal.errors import UserError
 
@@ -25,3 +25,17 @@ def held_out(ids: Sequence[Hashable]) -> list[bool]:
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     chosen = set(order[: len(ids) // 5])
     return [place in chosen for place in range(len(ids))]
+
+
+def remark_on_overlap(
+    train: Iterable[Hashable], val: Iterable[Hashable], what: str = "pictures"
+) -> list[str]:
+    """A remark on samples of val that are trained on; none without such samples.
+
+    Args:
+        train: What tells the samples of train apart.
+        val: The same of val.
+        what: What the samples are.
+    """
+    both = len(set(train) & set(val))
+    return [f"{both} {what} are in train and in val: scores on val mean little."] if both else []

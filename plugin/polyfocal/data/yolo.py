@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyfocal.data.files import DatasetError, read_lines, read_text
+from polyfocal.data.files import DatasetError, read_lines, read_text, true_path
 from polyfocal.data.labelled import (
     PICTURES,
     Labelled,
@@ -61,10 +61,12 @@ def read_yolo(source: Path) -> Labelled:
     seen: Counter[str] = Counter()
     for split, places in described.places.items():
         paths = [path for place in places for path in _pictures(place)]
-        unique = list(dict.fromkeys(paths))
+        unique: dict[tuple[Path, Path], Path] = {}
+        for path in paths:
+            unique.setdefault((true_path(path), true_path(_label_file(path))), path)
         if len(unique) < len(paths):
             notes.append(f"{len(paths) - len(unique)} pictures of {split} are listed twice.")
-        splits[split] = _labelled(split, unique, described, notes, seen)
+        splits[split] = _labelled(split, list(unique.values()), described, notes, seen)
     _check_orphans(described, splits)
     if seen["extra"]:
         notes.append(
