@@ -157,6 +157,52 @@ def test_two_places_that_may_both_be_meant_are_refused(folder: Path) -> None:
     assert load_split(folder, "train").image_dir == folder / "b"
 
 
+@pytest.mark.parametrize(
+    ("place", "taken"),
+    [
+        ("train_images", False),
+        ("TrainImages", False),
+        ("training", False),
+        ("trainimages/a", False),
+        ("test-1", False),
+        ("train_val", True),
+        ("trains", True),  # of railways
+        ("tester", True),
+        ("contest", True),
+    ],
+)
+def test_a_single_place_named_after_another_split(folder: Path, place: str, taken: bool) -> None:
+    write(folder, read(folder), "val.json")
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / "images").rename(folder / place)
+    if taken:
+        assert load_split(folder, "val").image_dir == folder / place
+    else:
+        with pytest.raises(DatasetError, match="folder there that is not named after another spl"):
+            load_split(folder, "val")
+
+
+def test_pictures_that_two_splits_share_are_counted(folder: Path) -> None:
+    """Over links of both kinds, and under other names: one of val's three is its own."""
+    content = read(folder)
+    places = folder / "images" / "val"
+    places.mkdir()
+    (places / "c.png").symlink_to(folder / "images" / "a.png")
+    (places / "d.jpg").hardlink_to(folder / "images" / "b.jpg")
+    shutil.copy(folder / "images" / "a.png", places / "e.png")
+    for image, name in zip(content["images"], ("c.png", "d.jpg"), strict=True):
+        image["file_name"] = name
+    content["images"].append({**content["images"][0], "id": 3, "file_name": "e.png"})
+    write(folder, content, "val.json")
+    train, val = (load_split(folder, split) for split in ("train", "val"))
+    sentence = "2 pictures are in train and in val: scores on val mean little."
+    assert train.shared_with(val) == [sentence]
+    content["images"] = content["images"][2:]
+    content["annotations"] = [{**content["annotations"][0], "image_id": 3}]
+    write(folder, content, "val.json")
+    assert train.shared_with(load_split(folder, "val")) == []
+
+
 def test_pictures_behind_a_link_are_found(folder: Path, tmp_path_factory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (folder / "images").rename(elsewhere / "pictures")

@@ -352,6 +352,8 @@ def test_a_data_set_without_an_object_to_train_on_is_refused(tmp_path, useless):
 def test_the_objects_are_named(folder):
     experiment = prepare_detectron2(CONFIGS / "retinanet_poly1.py", data=folder)
     assert "4 objects are trained on: a 4, b 0." in experiment.notes
+    shared = "4 pictures are in train and in val: scores on val mean little."
+    assert shared in experiment.notes
 
 
 def test_a_byte_order_mark_and_missing_keys(tmp_path):

@@ -71,6 +71,16 @@ def test_data_sets_classes_paths_and_evaluation(tmp_path):
     assert cfg.model.backbone.depth == 50, "the full model"
 
 
+def test_a_note_says_that_val_has_pictures_of_train(tmp_path):
+    root = cells(tmp_path)
+    val = root / "images" / "val" / "cell_0.png"
+    val.unlink()
+    val.hardlink_to(root / "images" / "train" / "cell_0.png")
+    note = "1 pictures are in train and in val: scores on val mean little."
+    assert prepare_experiment(config(tmp_path, "retinanet"), data=root).notes == [note]
+    assert not prepare_experiment(config(tmp_path, "retinanet"), data=root, train=False).notes
+
+
 def test_every_num_classes_but_the_proposals(tmp_path):
     more = "model = dict(rpn_head=dict(num_classes=1))"
     path = config(tmp_path, "cascade", more)

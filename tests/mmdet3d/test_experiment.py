@@ -90,6 +90,13 @@ def test_the_full_recipe_leaves_pasting_out_and_says_so(tree):
     assert note.startswith("ObjectSample, which pastes in objects of other scans, is left out")
 
 
+def test_a_note_says_that_val_has_frames_of_train(tmp_path):
+    root = lidar_frames.write_tree(tmp_path / "tree")
+    (root / "ImageSets" / "val.txt").write_text("000002\n000001\n")
+    notes = prepare_experiment(POINTPILLARS, data=root, profile="tiny").notes
+    assert notes == ["1 frames are in train and in val: scores on val mean little."]
+
+
 def test_options_win(tree):
     cfg = prepare_experiment(
         POINTPILLARS, data=tree, profile="tiny", options={"model.bbox_head.loss_cls.epsilon": 0.5}

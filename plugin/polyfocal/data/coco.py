@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from polyfocal.data.annotations import Annotations, more, read_annotations
-from polyfocal.data.files import DatasetError, read_json, write_text
+from polyfocal.data.files import DatasetError, identity, read_json, write_text
 from polyfocal.data.layouts import recognise
 from polyfocal.data.pictures import Loader, check_pictures, usual_loader
-from polyfocal.data.splits import held_out
+from polyfocal.data.splits import held_out, remark_on_overlap
 
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test|ood)(\d{4})?")
+_BEGINS_WITH_SPLIT = re.compile(
+    r"(?i:train|val|valid|validation|test|ood)(?i:ing|set|data|images|imgs|img)?(?![a-z])"
+)
 # With corners instead of sizes, at least this part of the boxes would leave their pictures.
 _LEAVING = 0.2
 
@@ -58,6 +61,14 @@ class CocoSplit:
                 f"{self.annotation_file} and {other.annotation_file} must declare the same "
                 f"categories in the same order, got {list(self.classes)} and {list(other.classes)}."
             )
+
+    def shared_with(self, val: "CocoSplit") -> list[str]:
+        """A remark if pictures of this split, on which a training learns, are in val too."""
+        train, other = (
+            [identity(split.image_dir / image["file_name"]) for image in split.annotations.images]
+            for split in (self, val)
+        )
+        return remark_on_overlap(train, other)
 
     @property
     def num_images(self) -> int:
@@ -332,7 +343,7 @@ def _image_dir(folder: Path, split: str, file: Path, names: list[str]) -> Path:
     looked = ", ".join(name or "the folder itself" for name in customary)
     raise DatasetError(
         f"the pictures of {file} are not under {folder}: {probe[0]!r} was looked for in {looked} "
-        "and in every other folder there."
+        "and in every other folder there that is not named after another split."
     )
 
 
@@ -352,9 +363,16 @@ def _elsewhere(folder: Path, split: str, wanted: Path) -> Iterator[Path]:
         parts, count = (Path(place) / wanted.name).relative_to(folder).parts, len(wanted.parts)
         if parts[-count:] != wanted.parts:
             continue
-        lower = [part.lower() for part in parts[:-count]]
-        if not any(_SPLIT_FOLDER.fullmatch(part) and not part.startswith(split) for part in lower):
+        if not any(_is_of_another(part, split) for part in parts[:-count]):
             yield folder.joinpath(*parts[:-count])
+
+
+def _is_of_another(name: str, split: str) -> bool:
+    """Whether a folder is named after another split: ``val``, ``test2017``, ``train_images``."""
+    lower = name.lower()
+    if _SPLIT_FOLDER.fullmatch(lower):
+        return not lower.startswith(split)
+    return bool(_BEGINS_WITH_SPLIT.match(name)) and split.lower() not in lower
 
 
 def _check_pictures(

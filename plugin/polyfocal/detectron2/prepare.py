@@ -123,6 +123,8 @@ def _load_data(experiment: Experiment, folder: Path, train: bool) -> Data:
                 f"{split.annotation_file} and {val.annotation_file} must declare the same"
                 f" categories, got {_categories(split)} and {_categories(val)}."
             )
+    if train:
+        experiment.notes += splits["train"].shared_with(val)
     names = {split: register_split(found) for split, found in splits.items()}
     max_dets = detection_limit(val.annotations)
     if max_dets > USUAL_LIMIT:

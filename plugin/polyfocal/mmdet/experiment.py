@@ -289,6 +289,7 @@ def _use_data(experiment: Experiment, val: CocoSplit, train: CocoSplit | None = 
             )
     if train is not None:
         train.check_same_classes(val)
+        experiment.notes += train.shared_with(val)
     notes: dict[str, None] = {}
     for loader, split in (("train", train), ("val", val), ("test", val)):
         if split is not None:

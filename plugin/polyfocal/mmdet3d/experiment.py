@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner
 
 from polyfocal.data import kitti
+from polyfocal.data.splits import remark_on_overlap
 from polyfocal.demo import lidar_scenes
 from polyfocal.errors import UserError
 from polyfocal.experiments.request import Request
@@ -176,8 +177,15 @@ def _use_data(experiment: Experiment, data: str | Path, splits: tuple[str, ...])
     scope = cfg.get("default_scope")
     root = str(Path(data).resolve())
     notes: dict[str, None] = {}
-    for split in splits:
-        experiment.notes += kitti.load_split(root, split).notes
+    found = {split: kitti.load_split(root, split) for split in splits}
+    for one in found.values():
+        experiment.notes += one.notes
+    if "train" in found:
+        train, val = (
+            [info["lidar_points"]["lidar_path"] for info in found[split].infos["data_list"]]
+            for split in ("train", "val")
+        )
+        experiment.notes += remark_on_overlap(train, val, "frames")
     for loader, split in (("train", "train"), ("val", "val"), ("test", "val")):
         dataloader = cfg[f"{loader}_dataloader"]
         dataloader.dataset = one_data_set(dataloader.dataset, notes)
