@@ -763,12 +763,32 @@ def test_voc_files_that_miss_each_other(tmp_path: Path) -> None:
         write(root / "Annotations" / f"{name}.xml", voc_xml(voc_object("dog", 31, 16, 50, 45)))
     picture(root / "JPEGImages" / "z.jpg")
     write(root / "xml" / "h.xml", voc_xml(voc_object("dog", 31, 16, 50, 45)))
-    assert f"{root}/JPEGImages/h.jpg occurs 2 times in the train split" in refused(root)
+    assert refused(root) == (
+        f"{root}/xml/h.xml has no picture: {root}/JPEGImages/h.jpg is the picture of "
+        f"{root}/Annotations/h.xml."
+    )
     shutil.rmtree(root / "xml")
     lines = converted(root)[2]
     assert (
         f"note: 1 pictures have no XML file, such as {root}/JPEGImages/z.jpg: they are left out."
     ) in lines
+
+
+@needs_library
+def test_an_xml_file_does_not_take_the_picture_of_another(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for name in ("train/a", "train/b", "valid/a"):
+        picture(root / f"{name}.jpg")
+        write(root / f"{name}.xml", voc_xml(voc_object("dog", 31, 16, 50, 45), ""))
+    (root / "train" / "a.jpg").unlink()
+    sentence = f"{root}/train/a.xml has no picture: {root}/valid/a.jpg is the picture of "
+    assert refused(root) == f"{sentence}{root}/valid/a.xml."
+    (root / "pictures").mkdir()
+    (root / "valid" / "a.jpg").rename(root / "pictures" / "a.jpg")  # of which of the two?
+    sentence = f"{root}/valid/a.xml has no picture: {root}/pictures/a.jpg is the picture of "
+    assert refused(root) == f"{sentence}{root}/train/a.xml."
+    picture(root / "valid" / "a.jpg")
+    assert converted(root)[1] == {"pictures/a.jpg": [BOX], "train/b.jpg": [BOX]}
 
 
 # --- Roboflow's COCO export -------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Data sets with Pascal VOC's XML files: the VOC kit's folders, Roboflow's, labelImg's."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,17 @@ def read_voc(source: Path) -> Labelled:
     annotations = [file for file in files if file.suffix.lower() == ".xml"]
     splits: dict[str, list[Picture]] = {}
     seen = _Seen()
-    for split, chosen in _split(source, annotations, notes).items():
-        roots = [_parsed(file) for file in chosen]
-        paths = [_picture(file, root, pictures) for file, root in zip(chosen, roots, strict=True)]
+    found = _split(source, annotations, notes)
+    roots = {file: _parsed(file) for chosen in found.values() for file in chosen}
+    said = {file: _said(root) for file, root in roots.items()}
+    owners = {
+        path: file for file in annotations for path in _beside(file, said.get(file, ""), pictures)
+    }
+    for split, chosen in found.items():
+        paths = [_picture(file, said[file], pictures, owners) for file in chosen]
         splits[split] = []
-        for file, root, path, size in zip(
-            chosen, roots, paths, measured(paths, notes), strict=True
-        ):
+        for file, path, size in zip(chosen, paths, measured(paths, notes), strict=True):
+            root = roots[file]
             _check_size(file, root, path, size)
             objects = [
                 _object(file, number, one, size, seen)
@@ -61,12 +66,13 @@ def read_voc(source: Path) -> Labelled:
     if not seen.names:
         raise DatasetError(f"no XML file of {source} has an object.")
     names = _classes(files, seen.names)
-    for one in (one for found in splits.values() for picture in found for one in picture.objects):
+    every = [picture for pictures_of in splits.values() for picture in pictures_of]
+    for one in (one for picture in every for one in picture.objects):
         one["category_id"] = names.index(one["category_id"]) + 1
         if seen.from_zero:
             _move(one)
-    used = {picture.path for found in splits.values() for picture in found}
-    bare = sorted({file for found in pictures.values() for file in found} - used)
+    used = {picture.path for picture in every}
+    bare = sorted({file for same in pictures.values() for file in same} - used)
     if bare and len(used) == len(annotations):
         notes.append(
             f"{len(bare)} pictures have no XML file, such as {bare[0]}: they are left out."
@@ -172,27 +178,53 @@ def _parsed(file: Path) -> Any:
     return root
 
 
-def _picture(file: Path, root: Any, pictures: dict[str, list[Path]]) -> Path:
-    """The picture of an XML file: of its name; else of the name that it gives."""
-    said = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    for name in filter(None, (file.stem, said, said.rpartition(".")[0])):
-        found = pictures.get(name, [])
-        if len(found) > 1:
-            found = [one for one in found if one.parent in _near(file)] or found
-        if len(found) > 1 and said in [one.name for one in found]:
-            found = [one for one in found if one.name == said]
-        if len(found) > 1:
-            raise DatasetError(f"{file} may be for {' or '.join(map(str, found))}: remove one.")
-        if found:
-            return found[0]
-    raise DatasetError(
-        f"{file} has no picture: neither {file.stem} with the ending of a picture nor "
-        f"{said or 'a filename'} is there."
+def _said(root: Any) -> str:
+    """The name of its picture that an XML file gives."""
+    return (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+
+
+def _named_alike(file: Path, said: str, pictures: dict[str, list[Path]]) -> Iterator[list[Path]]:
+    """The pictures of an XML file's name; then those of the name that it gives."""
+    for name in (file.stem, said, said.rpartition(".")[0]):
+        yield pictures.get(name, [])
+
+
+def _beside(file: Path, said: str, pictures: dict[str, list[Path]]) -> list[Path]:
+    """Those that are where the picture of an XML file should be."""
+    near = _near(file)
+    every = (
+        [one for one in same if one.parent in near] for same in _named_alike(file, said, pictures)
     )
+    return next(filter(None, every), [])
+
+
+def _picture(
+    file: Path, said: str, pictures: dict[str, list[Path]], owners: dict[Path, Path]
+) -> Path:
+    """The picture of an XML file: beside it; else one elsewhere that no other XML file is for."""
+    found = _beside(file, said, pictures)
+    if not found:
+        others = next(filter(None, _named_alike(file, said, pictures)), [])
+        found = [one for one in others if owners.get(one, file) == file]
+        if others and not found:
+            raise DatasetError(
+                f"{file} has no picture: {others[0]} is the picture of {owners[others[0]]}."
+            )
+    if len(found) > 1 and said in [one.name for one in found]:
+        found = [one for one in found if one.name == said]
+    if len(found) > 1:
+        raise DatasetError(f"{file} may be for {' or '.join(map(str, found))}: remove one.")
+    if not found:
+        raise DatasetError(
+            f"{file} has no picture: neither {file.stem} with the ending of a picture nor "
+            f"{said or 'a filename'} is there."
+        )
+    owners.setdefault(found[0], file)
+    return found[0]
 
 
 def _near(file: Path) -> list[Path]:
-    """The folders in which the picture of an XML file is, if several have one of its name."""
+    """The folders in which the picture of an XML file should be."""
     parts = file.parent.parts
     found = [file.parent]
     for index in reversed(range(len(parts))):
