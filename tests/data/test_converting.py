@@ -284,6 +284,24 @@ def test_places_without_a_description(
 
 
 @needs_library
+def test_pictures_deep_in_folders_and_behind_links(tmp_path: Path) -> None:
+    deep = "a/b/c/d/e/f.jpg"
+    root = yolo(tmp_path / "set", {"train/a.jpg": GOOD, f"train/{deep}": GOOD, "val/b.jpg": GOOD})
+    (root / "images" / "train" / "a" / "back").symlink_to(root / "images" / "train")
+    (root / "images" / "train" / "above").symlink_to(tmp_path)  # where more pictures are
+    picture(tmp_path / "other" / "z.jpg")
+    assert converted(root)[1] == {"a.jpg": [BOX], deep: [BOX]}
+
+    root = tmp_path / "voc"
+    one = voc_object("dog", 31, 16, 50, 45)
+    for stem in ("train/a", "train/a/b/c/d/e/f", "valid/b"):
+        picture(root / f"{stem}.jpg")
+        write(root / f"{stem}.xml", voc_xml(one))
+    (root / "train" / "a" / "back").symlink_to(root)
+    assert converted(root)[1] == {"a.jpg": [BOX], deep: [BOX]}
+
+
+@needs_library
 def test_cvat_s_yolo_export(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for name in "abcde":

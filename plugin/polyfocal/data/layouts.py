@@ -1,5 +1,6 @@
 """Which format is this? Names what a folder or a file holds that is not in COCO's format."""
 
+import math
 import os
 import re
 import shlex
@@ -60,7 +61,7 @@ def recognise(place: Path) -> Layout | None:
     """
     if place.is_file():
         return _of_file(place)
-    files = list(files_below(place))
+    files = list(files_below(place, _DEEPEST))
     by_suffix: dict[str, list[Path]] = {}
     for file in files:
         by_suffix.setdefault(file.suffix.lower(), []).append(file)
@@ -82,13 +83,24 @@ def recognise(place: Path) -> Layout | None:
     return None
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it, in order, without hidden ones."""
+def files_below(folder: Path, deepest: float = math.inf) -> Iterator[Path]:
+    """The files of a folder and of those in it, in order, without hidden ones.
+
+    Args:
+        folder: The folder; one that links lead to several times is entered once.
+        deepest: How many folders below it are looked into.
+    """
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))
     for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # links may make a circle
+            folders.clear()
+            continue
+        seen.add(real)
         here = Path(place)
         deep = len(here.relative_to(folder).parts)
         folders[:] = sorted(
-            name for name in folders if deep < _DEEPEST and name[0] != "." and name != "__MACOSX"
+            name for name in folders if deep < deepest and name[0] != "." and name != "__MACOSX"
         )
         yield from (here / name for name in sorted(names) if name[0] != ".")
 
