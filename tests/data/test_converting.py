@@ -568,6 +568,22 @@ def test_names_that_are_nowhere(tmp_path: Path) -> None:
     assert converted(root)[1] == {"a.jpg": [BOX]}
 
 
+@needs_library
+@pytest.mark.parametrize("names", ["classes.txt", "obj.names"])
+def test_a_blank_line_among_the_names_would_number_them_anew(tmp_path: Path, names: str) -> None:
+    root = yolo(tmp_path / "set", {"train/a.jpg": GOOD, "val/b.jpg": GOOD})
+    (root / "data.yaml").unlink()
+    if names == "obj.names":
+        write(root / "obj.data", "train = images/train\nval = images/val\nnames = obj.names\n")
+    write(root / names, "cat\n \ndog\n")
+    assert refused(root) == (
+        f"{root}/{names}, line 2 is blank, and the lines after it are numbered: remove it, or "
+        "write what it stands for."
+    )
+    write(root / names, "cat\ndog\n\n \n")
+    assert converted(root)[1] == {"a.jpg": [BOX]}
+
+
 # --- Pascal VOC -------------------------------------------------------------------------------
 
 

@@ -53,6 +53,21 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
+def read_numbered(file: Path) -> list[str]:
+    """The lines of a text file, as :func:`read_lines`, whose numbers have a meaning.
+
+    Raises:
+        DatasetError: As :func:`read_text`; or a line before the last is blank.
+    """
+    lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
+    if "" in lines:
+        raise DatasetError(
+            f"{file}, line {lines.index('') + 1} is blank, and the lines after it are numbered: "
+            "remove it, or write what it stands for."
+        )
+    return lines
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 

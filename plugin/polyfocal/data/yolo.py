@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyfocal.data.files import DatasetError, read_lines, read_text, true_path
+from polyfocal.data.files import DatasetError, read_lines, read_numbered, read_text, true_path
 from polyfocal.data.labelled import (
     PICTURES,
     Labelled,
@@ -113,7 +113,7 @@ def _described(file: Path, notes: list[str]) -> _Description:
         place = _find(names, roots)
         if place is None:
             raise DatasetError(f"{file}: names is {names}, which is not there.")
-        names = read_lines(place)
+        names = read_numbered(place)
     places: dict[str, list[Path]] = {}
     for key, value in content.items():
         split = split_of(key)
@@ -205,7 +205,7 @@ def _keypoints(file: Path, content: dict[str, Any]) -> int:
 def _undescribed(folder: Path) -> _Description:
     """A folder without a description: the names of its folders are all that there is."""
     files = list(files_below(folder))
-    named = {tuple(read_lines(file)): file for file in files if file.name in CLASS_FILES}
+    named = {tuple(read_numbered(file)): file for file in files if file.name in CLASS_FILES}
     if not named:
         raise DatasetError(
             f"{folder} has YOLO's labels, but no names of the classes: write them to "
