@@ -684,6 +684,7 @@ def test_voc_polygons_become_masks(tmp_path: Path) -> None:
         ({"trainval": "a b", "val": "c"}, "ab", "c", ""),
         ({"train": "a  1\nb -1", "val": "c.jpg", "test": "x y"}, "ab", "c", ""),
         ({"dog_train": "a  1\nb -1", "train": "a b", "val": "JPEGImages/c"}, "ab", "c", ""),
+        ({"train": r"a" "\n" r"C:\set\b.JPG", "val": "c.xml"}, "ab", "c", ""),
     ],
 )
 def test_voc_s_lists_of_splits(
@@ -699,6 +700,48 @@ def test_voc_s_lists_of_splits(
     assert (tmp_path / "set_coco" / "annotations" / "test.json").exists() == bool(test)
     left = [line for line in lines if "in no list of splits" in line]
     assert bool(left) == (not test)
+
+
+@needs_library
+def test_names_with_spaces_in_voc_s_lists(tmp_path: Path) -> None:
+    """With -1, 0 or 1 behind them, as class lists have; some names end in such a number."""
+    names = ("my photo", "my photo 1", "my photo 2", "a.b", "a")
+    objects = {name: voc_object("dog", 31, 16, 50, 45) for name in names}
+    lists = {"train": "my photo 1\nmy photo  -1\n", "val": "my photo 2 1\na.b 0\n"}
+    root = voc(tmp_path / "set", objects, lists)
+    assert converted(root)[1].keys() == {"my photo.jpg", "my photo 1.jpg"}
+    assert read(tmp_path / "set_coco", "val")[1].keys() == {"my photo 2.jpg", "a.b.jpg"}
+    (root / "Annotations" / "a.b.xml").unlink()
+    shutil.rmtree(tmp_path / "set_coco")
+    assert "val.txt names a.b, of which " in refused(root)  # not a
+    write(root / "ImageSets" / "Main" / "val.txt", "my photo 3\n")
+    assert "val.txt names my photo 3, of which " in refused(root)
+
+
+@needs_library
+def test_voc_s_lists_for_folders_of_xml_files(tmp_path: Path) -> None:
+    names = ("s/a", "s/b", "t/b", "t/c", "d", "t/d")
+    objects = {name: voc_object("dog", 31, 16, 50, 45) for name in names}
+    root = voc(tmp_path / "set", objects, {"train": "s/a t/b.jpg d", "val": "JPEGImages/s/b c"})
+    _, found, lines = converted(root)
+    assert found.keys() == {"s/a.jpg", "t/b.jpg", "d.jpg"}
+    assert read(tmp_path / "set_coco", "val")[1].keys() == {"s/b.jpg", "t/c.jpg"}
+    left = f"note: 1 XML files of {root}/Annotations are in no list of splits: left out."
+    assert left in lines and not any("no val split" in line for line in lines)
+    main = root / "ImageSets" / "Main"
+    write(main / "val.txt", "b\n")
+    shutil.rmtree(tmp_path / "set_coco")
+    here = root / "Annotations"
+    assert refused(root) == (
+        f"{main}/val.txt names b, which may be {here}/s/b.xml or {here}/t/b.xml: write its folder "
+        "before it."
+    )
+    (main / "train.txt").unlink()
+    (main / "val.txt").rename(main / "default.txt")
+    assert (
+        f"note: {main} has none of train.txt, trainval.txt, val.txt, test.txt: its lists are not "
+        "used."
+    ) in converted(root)[2]
 
 
 @needs_library

@@ -1,5 +1,6 @@
 """Data sets with Pascal VOC's XML files: the VOC kit's folders, Roboflow's, labelImg's."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,16 +118,20 @@ def _split(source: Path, annotations: list[Path], notes: list[str]) -> dict[str,
     for file in annotations:
         by_folder[file.parent].append(file)
     found: dict[str, list[Path]] = defaultdict(list)
+    by_lists: dict[Path, list[Path]] = defaultdict(list)
     for folder, files in by_folder.items():
-        lists = _lists(folder.parent / "ImageSets" / "Main")
-        if not lists:
-            parts = reversed(folder.relative_to(source).parts)
-            split = next(filter(None, map(split_of, parts)), "train")
-            found[split] += files
+        main = _main(source, folder, notes)
+        if main is not None:
+            by_lists[main] += files
             continue
-        there = {file.stem: file for file in files}
-        named: set[str] = set()
-        for split, place in lists.items():
+        parts = reversed(folder.relative_to(source).parts)
+        split = next(filter(None, map(split_of, parts)), "train")
+        found[split] += files
+    for main, files in by_lists.items():
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        there = _by_name(folder, files)
+        named: set[Path] = set()
+        for split, place in _lists(main).items():
             chosen = _named(place, there)
             if split == "test" and not any(chosen.values()):
                 notes.append(f"{place} names no file of {folder}: no test split is made.")
@@ -136,12 +141,26 @@ def _split(source: Path, annotations: list[Path], notes: list[str]) -> dict[str,
                 raise DatasetError(
                     f"{place} names {listed(missing)}, of which {folder} has no XML file."
                 )
-            named.update(chosen)
-            found[split] += filter(None, chosen.values())
-        left = len(there.keys() - named)
+            these = list(filter(None, chosen.values()))
+            named.update(these)
+            found[split] += these
+        left = len(files) - len(named)
         if left:
             notes.append(f"{left} XML files of {folder} are in no list of splits: left out.")
     return {split: found[split] for split in _LISTS if found[split]}
+
+
+def _main(source: Path, folder: Path, notes: list[str]) -> Path | None:
+    """The ImageSets/Main of a folder of XML files: beside it, or beside one that it is in."""
+    above = [one.parent for one in folder.parents if source in one.parents]
+    for place in (folder.parent, *above):
+        main = place / "ImageSets" / "Main"
+        if _lists(main):
+            return main
+        if any(main.glob("*.txt")):
+            names = ", ".join(f"{name}.txt" for names in _LISTS.values() for name in names)
+            notes.append(f"{main} has none of {names}: its lists are not used.")
+    return None
 
 
 def _lists(folder: Path) -> dict[str, Path]:
@@ -153,13 +172,48 @@ def _lists(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _named(place: Path, there: dict[str, Path]) -> dict[str, Path | None]:
-    """The XML file of each name in a list; a name may have a folder or an ending, as CVAT's do."""
-    names = [line.split()[0] for line in read_lines(place)]
-    return {
-        name: there.get(name) or there.get(Path(name).name) or there.get(Path(name).stem)
-        for name in names
-    }
+def _by_name(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The XML files that a name may mean: with all, some or none of the folders before it.
+
+    Those that are in the fewest folders come first.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(files, key=lambda one: len(one.parts)):
+        parts = file.relative_to(folder).with_name(file.stem).parts
+        for start in range(len(parts)):
+            found["/".join(parts[start:])].append(file)
+    return found
+
+
+def _named(place: Path, there: dict[str, list[Path]]) -> dict[str, Path | None]:
+    """The XML file of each line in a list; class lists have -1, 0 or 1 at the end of a line."""
+    found = {}
+    for line in read_lines(place):
+        name, *last = line.rsplit(maxsplit=1)
+        file = _xml_file(place, line, there)
+        if file is not None or last not in (["-1"], ["0"], ["1"]):
+            found[line] = file
+        else:
+            found[name] = _xml_file(place, name, there)
+    return found
+
+
+def _xml_file(place: Path, name: str, there: dict[str, list[Path]]) -> Path | None:
+    """The XML file of a name, which may have a folder and an ending, as CVAT's do."""
+    parts = name.replace("\\", "/").split("/")
+    last = Path(parts[-1])
+    stem = last.stem if last.suffix.lower() in PICTURES | {".xml"} else parts[-1]
+    for end in (parts[-1], stem):
+        for start in range(len(parts)):
+            found = there.get("/".join([*parts[start:-1], end]), [])
+            if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
+                raise DatasetError(
+                    f"{place} names {name}, which may be {found[0]} or {found[1]}: write its "
+                    "folder before it."
+                )
+            if found:
+                return found[0]
+    return None
 
 
 def _parsed(file: Path) -> Any:
