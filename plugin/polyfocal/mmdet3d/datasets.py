@@ -7,6 +7,7 @@ from mmdet3d.datasets import KittiDataset as MMDet3DKittiDataset
 from mmdet3d.datasets.transforms import ObjectNameFilter, ObjectRangeFilter
 
 from polyfocal.data import kitti
+from polyfocal.errors import UserError
 from polyfocal.mmengine.registry import DATASETS
 
 
@@ -18,14 +19,22 @@ class KittiDataset(MMDet3DKittiDataset):
 
     Args:
         data_root: The tree, see :mod:`polyfocal.kitti`.
-        split: ``"train"`` or ``"val"``.
+        split: Name of a file in ``ImageSets``, such as ``"train"``. ``"test"`` is for
+            ``test_mode`` only: it has no labels.
         kwargs: Arguments of MMDetection3D's class, except ``ann_file`` and ``data_prefix``.
+
+    Raises:
+        UserError: The split ``"test"`` is to be trained on.
     """
 
     num_ins_per_cat: list[int]
 
     def __init__(self, data_root: str, split: str, **kwargs: Any) -> None:
         self.split = split
+        if split == "test":
+            if not kwargs.get("test_mode"):
+                raise UserError("KittiDataset: the split test has no labels to train on.")
+            kwargs["load_eval_anns"] = False
         folder = "testing" if split == "test" else "training"
         prefix = {"pts": f"{folder}/velodyne", "img": f"{folder}/image_2"}
         super().__init__(data_root=data_root, ann_file="", data_prefix=prefix, **kwargs)

@@ -37,8 +37,10 @@ class KittiMetric(BaseMetric):
 
     Args:
         data_root: Folder in KITTI's layout, see :mod:`polyfocal.kitti`.
-        split: Split of the folder, for instance ``"val"``.
-        submission_prefix: Folder for the detections as label files of KITTI, one per frame.
+        split: Split of the folder, for instance ``"val"``. ``"test"``, which has no labels, is
+            not evaluated: its detections are only written.
+        submission_prefix: Folder for the detections as label files of KITTI, one per frame, of
+            the frame's name.
         collect_device: Where several processes gather their results.
         prefix: In front of the keys; None for ``"Kitti metric"``.
     """
@@ -54,6 +56,12 @@ class KittiMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        if split == "test" and submission_prefix is None:
+            raise UserError(
+                "KittiMetric: the split test has no labels to evaluate with: take another split, or"
+                " give submission_prefix, a folder for the detections."
+            )
+        self.labelled = split != "test"
         infos = kitti.load_split(data_root, split).infos
         self.names = {label: name for name, label in infos["metainfo"]["categories"].items()}
         self.infos = {info["sample_idx"]: info for info in infos["data_list"]}
@@ -73,10 +81,13 @@ class KittiMetric(BaseMetric):
             self.results.append((index, self._objects(self.infos[index], found)))
 
     def compute_metrics(self, results: list[tuple[int, Objects]]) -> dict[str, float]:
-        """Evaluate all frames."""
+        """Evaluate all frames, if they have labels."""
         if self.submission_prefix is not None:
             for index, found in results:
-                _write_labels(Path(self.submission_prefix) / f"{index:06d}.txt", found)
+                name = Path(self.infos[index]["lidar_points"]["lidar_path"]).stem
+                _write_labels(Path(self.submission_prefix) / f"{name}.txt", found)
+        if not self.labelled:
+            return {}
         truth = [self._truth(self.infos[index]) for index, _ in results]
         detections = [found for _, found in results]
         self.numbers = kitti_ap(truth, detections, self.dataset_meta["classes"])
