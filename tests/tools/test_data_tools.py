@@ -104,6 +104,21 @@ def test_browse_one_category(digits: Path, tmp_path: Path, monkeypatch: pytest.M
     assert drawn == {f"{id_:06d}" for id_ in with_it}
 
 
+def test_browse_removes_its_own_pictures_only(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seen"
+    run(browse_dataset, digits, "--out", out)
+    assert len(list(out.glob("0*_*.png"))) == 6
+    for name in ("99_mine.png", "01_mine.png", "notes_1.png"):
+        Image.new("RGB", (4, 4)).save(out / name)
+    (out / "98_text.png").write_text("no picture")
+    shutil.copy(out / "contact_sheet.png", out / "kept.png")
+    others = {"99_mine.png", "01_mine.png", "notes_1.png", "98_text.png", "kept.png"}
+    status, stdout, _ = run(browse_dataset, digits, "--split", "val", "--num", 2, "--out", out)
+    assert status == 0 and f"2 pictures and contact_sheet.png are in {out}" in stdout
+    drawn = {"01_000001.png", "02_000003.png", "contact_sheet.png"}
+    assert {file.name for file in out.iterdir()} == drawn | others
+
+
 def test_browse_takes_names_as_they_are(digits: Path, tmp_path: Path) -> None:
     root = shutil.copytree(digits, tmp_path / "set")
     file, name = root / "annotations" / "val.json", r"cost $\frac$.png"

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from pycocotools.coco import COCO
 from rich import box
 from rich.table import Table
@@ -24,6 +25,7 @@ from polyfocal.tables import table
 SMALL, MEDIUM = 32**2, 96**2
 # With more objects than this, the labels would hide the picture.
 MOST_LABELS = 40
+_OURS = {"Software": "polyfocal browse_dataset"}  # in each PNG: others' are not removed
 
 
 def statistics(split: CocoSplit) -> Table:
@@ -86,7 +88,8 @@ def draw_some(split: CocoSplit, out: Path, num: int, category: str | None = None
 
     Args:
         split: Split of the data set.
-        out: Folder for a PNG per picture and ``contact_sheet.png``.
+        out: Folder for a PNG per picture and ``contact_sheet.png``; those of an earlier drawing
+            are removed.
         num: Most pictures to draw, 0 for none.
         category: Only pictures and objects of this class.
 
@@ -112,13 +115,14 @@ def draw_some(split: CocoSplit, out: Path, num: int, category: str | None = None
     chosen = [images[place] for place in places]
     if not chosen:
         return 0
+    _remove_drawn(out)
     for number, image in enumerate(chosen, start=1):
         long_side = max(image["width"], image["height"])
         scale = min(max(640, long_side), 1600) / long_side / 100
         figure = Figure(figsize=(image["width"] * scale, image["height"] * scale), dpi=100)
         _draw(figure.add_axes((0, 0, 1, 1)), split, coco, image, category, font_size=9)
         with written_whole(out / f"{number:02d}_{Path(image['file_name']).stem}.png") as part:
-            figure.savefig(part)
+            figure.savefig(part, metadata=_OURS)
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(3.5 * columns, 3.5 * rows), layout="constrained")
@@ -129,8 +133,20 @@ def draw_some(split: CocoSplit, out: Path, num: int, category: str | None = None
         _draw(axes, split, coco, image, category, font_size=6)
         axes.set_title(image["file_name"], fontsize=6, parse_math=False)
     with written_whole(out / "contact_sheet.png") as part:
-        figure.savefig(part)
+        figure.savefig(part, metadata=_OURS)
     return len(chosen)
+
+
+def _remove_drawn(out: Path) -> None:
+    """Remove what was drawn into a folder before, which may be of another data set."""
+    for file in (*out.glob("[0-9][0-9]*_*.png"), out / "contact_sheet.png"):
+        try:
+            with Image.open(file) as picture:
+                ours = _OURS.items() <= picture.info.items()
+        except OSError:  # there is none, or it is no picture
+            continue
+        if ours:
+            file.unlink()
 
 
 def _draw(
