@@ -1,6 +1,7 @@
 """Digit scenes: what is written agrees with the pixels and with the settings."""
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 
+from polyfocal.commands import make_demo_data
 from polyfocal.demo import DigitScenes, digit_scenes, write_digit_scenes
 from polyfocal.demo.digit_scenes import render_scene
 from polyfocal.errors import UserError
@@ -233,6 +235,30 @@ def test_other_settings_need_overwrite(tmp_path: Path) -> None:
     assert pictures(root, "train") != before
     assert json.loads((root / "digit_scenes.json").read_text())["settings"]["seed"] == 5
     assert list(tmp_path.iterdir()) == [root]
+
+
+def test_a_damaged_set_is_written_anew(tmp_path: Path) -> None:
+    tiny = DigitScenes(num_train=2, num_val=1)
+    root = write_digit_scenes(tmp_path / "set", tiny)
+    before = pictures(root, "train")
+    (root / "images" / "train" / "000002.png").unlink()
+    write_digit_scenes(root, tiny, overwrite=True)
+    assert pictures(root, "train") == before and len(before) == 2
+
+
+def test_what_to_do_about_other_settings_is_named(tmp_path: Path) -> None:
+    """The command does what it says, here for the folder of --demo."""
+    root = write_digit_scenes(tmp_path / "a set", DigitScenes(num_train=2))
+    with pytest.raises(UserError) as caught:
+        write_digit_scenes(root)
+    assert str(caught.value) == (
+        f"{root} holds digit scenes of other settings (num_train 2 there, 600 wanted): remove it, "
+        f"give another folder, or replace it with `polyfocal make_demo_data '{root}' --overwrite` "
+        "and your options."
+    )
+    _, _, *words = shlex.split(str(caught.value).split("`")[1])
+    assert make_demo_data.main(words) == 0
+    assert write_digit_scenes(root) == root and len(pictures(root, "train")) == 600
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -169,7 +169,7 @@ def test_the_same_settings_are_left_alone_and_others_refused(small, tmp_path):
     before = (small / "training/velodyne/000000.bin").stat().st_mtime_ns
     assert write(small, SMALL) == small
     assert (small / "training/velodyne/000000.bin").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"holds LiDAR scenes of other settings \(seed 0 there, 3"):
+    with pytest.raises(UserError, match=r"\(seed 0 there, 3 wanted\): remove it, .* overw"):
         write(small, replace(SMALL, seed=3))
     (tmp_path / "mine").write_text("")
     with pytest.raises(UserError, match="exists and holds no LiDAR scenes; give a new or empt"):

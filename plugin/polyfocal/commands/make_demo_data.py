@@ -2,7 +2,8 @@
 
 The scenes are handwritten digits, enlarged, rotated, coloured and partly hiding one another,
 on textured backgrounds, with exact boxes and masks. The folder is in COCO format: give it to any
---data DIR. The same options give the same data; a folder that holds them already is left alone.
+--data DIR. The same options give the same data; a folder that holds them already is left alone
+without --overwrite.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     default = DigitScenes()
     parser = parser_of("make_demo_data", __doc__, EXAMPLES)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    text = "replace digit scenes of other settings"
+    text = "replace the digit scenes that are there, of other settings or damaged"
     parser.add_argument("--overwrite", action="store_true", help=text)
 
     def add(name: str, kind: type, text: str, **more: Any) -> None:

@@ -73,6 +73,7 @@ class DigitScenes(Scenes):
 
     what = "digit scenes"
     settings_file = "digit_scenes.json"
+    command = "make_demo_data"
     version = VERSION
 
     num_train: int = 600

@@ -1,6 +1,7 @@
 """Generated data sets: settings that are checked, folders written whole or not at all."""
 
 import json
+import shlex
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ class Scenes(ABC):
     Attributes:
         what: What is in it, such as ``"digit scenes"``, for the sentences of errors.
         settings_file: Name of the JSON file, in its folder, that tells what is in it.
+        command: Name of the command that writes it; empty if there is none.
         version: Version of the generator: raised whenever the same settings would give other files.
         seed: Seed of everything random, ``>= 0``.
     """
 
     what: ClassVar[str]
     settings_file: ClassVar[str]
+    command: ClassVar[str] = ""
     version: ClassVar[int]
 
     seed: int = 0
@@ -55,8 +58,8 @@ class Scenes(ABC):
 
         Args:
             root: The folder to make; its parents are made as needed.
-            overwrite: Replace a folder of the same kind with other settings. Any other folder is
-                never replaced.
+            overwrite: Replace a folder of the same kind, whatever its settings and its state. Any
+                other folder is never replaced.
 
         Returns:
             ``root``.
@@ -68,12 +71,16 @@ class Scenes(ABC):
         file = self.settings_file
         wanted = {"version": self.version, "settings": json.loads(json.dumps(asdict(self)))}
         found = _settings_in(root / file)
-        if found == wanted:
+        if found == wanted and not overwrite:
             return root
         if found is not None and not overwrite:
+            how = "overwrite it"
+            if self.command:
+                words = f"{self.command} {shlex.quote(str(root))} --overwrite"
+                how = f"replace it with `polyfocal {words}` and your options"
             raise UserError(
-                f"{root} holds {self.what} of other settings ({_difference(found, wanted)}); "
-                "give another folder or ask to overwrite it."
+                f"{root} holds {self.what} of other settings ({_difference(found, wanted)}): "
+                f"remove it, give another folder, or {how}."
             )
         if found is None and not is_new(root):
             raise UserError(f"{root} exists and holds no {self.what}; give a new or empty folder.")
