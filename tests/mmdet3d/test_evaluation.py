@@ -84,6 +84,15 @@ def test_one_object_gives_one_point_of_41():
         assert numbers[f"Car_{kind}_AP40_moderate_strict"] == 0
 
 
+@pytest.mark.parametrize("count", [2, 17, 41, 60])
+def test_a_perfect_detector_reaches_the_points_that_its_objects_allow(count):
+    """What docs/detection3d.md says, a class's AP40 from its number of objects."""
+    found = frame(["Car"] * count, np.linspace(0.1, 0.9, count))
+    numbers = kitti_ap([frame(["Car"] * count)], [found], ["Car"])
+    wanted = min(100.0, 100 * (count - 1) / 40)
+    assert numbers["Car_3D_AP40_moderate_strict"] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("false", [0, 1])
 def test_forty_objects(false):
     # All are found at scores of their own: 40 points of 41; a false positive before them makes
