@@ -923,6 +923,22 @@ def test_a_roboflow_category_that_is_used_stays(tmp_path: Path) -> None:
     assert found == {"a_jpg.rf.0123.jpg": [("pets", 30, 15, 20, 30)]}
 
 
+def test_a_roboflow_class_with_the_name_of_its_group(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "dog", "supercategory": "none"},
+        {"id": 2, "name": "dog", "supercategory": "dog"},
+    ]
+    content, found, lines = converted(roboflow(tmp_path / "set", categories=categories))
+    assert [one["name"] for one in content["categories"]] == ["dog"]
+    assert found == {"a_jpg.rf.0123.jpg": [BOX]}
+    assert "note: the category 'dog' is the group of the others and has no" in "\n".join(lines)
+    categories[0].update(id=1, supercategory="dog")
+    box = {"image_id": 0, "bbox": [30, 15, 20, 30], "area": 600, "iscrowd": 0}
+    both = [{"id": id_, "category_id": id_, **box} for id_ in (1, 2)]
+    root = roboflow(tmp_path / "twice", categories=categories, annotations=both)
+    assert "declares category name 'dog' 2 times" in refused(root)
+
+
 def test_roboflow_exports_that_do_not_fit(tmp_path: Path) -> None:
     root = roboflow(tmp_path / "set")
     (root / "valid" / "a_jpg.rf.0123.jpg").unlink()

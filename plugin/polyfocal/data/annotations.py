@@ -149,7 +149,9 @@ class Annotations:
 _kept = Kept[Annotations](_FILES_KEPT)
 
 
-def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
+def read_annotations(
+    file: str | Path, *, pictures: bool = True, unique_names: bool = True
+) -> Annotations:
     """Read an annotation file, or return what was read if the file has not changed since.
 
     A missing ``iscrowd`` is taken as 0. A missing area is that of the mask if there is one,
@@ -159,12 +161,15 @@ def read_annotations(file: str | Path, *, pictures: bool = True) -> Annotations:
         file: The JSON file.
         pictures: Whether the names of the picture files are needed. MMDetection leaves them empty
             when it writes the ground truth of its own samples.
+        unique_names: Whether each category needs a name of its own.
 
     Raises:
         DatasetError: The file cannot be read, or contradicts itself.
     """
     file = Path(file)
     found = _kept.get(os.path.realpath(file), [file], lambda: _checked(read_json(file), str(file)))
+    if unique_names:
+        _check_unique(found.source, "category", found.categories, "name")
     if pictures:
         _check_fields(found.source, "image", found.images, {"file_name": _NAME})
     return found
@@ -192,7 +197,9 @@ def annotations_of(ground_truth: "str | Path | COCO | Annotations") -> Annotatio
             content["annotations"] = [
                 dict(one) if isinstance(one, dict) else one for one in content["annotations"]
             ]
-        return _checked(content, "the ground truth")
+        found = _checked(content, "the ground truth")
+        _check_unique(found.source, "category", found.categories, "name")
+        return found
     return read_annotations(ground_truth, pictures=False)
 
 
@@ -222,7 +229,6 @@ def _checked(content: Any, source: str) -> Annotations:
     images, annotations, categories = (content[key] for key in _KINDS)
     _check_fields(source, "category", categories, {"id": _ID, "name": _NAME})
     _check_unique(source, "category", categories, "id")
-    _check_unique(source, "category", categories, "name")
     if not categories:
         raise DatasetError(f"{source} declares no categories; it needs at least one.")
     _check_fields(source, "image", images, {"id": _ID, "width": _SIDE, "height": _SIDE})

@@ -103,7 +103,7 @@ def read_roboflow(source: Path) -> Labelled:
         DatasetError: A file or a picture cannot be used.
     """
     files = [file for file in files_below(source) if file.name == ROBOFLOW]
-    found = {file: read_annotations(file) for file in files}
+    found = {file: read_annotations(file, unique_names=False) for file in files}
     notes: list[str] = []
     used = {one["category_id"] for each in found.values() for one in each.annotations}
     kept: dict[Path, list[dict[str, Any]]] = {}
