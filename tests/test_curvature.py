@@ -1,5 +1,8 @@
 """Curvature, compared with the Hessian written out in full by torch.func.hessian, in float64."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -213,6 +216,27 @@ def test_randomness_in_the_loss_is_one_draw():
     diagonal = ours.multiply(torch.ones(1, 50).double())
     assert torch.equal(diagonal, ours.multiply(torch.ones(1, 50).double()))
     assert set(diagonal.unique().tolist()) == {0, 2, 4}, "two batches, two draws"
+
+
+DRAWS = {
+    "random": lambda: [random.random() for _ in range(50)],
+    "numpy": lambda: np.random.random(50).tolist(),
+    "torch": lambda: torch.rand(50).tolist(),
+}
+
+
+@pytest.mark.parametrize("library", list(DRAWS))
+def test_what_any_library_draws_in_the_loss_is_one_draw(library):
+    """The second derivatives of sum(d x^2) are 2 d: so the product shows the draw d itself."""
+    draw = DRAWS[library]
+    x = torch.ones(50, dtype=torch.float64, requires_grad=True)
+    ours = Hessian([lambda: (torch.tensor(draw()).double() * x**2).sum()] * 2, [x])
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    diagonal = ours.multiply(torch.ones(1, 50).double())
+    assert torch.equal(diagonal, ours.multiply(torch.ones(1, 50).double()))
+    assert 0.1 < diagonal.std() < 0.9 and (diagonal > 0).all()
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
+    assert np.random.get_state()[1].tolist() == states[1]
 
 
 def test_attention():

@@ -16,11 +16,13 @@ rest of the model.
 =========================  ====================================================================
 
 Every function is deterministic: random vectors come from a generator with the given seed, and
-torch's global generators are left as they were.
+the global generators of Python, NumPy and torch are left as they were.
 """
 
 import contextlib
+import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +116,33 @@ def frozen(model: nn.Module, pattern: str | None = None) -> Iterator[dict[str, n
             p.requires_grad_(flag)
 
 
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seeds the generators of Python, NumPy and torch inside the block, and puts them back.
+
+    Args:
+        seed: Any whole number.
+        device: Where torch draws beside the CPU; None for nowhere.
+    """
+    numpy: Any = sys.modules.get("numpy")  # what nobody has imported draws nothing
+    python, legacy = random.getstate(), numpy and numpy.random.get_state()
+    on_gpu = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed % 2**32)
+        if device is None or device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy:
+                numpy.random.set_state(legacy)
+
+
 class Hessian:
     """The Hessian of the mean of some losses, multiplied by vectors and never formed.
 
@@ -126,8 +155,9 @@ class Hessian:
             parameters and has no arguments. The model should be :func:`frozen`.
         parameters: Leaf tensors that require a gradient, of one dtype (float32 or float64) and on
             one device.
-        seed: Torch's generators are seeded with it, plus the number of the batch, before a loss is
-            computed, and put back afterwards: what is random in the loss is one fixed draw.
+        seed: The generators of Python, NumPy and torch are seeded with it, plus the number of the
+            batch, before a loss is computed, and put back afterwards: what is random in the loss is
+            one fixed draw.
 
     Raises:
         UserError: A loss or a parameter is none of these, or an operation between a chosen
@@ -196,9 +226,7 @@ class Hessian:
         )
 
     def _loss(self, number: int) -> Tensor:
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _differentiable_attention():
-            torch.manual_seed(self.seed + number)
+        with seeded(self.seed + number, self.device), _differentiable_attention():
             return self.losses[number]()
 
     def _gradient(self, number: int) -> list[Tensor | None]:
