@@ -1,7 +1,7 @@
 """Curvature of a model's training loss: measured during a training, and held down in it."""
 
+import copy
 import json
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from rich.table import Table
@@ -73,7 +73,7 @@ def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
     chosen = order[: count * size].split(size)
     if len(chosen) > 1 and len(chosen[-1]) < size:
         chosen = chosen[:-1]
-    with _seeded(seed), _pictures_read(dataset):
+    with curvature.seeded(seed), _pictures_read(dataset):
         return [loader.collate_fn([dataset[i] for i in one.tolist()]) for one in chosen]
 
 
@@ -92,41 +92,71 @@ def _pictures_read(dataset: Any) -> Iterator[None]:
             step.reads_pictures = False
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-
-
 def batch_losses(
-    model: Any, batches: list[Any], kind: str | None = None
+    model: Any, batches: list[Any], kind: str | None = None, *, seed: int = 0
 ) -> list[Callable[[], Tensor]]:
-    """For :class:`polyfocal.curvature.Hessian`: the loss of each batch as a function.
+    """For :class:`polyfocal.curvature.Hessian`: the loss of each batch, a function of the weights.
+
+    The model's data preprocessor, with its augmentation on the device, sees each batch once, here,
+    and what it makes of the batch is kept on the model's device. It works with copies, as it and
+    the batches are now. What else a loss reads is the same in each call, and left as it was: what
+    the model counts beside its weights (buffers of a checkpoint).
 
     Args:
         model: An MMEngine model, not wrapped.
         batches: As the data loader gives them.
         kind: See :func:`training_loss`.
+        seed: Of what the data preprocessor draws.
     """
+    preprocessor = copy.deepcopy(model.data_preprocessor)
+    device = next(model.parameters()).device
+    with curvature.seeded(seed, device), torch.no_grad(), _first_iteration():
+        prepared = [preprocessor(copy.deepcopy(batch), True) for batch in batches]
 
     def loss_of(batch: Any) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            data = model.data_preprocessor(batch, True)
-            named = isinstance(data, dict)
-            outputs = model(**data, mode="loss") if named else model(*data, mode="loss")
-            return training_loss(model, outputs, kind)
+            with _state_kept(model):
+                data = copy.deepcopy(batch)  # some heads write into their samples
+                named = isinstance(data, dict)
+                outputs = model(**data, mode="loss") if named else model(*data, mode="loss")
+                return training_loss(model, outputs, kind)
 
         return loss
 
-    return [loss_of(batch) for batch in batches]
+    return [loss_of(batch) for batch in prepared]
+
+
+@contextmanager
+def _first_iteration() -> Iterator[None]:
+    """The iteration 0, since MMDetection draws another size of pictures in every tenth."""
+    hub = MessageHub.get_current_instance()
+    before = hub.get_info("iter")
+    hub.update_info("iter", 0)
+    try:
+        yield
+    finally:
+        hub.update_info("iter", before)
+        if before is None:
+            hub.runtime_info.pop("iter")
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what a loss changes: MMDetection's Seesaw and GHM losses, for example, count."""
+    buffers = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+    # Another tensor, not another content: a graph may hold the one that the loss has read.
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
 
 
 @dataclass(frozen=True)
@@ -224,10 +254,34 @@ def measure_curvature(
     Raises:
         UserError: See these functions and :class:`polyfocal.curvature.Hessian`.
     """
-    start = time.perf_counter()
     model = unwrapped(model)
+    return _measure(
+        model,
+        batch_losses(model, batches, kind, seed=seed),
+        parameters=parameters,
+        top_k=top_k,
+        steps=steps,
+        probes=probes,
+        method=method,
+        density=density,
+        seed=seed,
+    )
+
+
+def _measure(
+    model: nn.Module,
+    losses: list[Callable[[], Tensor]],
+    *,
+    parameters: str | None,
+    top_k: int,
+    steps: int,
+    probes: int,
+    method: str = "hutchinson",
+    density: bool = False,
+    seed: int,
+) -> Curvature:
+    start = time.perf_counter()
     with curvature.frozen(model, parameters) as chosen:
-        losses = batch_losses(model, batches, kind)
         hessian = curvature.Hessian(losses, chosen.values(), seed=seed)
         return Curvature(
             parameters=tuple(chosen),
@@ -247,8 +301,9 @@ class CurvatureHook(Hook):
 
     After every ``interval``-th epoch, and the last, the log and the visualizer (TensorBoard too)
     get ``curvature/eigenvalue_1`` to ``_k``, ``curvature/trace``, its ``curvature/trace_error``
-    and ``curvature/loss``, always for the same ``batches`` of training pictures. Random generators
-    and the model are left as they were, so that the training continues as without the hook.
+    and ``curvature/loss``, always for the same ``batches`` of training pictures in the same sizes,
+    which stay on the model's device. Random generators and the model are left as they were, so that
+    the training continues as without the hook.
 
     Args:
         interval: Epochs, >= 1.
@@ -281,14 +336,14 @@ class CurvatureHook(Hook):
         if interval < 1:
             raise UserError(f"CurvatureHook has interval={interval}: expected >= 1.")
         self.interval = interval
+        self.kind = kind
         self.batches = batches
-        self.seed = seed
         self.settings: dict[str, Any] = {
             "parameters": parameters,
-            "kind": kind,
             "top_k": top_k,
             "steps": steps,
             "probes": probes,
+            "seed": seed,
         }
 
     def before_train(self, runner: Any) -> None:
@@ -297,14 +352,16 @@ class CurvatureHook(Hook):
         Raises:
             UserError: A setting does not fit the model.
         """
-        curvature.select_parameters(unwrapped(runner.model), self.settings["parameters"])
-        self._loaded = fixed_batches(runner.train_dataloader, self.batches, self.seed)
+        model, seed = unwrapped(runner.model), self.settings["seed"]
+        curvature.select_parameters(model, self.settings["parameters"])
+        batches = fixed_batches(runner.train_dataloader, self.batches, seed)
+        self._losses = batch_losses(model, batches, self.kind, seed=seed)
 
     def after_train_epoch(self, runner: Any) -> None:
         if not (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
             return
         # In every process, since some losses wait for the others.
-        measured = measure_curvature(runner.model, self._loaded, seed=self.seed, **self.settings)
+        measured = _measure(unwrapped(runner.model), self._losses, **self.settings)
         scalars = {
             f"curvature/eigenvalue_{i}": value
             for i, value in enumerate(measured.eigenvalues.values.tolist(), start=1)
