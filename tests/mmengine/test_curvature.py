@@ -13,6 +13,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.func import functional_call, hessian
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,8 @@ from torch.utils.data import Dataset
 
 import polyfocal.mmengine  # noqa: F401
 from polyfocal.errors import UserError
+from polyfocal.losses.bias import write_scores
+from polyfocal.losses.functional import noised_topk_loss
 from polyfocal.mmengine.curvature import batch_losses, fixed_batches, measure_curvature
 
 
@@ -55,16 +58,18 @@ class Classifier(BaseModel):
         return dict(loss_cls=self.loss_cls(logits, labels), loss_bbox=[features.square().mean()])
 
 
-def runner(work_dir, hooks=(), epochs=2, lr=0.1, model=Classifier, **settings):
+def runner(
+    work_dir, hooks=(), epochs=2, lr=0.1, model=Classifier, data=None, collate="default", **settings
+):
     torch.manual_seed(0)
     return Runner(
         model=model(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Rows(),
+            dataset=data or Rows(),
             batch_size=4,
             sampler=dict(type="DefaultSampler", shuffle=True),
-            collate_fn=dict(type="default_collate"),
+            collate_fn=dict(type=f"{collate}_collate"),
         ),
         optim_wrapper=settings.pop(
             "optim_wrapper", dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=lr))
@@ -271,3 +276,99 @@ def test_of_a_model_that_several_processes_train(tmp_path):
     assert wrapped.parameters == alone.parameters and wrapped.loss == alone.loss
     assert wrapped.trace == alone.trace
     assert torch.equal(wrapped.eigenvalues.values, alone.eigenvalues.values)
+
+
+class NamedRows(Rows):
+    """Their ids are texts."""
+
+    def __getitem__(self, i):
+        row, label = super().__getitem__(i)
+        return dict(inputs=row, data_samples=BaseDataElement(metainfo=dict(name=f"r{i}", y=label)))
+
+
+class Debiased(BaseModel):
+    """Logits plus stored scores of the sample: a product of experts."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.fc_cls = nn.Linear(4, 3)
+        bias = dict(type="polyfocal.StoredScores", file=str(file))
+        self.loss_cls = MODELS.build(
+            dict(type="polyfocal.ProductOfExpertsLoss", use_sigmoid=False, bias=bias)
+        )
+
+    def forward(self, inputs, data_samples, mode="tensor"):
+        labels = torch.tensor([sample.y for sample in data_samples])
+        return dict(loss_cls=self.loss_cls(self.fc_cls(torch.stack(inputs)), labels))
+
+
+def test_stored_scores_are_those_of_the_samples_that_are_measured(tmp_path):
+    torch.manual_seed(1)
+    stored = (3 * torch.randn(16, 3)).log_softmax(1)
+    write_scores(tmp_path / "scores.npz", [f"r{i}" for i in range(16)], stored)
+    settings = dict(
+        model=lambda: Debiased(tmp_path / "scores.npz"), data=NamedRows(), collate="pseudo"
+    )
+    ids = dict(type="polyfocal.StoredScoresHook", key="name")
+    plain = runner(tmp_path / "plain", [ids], **settings)
+    plain.train()
+    hook = dict(type="polyfocal.CurvatureHook", batches=3, probes=2)
+    run = runner(tmp_path / "hooked", [ids, hook], **settings)
+    run.train()
+    assert torch.equal(plain.model.fc_cls.weight, run.model.fc_cls.weight)
+    source, of_training = (one.model.loss_cls.bias._selected for one in (run, plain))
+    assert torch.equal(source, of_training), "the samples of the last step"
+
+    batches = fixed_batches(run.train_dataloader, 3)
+    rows = torch.cat([torch.stack(batch["inputs"]) for batch in batches]).double()
+    samples = [sample for batch in batches for sample in batch["data_samples"]]
+    scores = torch.stack([stored[int(sample.name[1:])] for sample in samples]).double()
+    labels = torch.tensor([sample.y for sample in samples])
+
+    def mean(flat):
+        padded = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+        return cross_entropy(padded @ flat.view(3, 5).T + scores, labels)
+
+    fc = run.model.fc_cls
+    weights = torch.cat([fc.weight, fc.bias[:, None]], dim=1).detach().double().flatten()
+    logged = {
+        name: run.message_hub.get_scalar(f"curvature/{name}").current()
+        for name in ("loss", "eigenvalue_1")
+    }
+    assert logged["loss"] == pytest.approx(float(mean(weights)), rel=1e-5)
+    largest = float(torch.linalg.eigvalsh(hessian(mean)(weights))[-1])
+    assert logged["eigenvalue_1"] == pytest.approx(largest, rel=1e-3)
+
+
+class Noised(Classifier):
+    """With a loss whose n-th call draws its noise from (7, n)."""
+
+    def __init__(self):
+        super().__init__()
+        noised = dict(type="polyfocal.NoisedTopKLoss", k=1, epsilon=1.0, seed=7, use_sigmoid=False)
+        self.loss_cls = MODELS.build(noised)
+
+    def forward(self, rows, labels, mode="tensor"):
+        logits = self.fc_cls(self.norm(self.stem(rows)).tanh())
+        return dict(loss_cls=self.loss_cls(logits, labels).square())  # a hinge has no curvature
+
+
+def test_seeded_noise_is_that_of_the_batch_and_the_training_keeps_its_own(tmp_path):
+    plain = runner(tmp_path / "plain", model=Noised)
+    plain.train()
+    hook = dict(type="polyfocal.CurvatureHook", steps=5, probes=2)
+    run = runner(tmp_path / "hooked", [hook], model=Noised)
+    run.train()
+    assert run.model.loss_cls._calls == 2 * 4, "epochs of four steps"
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
+
+    model = run.model.eval()
+    expected = 0.0
+    for number, (rows, labels) in enumerate(fixed_batches(run.train_dataloader, 2)):
+        noise = torch.Generator().manual_seed(7 * 1_000_003 + number)
+        logits = model.fc_cls(model.norm(model.stem(rows)).tanh())
+        loss = noised_topk_loss(logits, labels, k=1, epsilon=1.0, generator=noise)
+        expected += loss.square().item() / 2
+    logged = run.message_hub.get_scalar("curvature/loss").current()
+    assert logged == pytest.approx(expected, rel=1e-5)

@@ -182,9 +182,13 @@ class StoredScores(BiasSource):
     Args:
         file: npz of ``ids`` (M,), whole numbers or texts, and ``log_probabilities`` (M, C). Only a
             training needs it: a file that is missing is refused by the first ``select``.
+
+    Attributes:
+        key: the attribute of a data sample that is its id, where a hook reads it.
     """
 
     log_probabilities: Tensor | None
+    key = "sample_idx"
 
     def __init__(self, file: str | Path) -> None:
         super().__init__()

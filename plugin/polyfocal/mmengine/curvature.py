@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 from polyfocal import curvature
 from polyfocal.data.files import write_text
 from polyfocal.errors import UserError
+from polyfocal.losses import NoisedTopKLoss, StoredScores
+from polyfocal.mmengine.hooks import sample_ids
 from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS
 from polyfocal.tables import table
@@ -99,8 +101,9 @@ def batch_losses(
 
     The model's data preprocessor, with its augmentation on the device, sees each batch once, here,
     and what it makes of the batch is kept on the model's device. It works with copies, as it and
-    the batches are now. What else a loss reads is the same in each call, and left as it was: what
-    the model counts beside its weights (buffers of a checkpoint).
+    the batches are now. What else a loss reads is the same in each call, and left as it was: the
+    batch's rows of :class:`~polyfocal.losses.StoredScores`, the noise of a seeded
+    :class:`~polyfocal.losses.NoisedTopKLoss`, the model's counts in buffers.
 
     Args:
         model: An MMEngine model, not wrapped.
@@ -113,9 +116,9 @@ def batch_losses(
     with curvature.seeded(seed, device), torch.no_grad(), _first_iteration():
         prepared = [preprocessor(copy.deepcopy(batch), True) for batch in batches]
 
-    def loss_of(batch: Any) -> Callable[[], Tensor]:
+    def loss_of(number: int, batch: Any) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            with _state_kept(model):
+            with _state_fixed(model, number, batch):
                 data = copy.deepcopy(batch)  # some heads write into their samples
                 named = isinstance(data, dict)
                 outputs = model(**data, mode="loss") if named else model(*data, mode="loss")
@@ -123,7 +126,7 @@ def batch_losses(
 
         return loss
 
-    return [loss_of(batch) for batch in prepared]
+    return [loss_of(number, batch) for number, batch in enumerate(prepared)]
 
 
 @contextmanager
@@ -141,20 +144,31 @@ def _first_iteration() -> Iterator[None]:
 
 
 @contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what a loss changes: MMDetection's Seesaw and GHM losses, for example, count."""
-    buffers = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
+def _state_fixed(model: nn.Module, number: int, batch: Any) -> Iterator[None]:
+    """Fix what a loss of this package reads beside a batch, and put back what any loss changes."""
+    modules = list(model.modules())
+    scores = [(one, one._selected) for one in modules if isinstance(one, StoredScores)]
+    noise = [(one, one._calls) for one in modules if isinstance(one, NoisedTopKLoss)]
+    buffers = [  # MMDetection's Seesaw and GHM losses, for example, count in theirs
+        (one, name, buffer)
+        for one in modules
+        for name, buffer in one._buffers.items()
+        if buffer is not None and name not in one._non_persistent_buffers_set
     ]
-    # Another tensor, not another content: a graph may hold the one that the loss has read.
-    for module, name, buffer in buffers:
-        module._buffers[name] = buffer.clone()
     try:
+        for source, _ in scores:
+            source.select(sample_ids(batch, source.key))
+        for loss, _ in noise:
+            loss._calls = number
+        # Another tensor, not another content: a graph may hold the one that the loss has read.
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.clone()
         yield
     finally:
+        for source, selected in scores:
+            source._selected = selected
+        for loss, calls in noise:
+            loss._calls = calls
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
 

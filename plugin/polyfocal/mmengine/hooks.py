@@ -21,8 +21,16 @@ from polyfocal.mmengine.objects import unwrapped
 from polyfocal.mmengine.registry import HOOKS
 
 
-def _sample_ids(batch: Any, key: str) -> list[Hashable]:
-    """The ids of a batch's samples, in their order."""
+def sample_ids(batch: Any, key: str) -> list[Hashable]:
+    """The ids of a batch's samples, in their order.
+
+    Args:
+        batch: As the data loader or the data preprocessor gives it.
+        key: The attribute of a data sample that is its id.
+
+    Raises:
+        UserError: The batch has none.
+    """
     samples = batch.get("data_samples") if isinstance(batch, dict) else None
     if samples is None:
         raise UserError(
@@ -63,12 +71,13 @@ class StoredScoresHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         for _, source in _of_type(runner.model, StoredScores):
+            source.key = self.key
             source.select([])  # a missing file ends a training before its first step
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         sources = _of_type(runner.model, StoredScores)
         if sources:
-            ids = _sample_ids(data_batch, self.key)
+            ids = sample_ids(data_batch, self.key)
             for _, source in sources:
                 source.select(ids)
 
@@ -107,7 +116,7 @@ class StoreScoresHook(Hook):
         rows: dict[Hashable, Tensor] = {}
         model = unwrapped(runner.model)
         for batch in _in_eval_mode(model, runner.build_dataloader(self.dataloader)):
-            ids = _sample_ids(batch, self.key)
+            ids = sample_ids(batch, self.key)
             logits = model(**model.data_preprocessor(batch, False), mode="tensor")
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(ids):
                 raise UserError(
