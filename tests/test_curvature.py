@@ -300,6 +300,28 @@ def test_the_gradient_of_the_penalty_of_a_loss(kind):
     torch.testing.assert_close(*(torch.autograd.grad(each, z)[0] for each in (value, expected)))
 
 
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_second_derivative_for_soft_targets(target):
+    x = torch.tensor([-4.0, -0.7, 0.0, 0.2, 3.0], dtype=torch.float64, requires_grad=True)
+    y = torch.full_like(x, target).detach()
+
+    def written_out(x):
+        p = x.sigmoid()
+        miss = y * (1 - p) + (1 - y) * p
+        cross_entropy = -(y * p.log() + (1 - y) * (1 - p).log())
+        return ((0.25 * y + 0.75 * (1 - y)) * (miss**2 * cross_entropy + miss**3)).sum()
+
+    def ours(x):
+        return Poly1FocalLoss(epsilon=1.0, use_sigmoid=True, reduction="sum")(x[None], y[None])
+
+    expected = hessian(written_out)(x.detach())
+    found = Hessian([lambda: ours(x)], [x]).multiply(torch.eye(5).double())
+    torch.testing.assert_close(found, expected)
+    far = torch.tensor([-200.0, -100.0, 0.0, 100.0, 200.0], requires_grad=True)
+    y = y.float()
+    assert Hessian([lambda: ours(far)], [far]).multiply(torch.eye(5)).isfinite().all()
+
+
 class Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -215,10 +215,19 @@ def _sigmoid_soft(logits: Tensor, target: Tensor, poly: PolyFocal) -> Tensor:
     return _composed(
         poly,
         -(target * log_p + (1.0 - target) * log_1mp),
-        torch.logaddexp(log_y + log_p, log_1my + log_1mp),
-        torch.logaddexp(log_y + log_1mp, log_1my + log_p),
+        _log_sum(log_y + log_p, log_1my + log_1mp),
+        _log_sum(log_y + log_1mp, log_1my + log_p),
         positive=target,
     )
+
+
+def _log_sum(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b); its second derivative is finite where one of them is -inf, as torch's is not.
+
+    So it is where they are more than 88 apart, in float32.
+    """
+    first = a >= b
+    return torch.where(first, a, b) + F.softplus(torch.where(first, b - a, a - b))
 
 
 def composed_softmax(
