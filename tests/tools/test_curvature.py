@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install 'polyfocal[mmdet]'")
 
+import torch
 from PIL import Image
 
 from polyfocal.demo import DigitScenes, write_digit_scenes
+from polyfocal.losses.bias import write_scores
 
 ROOT = Path(__file__).parents[2]
 RETINANET = ROOT / "configs" / "retinanet_poly1.py"
@@ -63,6 +66,74 @@ def test_hooks_in_a_detector(trained):
     assert logged["curvature/eigenvalue_1"] > 0
     (log,) = work_dir.glob("*/*.log")
     assert "curvature after epoch 1 (125914 parameters" in log.read_text()
+
+
+def soft_labels(scenes, folder):
+    """Every object is of its class, and half of another one."""
+    data = shutil.copytree(scenes, folder / "soft")
+    for file in data.glob("annotations/*.json"):
+        content = json.loads(file.read_text())
+        other = content["categories"][-1]["id"]
+        for entry in content["annotations"]:
+            entry["category_ids"] = [entry["category_id"], other]
+            entry["category_scores"] = [1.0, 0.5]
+        file.write_text(json.dumps(content))
+    text = f"_base_ = {str(ROOT / 'configs' / 'retinanet_soft_labels.py')!r}\n"
+    return text, "polyfocal.SoftLabelsHook", ("--data", data, "--profile", "tiny")
+
+
+def bias_head(scenes, folder):
+    text = f"""\
+_base_ = {str(RETINANET)!r}
+bias = dict(type="polyfocal.BiasHead", sees="colour", num_classes=80, num_anchors=9)
+loss = dict(_delete_=True, type="polyfocal.DebiasedFocalLoss", use_sigmoid=True, bias=bias)
+model = dict(bbox_head=dict(loss_cls=loss))
+"""
+    return text, "polyfocal.BiasHeadHook", ("--data", scenes, "--profile", "tiny")
+
+
+def stored_scores(_, folder):
+    torch.manual_seed(0)
+    write_scores(folder / "scores.npz", list(range(1100)), torch.randn(1100, 10).log_softmax(1))
+    text = f"""\
+_base_ = {str(ROOT / "configs" / "classification" / "focal.py")!r}
+bias = dict(type="polyfocal.StoredScores", file={str(folder / "scores.npz")!r})
+model = dict(loss=dict(_delete_=True, type="polyfocal.ProductOfExpertsLoss", use_sigmoid=False,
+                       bias=bias))
+"""
+    return text, "polyfocal.StoredScoresHook", ("--demo",)
+
+
+def epochs_of_tood(scenes, folder):
+    """Its first epochs have another loss."""
+    text = f"""\
+_base_ = {str(ROOT / "configs" / "tood_poly1.py")!r}
+model = dict(train_cfg=dict(initial_epoch=1))
+"""
+    return text, None, ("--data", scenes, "--profile", "tiny")
+
+
+@pytest.mark.parametrize("write", [soft_labels, bias_head, stored_scores, epochs_of_tood])
+def test_the_tool_measures_the_loss_that_the_training_had(trained, tmp_path, write):
+    text, needed, data = write(trained[0], tmp_path)
+    config, work_dir, out = tmp_path / "config.py", tmp_path / "work", tmp_path / "c.json"
+    last = dict(parameters="retina_cls|tood_cls|^head", steps=3, probes=2, batches=1, interval=2)
+    hooks = [dict(type="polyfocal.CurvatureHook", **last)]
+    if needed:
+        hooks.insert(0, dict(type=needed))
+    config.write_text(f"{text}custom_hooks = {hooks}\n")
+    arguments = (*data, "--work-dir", work_dir)
+    options = (*FAST, "train_cfg.max_epochs=2", "default_hooks.checkpoint.interval=1")
+    assert run(train_tool, config, *arguments, *options) == 0
+    (scalars,) = work_dir.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+    (logged,) = [line for line in lines if "curvature/trace" in line]
+    few = ("--params", last["parameters"], "--steps", 3, "--probes", 2, "--batches", 1)
+    checkpoint = work_dir / "epoch_2.pth"
+    assert run(curvature_tool, config, checkpoint, *arguments, *few, "--out", out, *options) == 0
+    numbers = json.loads(out.read_text())
+    assert numbers["loss"] == pytest.approx(logged["curvature/loss"], rel=1e-5)
+    assert numbers["trace"] == pytest.approx(logged["curvature/trace"], rel=1e-3)
 
 
 def test_tool(trained, tmp_path, capsys):

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from polyfocal import heads
 from polyfocal.errors import UserError
 from polyfocal.losses import BiasHead
+from polyfocal.mmengine.hooks import LossHook
 from polyfocal.mmengine.registry import HOOKS
 
 _TINY = 1e-6
@@ -83,7 +83,7 @@ def attach_bias_heads(model: nn.Module) -> list[RemovableHandle]:
 
 @HOOKS.register_module()
 @MMENGINE_HOOKS.register_module()
-class BiasHeadHook(Hook):
+class BiasHeadHook(LossHook):
     """:func:`attach_bias_heads` for the model of a Runner, while it trains.
 
     Example:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, RetinaHead
-from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from polyfocal.errors import UserError
 from polyfocal.losses import ClassificationLoss
+from polyfocal.mmengine.hooks import LossHook
 from polyfocal.mmengine.objects import leaves, unwrapped
 from polyfocal.mmengine.registry import HOOKS
 
@@ -23,7 +23,7 @@ HEADS = (RetinaHead, FCOSHead, ATSSHead)
 
 
 @HOOKS.register_module()
-class SoftLabelsHook(Hook):
+class SoftLabelsHook(LossHook):
     """Trains a dense head on the several classes of the objects of a :class:`CocoDataset`.
 
     It is for ``custom_hooks``; the data set of the training is one with ``soft_labels=True``.

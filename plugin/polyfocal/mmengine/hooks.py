@@ -54,9 +54,16 @@ def _of_type(model: nn.Module, kind: type[Any]) -> list[tuple[str, Any]]:
     ]
 
 
+class LossHook(Hook):
+    """A hook that gives losses of a model what they need, from ``before_train`` to ``after_train``.
+
+    A measurement of a checkpoint's loss calls these two as a training does.
+    """
+
+
 @HOOKS.register_module()
 @MMENGINE_HOOKS.register_module()
-class StoredScoresHook(Hook):
+class StoredScoresHook(LossHook):
     """Tells every :class:`~polyfocal.losses.StoredScores` of the model which samples come next.
 
     Args:

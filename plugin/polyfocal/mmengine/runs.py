@@ -30,7 +30,7 @@ from polyfocal.mmengine.checkpoint import (
 )
 from polyfocal.mmengine.console import ConsoleRunner, HostMemoryHook, ProgressBarHook
 from polyfocal.mmengine.curvature import Curvature, fixed_batches, measure_curvature
-from polyfocal.mmengine.hooks import ExactResumeHook
+from polyfocal.mmengine.hooks import ExactResumeHook, LossHook
 from polyfocal.mmengine.objects import check_training_objects, is_empty, nothing_to_train_on
 from polyfocal.mmengine.work_dir import short_names
 from polyfocal.tables import table
@@ -297,12 +297,22 @@ def curvature(
     runner = _load(experiment, checkpoint)
     meta = runner.load_checkpoint(checkpoint).get("meta", {})
     loop = runner.train_loop
-    # A loss with a schedule reads these; a checkpoint without a date counts as the end.
-    runner.message_hub.update_info("max_iters", loop.max_iters)
-    done = min(meta.get("iter", loop.max_iters), loop.max_iters)
-    runner.message_hub.update_info("iter", max(0, done - 1))
+    # A loss with a schedule reads these, and MMDetection's TOODHead; a checkpoint without a date
+    # counts as the end.
+    for unit in ("iter", "epoch"):
+        most = getattr(loop, f"max_{unit}s")
+        done = min(meta.get(unit, most), most)
+        runner.message_hub.update_info(f"max_{unit}s", most)
+        runner.message_hub.update_info(unit, max(0, done - 1))
     samples = fixed_batches(loop.dataloader, batches, seed)
-    return measure_curvature(runner.model, samples, seed=seed, **settings)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, LossHook)]
+    for hook in hooks:
+        hook.before_train(runner)
+    try:
+        return measure_curvature(runner.model, samples, seed=seed, **settings)
+    finally:
+        for hook in hooks:
+            hook.after_train(runner)
 
 
 def _build_training(
