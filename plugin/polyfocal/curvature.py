@@ -286,10 +286,7 @@ def eigenvalues(
     Raises:
         UserError: A number is out of its range, or the Hessian has entries that are not finite.
     """
-    if not 1 <= k <= hessian.size:
-        raise UserError(f"k={k} eigenvalues are asked for: expected 1 to {hessian.size}.")
-    if steps < k:
-        raise UserError(f"steps={steps} products cannot give k={k} eigenvalues: expected >= {k}.")
+    check_eigenvalues(k, steps, hessian.size)
     if tolerance <= 0:
         raise UserError(f"tolerance={tolerance}: expected a number above 0.")
     found: Eigenvalues | None = None
@@ -306,6 +303,15 @@ def eigenvalues(
     _lanczos(hessian, _generator(hessian, seed), min(steps, hessian.size), good_enough)
     assert found is not None  # steps >= k, and a shorter Krylov space is extended
     return found
+
+
+def check_eigenvalues(k: int, steps: int, size: int | None = None) -> None:
+    """Raises UserError for numbers that :func:`eigenvalues` refuses; ``size`` is n, if known."""
+    if k < 1 or (size is not None and k > size):
+        expected = "1 or more" if size is None else f"1 to {size}"
+        raise UserError(f"k={k} eigenvalues are asked for: expected {expected}.")
+    if steps < k:
+        raise UserError(f"steps={steps} products cannot give k={k} eigenvalues: expected >= {k}.")
 
 
 @dataclass(frozen=True)
@@ -342,11 +348,7 @@ def trace(
     Raises:
         UserError: There is no such method, or there are too few probes.
     """
-    fewest = {"hutchinson": 2, "hutch++": 4}
-    if method not in fewest:
-        raise UserError(f"method={method!r}: expected one of {', '.join(fewest)}.")
-    if probes < fewest[method]:
-        raise UserError(f"probes={probes}: {method} needs {fewest[method]} or more.")
+    check_trace(probes, method)
     generator = _generator(hessian, seed)
     exact, basis = 0.0, None
     if method == "hutch++":
@@ -364,6 +366,15 @@ def trace(
     forms = torch.cat(samples)
     _check_finite(forms)
     return Estimate(exact + float(forms.mean()), float(forms.std()) / probes**0.5)
+
+
+def check_trace(probes: int, method: str = "hutchinson") -> None:
+    """Raises UserError for settings that :func:`trace` refuses."""
+    fewest = {"hutchinson": 2, "hutch++": 4}
+    if method not in fewest:
+        raise UserError(f"method={method!r}: expected one of {', '.join(fewest)}.")
+    if probes < fewest[method]:
+        raise UserError(f"probes={probes}: {method} needs {fewest[method]} or more.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ pytest.importorskip("mmengine", reason="needs MMEngine: pip install 'polyfocal[m
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -245,16 +245,52 @@ def test_hook_and_penalty_together(tmp_path):
     ("hook", "sentence"),
     [
         (dict(type="polyfocal.CurvatureHook", interval=0), "interval=0"),
-        (dict(type="polyfocal.CurvatureHook", parameters="head"), "matches 'head'"),
         (dict(type="polyfocal.CurvatureHook", batches=0), "batches=0"),
         (dict(type="polyfocal.CurvatureHook", kind="box"), "kind='box'"),
+        (dict(type="polyfocal.CurvatureHook", top_k=0), "k=0 eigenvalues .* expected 1 or more"),
+        (dict(type="polyfocal.CurvatureHook", top_k=40), "steps=30 products cannot give k=40"),
+        (dict(type="polyfocal.CurvatureHook", steps=0), "steps=0 products cannot give k=1"),
+        (dict(type="polyfocal.CurvatureHook", probes=1), "probes=1: hutchinson needs 2 or more"),
         (dict(type="polyfocal.TracePenaltyHook", coefficient=-1), "coefficient=-1"),
         (dict(type="polyfocal.TracePenaltyHook", coefficient=1, probes=0), "probes=0"),
+        (dict(type="polyfocal.TracePenaltyHook", coefficient=1, kind="box"), "kind='box'"),
     ],
 )
-def test_bad_settings(tmp_path, hook, sentence):
+def test_bad_settings(hook, sentence):
     with pytest.raises(UserError, match=sentence):
-        runner(tmp_path / "work", [hook]).train()
+        HOOKS.build(hook)
+
+
+class OneLoss(Classifier):
+    def forward(self, rows, labels, mode="tensor"):
+        return dict(loss=super().forward(rows, labels)["loss_cls"])
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "sentence"),
+    [
+        (Classifier, dict(parameters="head"), "matches 'head'"),
+        (Classifier, dict(top_k=19), "k=19 eigenvalues .* expected 1 to 18"),  # 5 x 3 + 3
+        (OneLoss, dict(kind="cls"), "no loss of the model is called cls: it has loss"),
+    ],
+)
+def test_a_hook_that_does_not_fit_the_model_is_refused_before_the_first_step(
+    tmp_path, model, settings, sentence
+):
+    run = runner(tmp_path, [dict(type="polyfocal.CurvatureHook", **settings)], model=model)
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(UserError, match=sentence):
+        run.train()
+    assert run.iter == 0
+    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in before.items())
+
+
+def test_probes_are_checked_before_any_product(tmp_path, monkeypatch):
+    run = runner(tmp_path)
+    monkeypatch.setattr("polyfocal.curvature.Hessian.multiply", None)
+    batches = fixed_batches(run.train_dataloader, 1)
+    with pytest.raises(UserError, match="probes=1: hutchinson needs 2"):
+        measure_curvature(run.model, batches, top_k=5, probes=1)
 
 
 def test_penalty_refuses_mixed_precision(tmp_path, monkeypatch):

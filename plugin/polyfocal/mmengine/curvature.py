@@ -42,13 +42,17 @@ def training_loss(model: Any, outputs: dict[str, Any], kind: str | None = None) 
     Raises:
         UserError: The model has no loss of that kind, or there is no such kind.
     """
-    if kind not in (None, "cls", "all"):
-        raise UserError(f"kind={kind!r} of loss: expected 'cls' or 'all'.")
+    _check_kind(kind)
     losses = {k: v for k, v in outputs.items() if "loss" in k and k != _PENALTY}
     classification = {k: v for k, v in losses.items() if "cls" in k}
     if kind == "cls" and not classification:
         raise UserError(f"no loss of the model is called cls: it has {', '.join(losses)}.")
     return model.parse_losses(losses if kind == "all" else classification or losses)[0]
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in (None, "cls", "all"):
+        raise UserError(f"kind={kind!r} of loss: expected 'cls' or 'all'.")
 
 
 def fixed_batches(loader: DataLoader, count: int, seed: int = 0) -> list[Any]:
@@ -297,6 +301,8 @@ def _measure(
     start = time.perf_counter()
     with curvature.frozen(model, parameters) as chosen:
         hessian = curvature.Hessian(losses, chosen.values(), seed=seed)
+        curvature.check_eigenvalues(top_k, steps, hessian.size)
+        curvature.check_trace(probes, method)
         return Curvature(
             parameters=tuple(chosen),
             size=hessian.size,
@@ -349,6 +355,11 @@ class CurvatureHook(Hook):
     ) -> None:
         if interval < 1:
             raise UserError(f"CurvatureHook has interval={interval}: expected >= 1.")
+        _check_kind(kind)
+        curvature.check_eigenvalues(top_k, steps)
+        curvature.check_trace(probes)
+        if batches < 1:
+            raise UserError(f"CurvatureHook has batches={batches}: expected >= 1.")
         self.interval = interval
         self.kind = kind
         self.batches = batches
@@ -366,10 +377,16 @@ class CurvatureHook(Hook):
         Raises:
             UserError: A setting does not fit the model.
         """
-        model, seed = unwrapped(runner.model), self.settings["seed"]
-        curvature.select_parameters(model, self.settings["parameters"])
+        model, settings = unwrapped(runner.model), self.settings
+        seed = settings["seed"]
         batches = fixed_batches(runner.train_dataloader, self.batches, seed)
         self._losses = batch_losses(model, batches, self.kind, seed=seed)
+        model.train()  # as the training is about to do
+        with curvature.frozen(model, settings["parameters"]) as chosen:
+            hessian = curvature.Hessian(self._losses[:1], chosen.values(), seed=seed)
+            curvature.check_eigenvalues(settings["top_k"], settings["steps"], hessian.size)
+            if self.kind == "cls":
+                hessian.loss()  # tells whether the model has such a loss
 
     def after_train_epoch(self, runner: Any) -> None:
         if not (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
@@ -434,6 +451,7 @@ class TracePenaltyHook(Hook):
             raise UserError(f"TracePenaltyHook has coefficient={coefficient}: expected >= 0.")
         if probes < 1:
             raise UserError(f"TracePenaltyHook has probes={probes}: expected >= 1.")
+        _check_kind(kind)
         self.coefficient = coefficient
         self.parameters = parameters
         self.kind = kind
