@@ -124,6 +124,16 @@ def test_damaged_python(tmp_path, spoil, sentence):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(("write", "end"), [(python_10, ""), (binary_10, ".bin")])
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_missing_batch_is_named(tmp_path, write, end, number):
+    write(tmp_path)
+    (tmp_path / f"data_batch_{number}{end}").unlink()
+    with pytest.raises(UserError, match=rf"there is no file .*data_batch_{number}{end}\.$"):
+        load_images(tmp_path, "train")
+    assert len(load_images(tmp_path, "val").labels) == 3
+
+
 def test_damaged_others(tmp_path):
     with pytest.raises(UserError, match="holds no pictures with labels"):
         load_images(tmp_path, "train")

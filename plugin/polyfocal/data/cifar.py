@@ -243,9 +243,16 @@ def _npz(place: Path, train: bool) -> LabelledImages | None:
     return _checked(images, labels, classes, files[0])
 
 
+def _cifar_10(place: Path, end: str, train: bool) -> list[Path]:
+    """The files of a split that a folder of CIFAR-10 must have; empty for another folder."""
+    files = [place / f"data_batch_{number}{end}" for number in range(1, 6)]
+    if not any(file.is_file() for file in files):
+        return []
+    return files if train else [place / f"test_batch{end}"]
+
+
 def _cifar_python(place: Path, train: bool) -> LabelledImages | None:
-    if (place / "data_batch_1").is_file():
-        files = sorted(place.glob("data_batch_?")) if train else [place / "test_batch"]
+    if files := _cifar_10(place, "", train):
         meta, key, names = place / "batches.meta", "labels", "label_names"
     elif (place / "train").is_file() and (place / "test").is_file():
         files = [place / ("train" if train else "test")]
@@ -263,8 +270,7 @@ def _cifar_python(place: Path, train: bool) -> LabelledImages | None:
 
 
 def _cifar_binary(place: Path, train: bool) -> LabelledImages | None:
-    if (place / "data_batch_1.bin").is_file():
-        files = sorted(place.glob("data_batch_?.bin")) if train else [place / "test_batch.bin"]
+    if files := _cifar_10(place, ".bin", train):
         meta, label_bytes = place / "batches.meta.txt", 1
     elif (place / "train.bin").is_file() and (place / "test.bin").is_file():
         files = [place / ("train.bin" if train else "test.bin")]
