@@ -241,6 +241,17 @@ def test_hook_and_penalty_together(tmp_path):
     assert logged == pytest.approx(measure_curvature(run.model, batches, kind="cls").loss)
 
 
+def test_class_statistics_are_those_of_the_training(tmp_path):
+    hooks = [
+        dict(type="polyfocal.CurvatureHook", steps=3, probes=2),
+        dict(type="polyfocal.ClassStatisticsHook", interval=8),
+    ]
+    run = runner(tmp_path / "work", hooks)
+    run.train()
+    counts = [run.message_hub.get_scalar(f"train/cls/positives_{c}").current() for c in range(3)]
+    assert counts == [2 * 6, 2 * 5, 2 * 5], "sixteen rows, twice"
+
+
 @pytest.mark.parametrize(
     ("hook", "sentence"),
     [

@@ -38,6 +38,7 @@ class ClassStatisticsHook(Hook):
         self.interval = interval
         self._sums: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+        self._counts = True
 
     def before_train(self, runner: Any) -> None:
         for name, module in runner.model.named_modules():
@@ -55,7 +56,7 @@ class ClassStatisticsHook(Hook):
         target = args[1] if len(args) > 1 else kwargs["target"]
         if isinstance(target, tuple | list):  # labels and the overlaps that the scores shall have
             target = target[0]
-        if target.shape == pred.shape or not torch.is_grad_enabled():
+        if target.shape == pred.shape or not (self._counts and torch.is_grad_enabled()):
             return
         columns = pred.shape[1]
         positive = (target >= 0) & (target < columns)
@@ -72,7 +73,11 @@ class ClassStatisticsHook(Hook):
             self._sums[name] = seen.new_zeros(2, columns)
         self._sums[name].index_add_(1, label, torch.stack([seen, seen * p_t]))
 
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._counts = True
+
     def after_train_iter(self, runner: Any, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._counts = False  # CurvatureHook, for example, asks for the loss too
         if not self.every_n_train_iters(runner, self.interval):
             return
         for name, sums in self._sums.items():
