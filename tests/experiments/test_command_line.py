@@ -121,6 +121,8 @@ def test_news_of_packages_are_not_shown(recwarn):
         for kind, text in (
             (FutureWarning, "`torch.jit.script` is deprecated. Please switch to `torch.compile`"),
             (UserWarning, "pkg_resources is deprecated as an API."),
+            (UserWarning, "Warning: The text is out of bounds, the drawn text may not be in it"),
+            (FutureWarning, "`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(t"),
             (UserWarning, "the learning rate is 0"),
         ):
             warnings.warn(text, kind, stacklevel=1)

@@ -16,8 +16,8 @@ from polyfocal.shipped import config_file
 # Warnings of the packages below are not for the person who trains.
 _NEWS = (
     r"pkg_resources is deprecated|DeprecationWarning: |torch\.meshgrid|dir_offset"
-    r"|Warning: The (bbox|polygon) is out of bounds|`torch\.jit\.script` is deprecated"
-    r"|The given NumPy array is not writable"
+    r"|Warning: The (bbox|polygon|text) is out of bounds|`torch\.jit\.script` is deprecated"
+    r"|The given NumPy array is not writable|`isinstance\(treespec, LeafSpec\)` is deprecated"
 )
 
 
