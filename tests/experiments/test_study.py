@@ -190,6 +190,30 @@ def test_a_study_can_change_another(tmp_path):
 ROW = "title: a\ncolumns: {}\nrows: {a: "
 
 
+def test_recalls_at_the_limit_of_the_data(tmp_path):
+    """With up to 170 objects in a picture a data set is evaluated at 200 detections."""
+    file = tmp_path / "study.yml"
+    file.write_text(
+        "title: t\nconfig: c.py\n"
+        "columns: {bbox_mAP: AP, bbox_AR@100: box AR, segm_AR@100: mask AR, trace: trace}\n"
+        "rows: {ce: {label: ce, published: {bbox_AR@100: 47.2}}}\n"
+    )
+    study = read_study(file)
+    usual = {"bbox_mAP": 0.2, "bbox_AR@10": 0.2, "bbox_AR@100": 0.3, "bbox_AR@1000": 0.4}
+    dense = {"bbox_mAP": 0.2, "bbox_AR@10": 0.2, "bbox_AR@200": 0.4, "segm_AR@10": 0.2}
+    run = Run("ce", 0, {})
+    assert study.at_the_limit_of([]) == study
+    assert study.at_the_limit_of([Outcome(run, usual, 1.0)]) == study
+    found = study.at_the_limit_of([Outcome(run, dense, 1.0)])
+    assert found.columns == {
+        "bbox_mAP": "AP",
+        "bbox_AR@200": "box AR at 200",
+        "segm_AR@100": "mask AR",
+        "trace": "trace",
+    }
+    assert found.rows["ce"].published == {"bbox_AR@200": 47.2}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

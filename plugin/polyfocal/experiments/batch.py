@@ -213,6 +213,7 @@ def carry_out(
     if not main_process:
         return
     outcomes = finished(runs, folder)
+    study = study.at_the_limit_of(outcomes)
     more = fair_tables(study, outcomes, folder, read)
     files = write_study(study, runs, outcomes, folder, more)
     console = Console()

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -111,6 +111,23 @@ class Study:
     def scale_of(self, key: str) -> float:
         """The factor from a measured number to that of a table."""
         return 1.0 if is_curvature(key) else self.scale
+
+    def at_the_limit_of(self, outcomes: "Iterable[Outcome]") -> "Study":
+        """This study with the recalls that its runs measured in place of those at 100 detections.
+
+        Data with more than 100 objects in a picture is evaluated at more detections. There
+        ``bbox_AR@200``, for example, takes the place of ``bbox_AR@100``, and its header says so.
+        """
+        measured = {key for one in outcomes for key in one.measured}
+        columns = {}
+        for key, header in self.columns.items():
+            found = _at_the_limit(key, measured)
+            columns[found] = header if found == key else f"{header} at {found.rpartition('@')[2]}"
+        rows = {}
+        for name, row in self.rows.items():
+            published = {_at_the_limit(key, measured): one for key, one in row.published.items()}
+            rows[name] = replace(row, published=published)
+        return replace(self, columns=columns, rows=rows)
 
     def runs(
         self,
@@ -423,6 +440,16 @@ def _filled(node: Any, value_of: Callable[[str], Any]) -> Any:
         return [_filled(value, value_of) for value in node]
     name = re.fullmatch(r"\{(.+)\}", node) if isinstance(node, str) else None
     return value_of(name[1]) if name else node
+
+
+def _at_the_limit(key: str, measured: Collection[str]) -> str:
+    """The recall at most detections that was measured, if that at the key's was not."""
+    name, at, limit = key.rpartition("@")
+    if key in measured or not (at and limit.isdecimal()):
+        return key
+    numbers = [one.rpartition("@")[2] for one in measured if one.rpartition("@")[0] == name]
+    largest = max([int(limit), *(int(one) for one in numbers if one.isdecimal())])
+    return f"{name}@{largest}"
 
 
 def _names_in(loss: dict[str, Any]) -> set[str]:
