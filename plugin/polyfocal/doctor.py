@@ -306,14 +306,12 @@ def _rivals(found: Found, blamed: set[str]) -> Iterable[Problem]:
             wrong.append(f"{shown} is of another line than {other} {found.versions[other]}")
         names.append(name)
     if wrong:
-        there = [one for name in names for one in PROVIDERS[name] if one in found.versions]
         wanted = {
             one: range_
             for one, range_ in _asked(found, line).items()
             if any(one in PROVIDERS[name] for name in names)
         }
-        mend = f"{_python()} -m pip uninstall -y {' '.join(there)} && {_build(found, wanted)}"
-        yield Problem(f"{'; '.join(wrong)}.", mend, tuple(names))
+        yield Problem(f"{'; '.join(wrong)}.", _replace(found, names, wanted), tuple(names))
 
 
 def _ranges(found: Found, blamed: set[str]) -> Iterable[Problem]:
@@ -337,11 +335,7 @@ def _ranges(found: Found, blamed: set[str]) -> Iterable[Problem]:
         mend = _build(found, {wanted: range_})
         if wanted == "mmcv" and found.python[:2] > _NEWEST_OF_UPSTREAM:
             sentence += " That cannot be built for this Python, and OneDL's line can."
-            there = [one for n in DISTRIBUTIONS for one in PROVIDERS[n] if one in found.versions]
-            mend = (
-                f"{_python()} -m pip uninstall -y {' '.join(there)} && "
-                f"{_build(found, _asked(found, 'onedl'))}"
-            )
+            mend = _replace(found, DISTRIBUTIONS, _asked(found, "onedl"))
         yield Problem(sentence, mend, (name,))
     if line == "onedl" and found.version("mmdet3d"):
         yield Problem(
@@ -621,6 +615,12 @@ def _asked(found: Found, line: str) -> dict[str, str]:
     names = [one for name in DISTRIBUTIONS for one in PROVIDERS[name] if one.startswith(start)]
     whole = (one for one in names if not one.endswith(("-lite", "-full")))
     return {one: asked.get(one, _MMDET_TAKES.get(one, "")) for one in whole}
+
+
+def _replace(found: Found, names: Iterable[str], wanted: Mapping[str, str]) -> str:
+    """Uninstalls what brings some import names, and installs other distributions."""
+    there = [one for name in names for one in PROVIDERS[name] if one in found.versions]
+    return f"{_python()} -m pip uninstall -y {' '.join(there)} && {_build(found, wanted)}"
 
 
 def _build(found: Found, wanted: Mapping[str, str], again: bool = False) -> str:
