@@ -470,7 +470,7 @@ def test_losses_of_a_long_tail(tmp_path, capsys):
     tail = ("--cfg-options", "variant.long_tail=10")
     assert run(*options, "--only", *names, *tail) == 0
     rows = list(markdown_rows(tmp_path))[1:]
-    assert rows == ["focal, gamma 2", "imbalanced noised top-2", "LDAM"]
+    assert rows == ["focal, gamma 2", "imbalanced noised top-2, scale 60, epsilon 0.01", "LDAM"]
     assert "top-2, mean of classes" in (tmp_path / "table.md").read_text()
     assert "macro_top2" in measured(tmp_path, "ldam")
     # Other settings would make another table: they need another folder.
